@@ -143,7 +143,7 @@ def _digest(text: bytes) -> str:
 
 def _encode(data: bytes) -> bytes:
     """base64url without padding (RFC 7515, 2)."""
-    return b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=")
+    return b2a_base64(data, newline=False).rstrip(b"=").translate(_TO_URL)
 
 
 def _decode(text: str) -> bytes:

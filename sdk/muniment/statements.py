@@ -16,6 +16,7 @@ MAX_DEPTH = 16
 MAX_INTEGER = 2**53 - 1
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_TEXT = frozenset({str})
 _SHOWN_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _encoder = msgspec.json.Encoder(order="sorted")
 _decoder = msgspec.json.Decoder()
@@ -114,12 +115,18 @@ def _check_text(value: str) -> None:
         raise _Fault("holds a lone surrogate")
 
 
-def _check_object(members: dict[object, object], depth: int) -> None:
+def _check_object(members: dict[str, object], depth: int) -> None:
     if depth > MAX_DEPTH:
         raise _Fault(f"is nested deeper than {MAX_DEPTH}")
+    # All names at once: one by one this was a third of the time of `encode`.
+    if not _TEXT.issuperset(map(type, members)):
+        raise _Fault("has a member whose name is not text")
+    names = "".join(members)
+    if "\0" in names or not names.isascii():
+        raise _Fault("has a member whose name is not ASCII or holds a NUL")
     for name, value in members.items():
-        if type(name) is not str or not name.isascii() or "\0" in name:
-            raise _Fault("has a member whose name is not ASCII text")
+        if type(value) is str and value.isascii() and "\0" not in value:
+            continue  # most values, at half the time: no call
         try:
             _check(value, depth)
         except _Fault as fault:
@@ -132,6 +139,8 @@ def _check_array(items: list[object], depth: int) -> None:
     if depth > MAX_DEPTH:
         raise _Fault(f"is nested deeper than {MAX_DEPTH}")
     for position, value in enumerate(items):
+        if type(value) is str and value.isascii() and "\0" not in value:
+            continue
         try:
             _check(value, depth)
         except _Fault as fault:

@@ -1,0 +1,203 @@
+"""What evidence is made of. Nothing here has a foreign key to what it describes: evidence outlives its subjects.
+
+`Head` is the one row that everything recorded passes through; `Batch` and `Record` are the log; `DataKey` holds
+the wrapped keys under which personal data in records is protected; `Outbox` is where every process other than a
+web writer, and every change of policy, leaves what must be recorded.
+"""
+
+from django.db import models
+from django.db.models import Q
+
+
+class Head(models.Model):
+    """The log's head and the policy's version, in one row, so that a decision from an older policy cannot be
+    recorded (DESIGN.md section 5, Fresh by construction)."""
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    policy = models.BigIntegerField(default=0, help_text="policy version, raised by every change at its commit")
+    next = models.BigIntegerField(default=0, help_text="index of the next record")
+    at = models.DateTimeField(help_text="the log's monotone clock: the time of the newest record")
+    batch = models.BinaryField(help_text="digest of the newest write batch, 32 bytes")
+    drained = models.BigIntegerField(default=0, help_text="newest policy version that is in the log")
+
+    class Meta:
+        verbose_name = "log head"
+        constraints = [
+            models.CheckConstraint(condition=Q(id=1), name="audit_head_single"),
+            models.CheckConstraint(
+                condition=Q(drained__lte=models.F("policy")), name="audit_head_drained_within_policy"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"policy {self.policy}, {self.next} records"
+
+
+class Batch(models.Model):
+    """A write batch: the records of one commit, signed together and chained to the batch before
+    (DESIGN.md section 6, Writing)."""
+
+    first = models.BigIntegerField(primary_key=True, help_text="index of its first record")
+    size = models.IntegerField()
+    previous = models.BinaryField(help_text="digest of the batch before, 32 bytes")
+    root = models.BinaryField(help_text="Merkle root over its leaves, 32 bytes")
+    digest = models.BinaryField(help_text="what the next batch names as previous, 32 bytes")
+    signature = models.BinaryField(help_text="Ed25519 by the writer key, 64 bytes")
+    key_id = models.CharField(max_length=64)
+    at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = "write batch"
+        verbose_name_plural = "write batches"
+        constraints = [models.CheckConstraint(condition=Q(size__gt=0), name="audit_batch_size")]
+
+    def __str__(self) -> str:
+        return f"{self.first}+{self.size}"
+
+
+class Record(models.Model):
+    """One immutable entry of the log. The table is made by SQL (partitioned by month of `at`, which is unique and
+    rises with `index`); columns repeat members of the statement so that they can be searched."""
+
+    id = models.UUIDField(primary_key=True, help_text="UUIDv7 made from `at` (RFC 9562)")
+    index = models.BigIntegerField(unique=True)
+    at = models.DateTimeField(unique=True)
+    type = models.CharField(max_length=20)
+    decision = models.CharField(max_length=5, null=True)
+    reason = models.CharField(max_length=40, null=True)
+    flagged = models.BooleanField(default=False)
+    backend = models.CharField(max_length=64, null=True)
+    client = models.CharField(max_length=64, null=True)
+    subject = models.CharField(max_length=40, null=True)
+    tenant = models.CharField(max_length=128, null=True)
+    tool = models.CharField(max_length=128, null=True)
+    parent = models.UUIDField(null=True)
+    request_key = models.BinaryField(null=True, help_text="keyed hash of the request id")
+    trace_key = models.BinaryField(null=True, help_text="keyed hash of the trace id")
+    session_key = models.BinaryField(null=True, help_text="keyed hash of the session id")
+    resource_key = models.BinaryField(null=True, help_text="keyed hash of the resource's type and id")
+    holder = models.CharField(max_length=120, null=True, help_text="whose data key protects the disclosures")
+    statement = models.BinaryField(help_text="the exact bytes that were hashed (RFC 8785)")
+    leaf = models.BinaryField(help_text="SHA-256(0x00 || statement), RFC 9162 section 2.1")
+    disclosures = models.BinaryField(null=True, help_text="nonce and AES-256-GCM of the disclosures")
+
+    class Meta:
+        managed = False
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class DataKey(models.Model):
+    """A key under which personal data of one holder is protected, wrapped by a key outside the database
+    (AES-256-GCM, AAD: the holder). Destroying the row is what erasure is."""
+
+    holder = models.CharField(
+        primary_key=True, max_length=120, help_text="usr_..., backend:<slug>:<day>, staff:<id> or system"
+    )
+    wrapped = models.BinaryField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name = "data key"
+
+    def __str__(self) -> str:
+        return self.holder
+
+
+class Subject(models.Model):
+    """A user as one issuer knows them. Identifiers are protected under the subject's own data key (AAD: uid and
+    column) and found by keyed hash; outside Muniment only the random uid is used."""
+
+    uid = models.CharField(primary_key=True, max_length=40)
+    issuer = models.CharField(max_length=255)
+    identity_key = models.BinaryField(null=True, unique=True, help_text="keyed hash of iss and sub; finds a caller")
+    sub = models.BinaryField(null=True, help_text="protected")
+    email = models.BinaryField(null=True, help_text="protected")
+    email_key = models.BinaryField(null=True, help_text="keyed hash of the e-mail address, lower case")
+    first_seen = models.DateTimeField(auto_now_add=True)
+    blocked_at = models.DateTimeField(null=True, blank=True)
+    signed_out_at = models.DateTimeField(
+        null=True, blank=True, help_text="tokens issued before this are refused"
+    )
+    erased_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        verbose_name = "user"
+        # query: audit.subjects.find_by_email
+        indexes = [models.Index(fields=["email_key"], name="subject_by_email")]
+
+    def __str__(self) -> str:
+        return self.uid
+
+
+class Outbox(models.Model):
+    """What must be recorded but was not made by a web writer: policy changes (written by trigger, so that psql
+    counts too) and what staff and background processes do. Drained into the log exactly once."""
+
+    kind = models.CharField(max_length=20, help_text="the type of the record it becomes")
+    version = models.BigIntegerField(null=True, help_text="policy version, given at commit")
+    xact = models.TextField(help_text="transaction id, groups the changes of one version")
+    at = models.DateTimeField()
+    table_name = models.CharField(max_length=63, null=True)
+    operation = models.CharField(max_length=6, null=True)
+    row_key = models.TextField(null=True)
+    old = models.JSONField(null=True, help_text="allow-listed columns before")
+    new = models.JSONField(null=True, help_text="allow-listed columns after")
+    members = models.JSONField(null=True, help_text="members of the statement, for kinds other than policy")
+    private = models.JSONField(null=True, help_text="what becomes protected disclosures; cleared by the drain")
+    actor = models.CharField(max_length=120, help_text="staff:<id>, backend:<slug>, database:<role>")
+    record_index = models.BigIntegerField(null=True, help_text="where the log has it, once drained")
+
+    class Meta:
+        verbose_name = "outbox entry"
+        verbose_name_plural = "outbox entries"
+        indexes = [
+            # query: audit.outbox.pending
+            models.Index(fields=["id"], name="outbox_pending", condition=Q(record_index=None)),
+            # query: the trigger that numbers the changes of one transaction
+            models.Index(fields=["xact"], name="outbox_unnumbered", condition=Q(version=None)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.version or ''} {self.table_name or ''}".strip()
+
+
+class PublishedKey(models.Model):
+    """A public key with which others check what Muniment signed; kept for ever, so that old evidence verifies."""
+
+    USES = ["writer", "log", "export", "assertion"]
+
+    key_id = models.CharField(max_length=64, primary_key=True, help_text="RFC 7638 thumbprint of the public key")
+    use = models.CharField(max_length=10, choices=[(u, u) for u in USES])
+    public = models.BinaryField(help_text="Ed25519 public key, 32 bytes")
+    not_before = models.DateTimeField(auto_now_add=True)
+    not_after = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        verbose_name = "published key"
+
+    def __str__(self) -> str:
+        return f"{self.use} {self.key_id}"
+
+
+class Sighting(models.Model):
+    """The inbox: a client or tool that was named by a call but is not known, with counts. Raises no version."""
+
+    kind = models.CharField(max_length=6, choices=[("client", "client"), ("tool", "tool")])
+    source = models.CharField(max_length=255, help_text="the issuer of the client id, or the backend's slug")
+    name = models.CharField(max_length=255, help_text="the OAuth client id, or the tool's name")
+    count = models.BigIntegerField(default=0)
+    first_seen = models.DateTimeField(auto_now_add=True)
+    last_seen = models.DateTimeField()
+
+    class Meta:
+        verbose_name = "inbox entry"
+        verbose_name_plural = "inbox"
+        constraints = [models.UniqueConstraint(fields=["kind", "source", "name"], name="sighting_once")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+

@@ -1,0 +1,37 @@
+"""What the serving role may do in the database: a speed bump for a stolen web process; the log is the proof."""
+
+from django.conf import settings
+from django.db import connections
+from psycopg import sql
+
+# Tables of the log that the serving role may only add to, and read.
+APPEND_ONLY = ["audit_record", "audit_batch"]
+# The parts of the head that recording moves. The policy version is moved by triggers alone.
+HEAD_COLUMNS = ["next", "at", "batch", "drained"]
+OUTBOX_COLUMNS = ["record_index", "private"]
+
+
+def grant(using: str) -> None:
+    """Grant the serving role its rights. `using` is the database alias of the owner; nothing to do when the
+    serving role is the owner itself."""
+    connection = connections[using]
+    if connection.settings_dict["USER"] == settings.MUNIMENT_SERVING_ROLE:
+        return
+    role = sql.Identifier(settings.MUNIMENT_SERVING_ROLE)
+    statements = [
+        "GRANT USAGE ON SCHEMA public TO {role}",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
+        "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
+        "REVOKE ALL ON FUNCTION muniment_make_partition(date) FROM PUBLIC",
+        *(f"REVOKE UPDATE, DELETE ON {table} FROM {{role}}" for table in APPEND_ONLY),
+        "REVOKE INSERT, UPDATE, DELETE ON audit_head FROM {role}",
+        f"GRANT UPDATE ({', '.join(HEAD_COLUMNS)}) ON audit_head TO {{role}}",
+        "REVOKE UPDATE, DELETE ON audit_outbox FROM {role}",
+        f"GRANT UPDATE ({', '.join(OUTBOX_COLUMNS)}) ON audit_outbox TO {{role}}",
+        "REVOKE DELETE ON audit_subject, audit_datakey, audit_publishedkey FROM {role}",
+        "REVOKE UPDATE ON audit_datakey FROM {role}",
+        "REVOKE INSERT, UPDATE, DELETE ON django_migrations FROM {role}",
+    ]
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(sql.SQL(statement).format(role=role).as_string())

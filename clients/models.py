@@ -1,0 +1,163 @@
+"""Who calls and what they may: issuers and their key sets, clients, grants."""
+
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import F, Q
+
+from audit.models import Subject
+from tools.models import SLUG, Backend, Scope, Tool
+
+ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+MODES = ["interactive", "subagent", "background", "api"]
+
+
+def default_algorithms() -> list[str]:
+    """What most authorization servers sign with."""
+    return ["RS256", "ES256"]
+
+
+class Issuer(models.Model):
+    """An OIDC or OAuth authorization server whose tokens we accept. `issuer` is compared as a string."""
+
+    issuer = models.CharField(max_length=255, unique=True, help_text="exactly as in the tokens' `iss`")
+    enabled = models.BooleanField(default=True)
+    algorithms = ArrayField(models.CharField(max_length=8), default=default_algorithms)
+    jwks_uri = models.URLField(max_length=500, null=True, blank=True, help_text="empty: by discovery")
+    tenant_claim = models.CharField(max_length=120, null=True, blank=True)
+    roles_claim = models.CharField(max_length=120, null=True, blank=True)
+    leeway = models.IntegerField(
+        default=30, validators=[MinValueValidator(0), MaxValueValidator(300)], help_text="seconds"
+    )
+    max_lifetime = models.IntegerField(
+        default=86400, validators=[MinValueValidator(60)], help_text="seconds from issue to expiry, at most"
+    )
+    allowed_networks = ArrayField(
+        models.CharField(max_length=49),
+        default=list,
+        blank=True,
+        help_text="private networks (CIDR) from which its keys may be fetched",
+    )
+
+    class Meta:
+        ordering = ["issuer"]
+        constraints = [
+            models.CheckConstraint(condition=~Q(issuer=""), name="issuer_not_empty"),
+            models.CheckConstraint(condition=Q(algorithms__contained_by=ALGORITHMS), name="issuer_algorithms"),
+            models.CheckConstraint(condition=Q(leeway__gte=0, leeway__lte=300), name="issuer_leeway"),
+            models.CheckConstraint(condition=Q(max_lifetime__gte=60), name="issuer_max_lifetime"),
+        ]
+
+    def __str__(self) -> str:
+        return self.issuer
+
+
+class KeySet(models.Model):
+    """The issuer's keys as last fetched. The set itself is policy, so that a change reaches every process by the
+    policy version; when it was fetched is not."""
+
+    issuer = models.OneToOneField(Issuer, on_delete=models.CASCADE, related_name="key_set")
+    jwks = models.JSONField(null=True, help_text="RFC 7517; null until a set was fetched")
+    fetched_at = models.DateTimeField(null=True, help_text="last success")
+    attempted_at = models.DateTimeField(null=True, help_text="start of the last attempt; claims the fetch")
+    finished_at = models.DateTimeField(null=True, help_text="end of the last attempt")
+    error = models.CharField(max_length=250, blank=True)
+
+    class Meta:
+        verbose_name = "key set"
+
+    def __str__(self) -> str:
+        return f"keys of {self.issuer}"
+
+
+class Client(models.Model):
+    """An AI client surface, known by one or more OAuth client ids per issuer."""
+
+    KINDS = [("mcp", "MCP client"), ("chatgpt", "ChatGPT app"), ("mobile", "mobile app"), ("other", "other")]
+    STATUS = [("active", "active"), ("suspended", "suspended")]
+
+    slug = models.CharField(max_length=63, unique=True, validators=[SLUG])
+    name = models.CharField(max_length=120)
+    kind = models.CharField(max_length=10, choices=KINDS, default="mcp")
+    status = models.CharField(max_length=9, choices=STATUS, default="active")
+
+    class Meta:
+        ordering = ["slug"]
+        constraints = [
+            models.CheckConstraint(condition=Q(status__in=["active", "suspended"]), name="client_status"),
+            models.CheckConstraint(condition=Q(kind__in=["mcp", "chatgpt", "mobile", "other"]), name="client_kind"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class OAuthClientId(models.Model):
+    """The id under which one issuer knows a client."""
+
+    client = models.ForeignKey(Client, on_delete=models.CASCADE, related_name="oauth_client_ids")
+    issuer = models.ForeignKey(Issuer, on_delete=models.PROTECT, related_name="client_ids")
+    # `client_id` in the contract; that name is taken by the column of `client`.
+    oauth_id = models.CharField("client id", max_length=255)
+
+    class Meta:
+        verbose_name = "OAuth client id"
+        constraints = [models.UniqueConstraint(fields=["issuer", "oauth_id"], name="oauth_client_id_once")]
+
+    def __str__(self) -> str:
+        return self.oauth_id
+
+
+class AcceptedIssuer(models.Model):
+    """An issuer that a backend accepts, where the backend does not accept every enabled one."""
+
+    backend = models.ForeignKey(Backend, on_delete=models.CASCADE, related_name="accepted_issuers")
+    issuer = models.ForeignKey(Issuer, on_delete=models.PROTECT, related_name="accepted_by")
+
+    class Meta:
+        verbose_name = "accepted issuer"
+        constraints = [models.UniqueConstraint(fields=["backend", "issuer"], name="accepted_issuer_once")]
+
+    def __str__(self) -> str:
+        return f"{self.backend} accepts {self.issuer}"
+
+
+class Grant(models.Model):
+    """Staff's word that scopes may be used. Empty fields mean any; deny beats flag beats allow. A deny grant
+    without scopes denies everything that it matches."""
+
+    EFFECTS = [("allow", "allow"), ("flag", "allow and flag for review"), ("deny", "deny")]
+
+    effect = models.CharField(max_length=5, choices=EFFECTS, default="allow")
+    client = models.ForeignKey(Client, on_delete=models.CASCADE, null=True, blank=True, related_name="grants")
+    scopes = models.ManyToManyField(Scope, blank=True, related_name="grants")
+    subject = models.ForeignKey(
+        Subject, on_delete=models.CASCADE, null=True, blank=True, verbose_name="user", related_name="+"
+    )
+    role = models.CharField(max_length=128, null=True, blank=True)
+    tenant = models.CharField(max_length=128, null=True, blank=True)
+    tool = models.ForeignKey(Tool, on_delete=models.CASCADE, null=True, blank=True, related_name="grants")
+    modes = ArrayField(
+        models.CharField(max_length=11), default=list, blank=True, help_text="agent modes; empty: every mode"
+    )
+    starts_at = models.DateTimeField(null=True, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    reason = models.CharField(max_length=500)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.CharField(max_length=150, editable=False, blank=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.CheckConstraint(condition=Q(effect__in=["allow", "flag", "deny"]), name="grant_effect"),
+            models.CheckConstraint(condition=~Q(reason=""), name="grant_has_reason"),
+            models.CheckConstraint(condition=Q(modes__contained_by=MODES), name="grant_modes"),
+            models.CheckConstraint(
+                condition=Q(starts_at=None) | Q(expires_at=None) | Q(starts_at__lt=F("expires_at")),
+                name="grant_starts_before_it_expires",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_effect_display()} for {self.client or 'any client'}"

@@ -1,0 +1,1 @@
+"""System checks: what is dangerous in production, with numbers."""

@@ -1,0 +1,238 @@
+"""Server processes of our own: under an unprivileged account when we are root, and gone when we are gone.
+
+Linux only: it leans on /proc, pidfds (pidfd_open(2)) and prctl(2).
+"""
+
+import contextlib
+import ctypes
+import os
+import pwd
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 8, 38, 47
+PR_CAP_AMBIENT_RAISE = 2
+CAPABILITY_VERSION_3 = 0x20080522
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+TOOK_NO_ORDER = 127
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class EmbeddedError(Exception):
+    """An embedded server cannot run; the text says which, why, and what would help."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whom a server runs as. ``capability`` is the one it keeps so that it can reach its own files."""
+
+    uid: int
+    gid: int
+    capability: int | None = None
+
+
+def choose_account(needed: Iterable[Path]) -> Account | None:
+    """None (stay who we are) unless we are root: then `nobody`, since PostgreSQL refuses to serve as root.
+
+    ``needed`` are the paths the servers must reach. Where one lies under a folder that only root may enter
+    (a clone in /root), moving the data elsewhere would lose it at the next clean-up and opening the folder is
+    not ours to do: the server then keeps one capability, to pass such folders, and no other.
+    """
+    if os.geteuid() != 0:
+        return None
+    entry = pwd.getpwnam("nobody")
+    account = Account(entry.pw_uid, entry.pw_gid)
+    if can_reach(account, needed):
+        return account
+    effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    held = int(effective.split()[1], 16)
+    for capability in (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE):
+        if held >> capability & 1:
+            return Account(entry.pw_uid, entry.pw_gid, capability)
+    raise EmbeddedError(
+        "the account 'nobody', under which root runs the servers, cannot reach this folder; "
+        "move it to one that others may enter, or run as a plain user, or set DATABASE_URL and REDIS_URL"
+    )
+
+
+def can_reach(account: Account, paths: Iterable[Path]) -> bool:
+    """Whether the account may enter each folder and run each program; asked of the kernel, as that account."""
+    script = 'for path in "$@"; do [ -x "$path" ] && [ -r "$path" ] || exit 1; done'
+    asked = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", *map(str, paths)],
+        user=account.uid,
+        group=account.gid,
+        extra_groups=[],
+        cwd="/",
+        check=False,
+    )
+    return asked.returncode == 0
+
+
+def launch(
+    arguments: list[str],
+    *,
+    log: Path,
+    account: Account | None,
+    death_signal: signal.Signals,
+    environment: dict[str, str],
+    stdin: str = "",
+) -> "subprocess.Popen[bytes]":
+    """Start a server in a session of its own; it gets ``death_signal`` when the calling *thread* ends.
+
+    So call it from a thread that lives as long as the server should (prctl(2), PR_SET_PDEATHSIG).
+    """
+    with open_log(log) as output:
+        try:
+            process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd="/",
+                umask=0o077,
+                start_new_session=True,
+                preexec_fn=_preparation(account, death_signal),
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise EmbeddedError(f"{Path(arguments[0]).name} cannot be started: {error}") from None
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+        pipe.write(stdin.encode())
+    return process
+
+
+def _preparation(account: Account | None, death_signal: signal.Signals) -> Callable[[], None]:
+    """What the child does before it becomes the server. The death signal comes last: setuid clears it."""
+    parent = os.getpid()
+
+    def prepare() -> None:
+        if account is not None:
+            drop_privileges(account)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        prctl(PR_SET_PDEATHSIG, death_signal)
+        if os.getppid() != parent:  # it died before the line above took effect
+            os._exit(TOOK_NO_ORDER)
+
+    return prepare
+
+
+def drop_privileges(account: Account) -> None:
+    """Become ``account`` for good, with its one capability inheritable and ambient (capabilities(7))."""
+    os.setgroups([])
+    os.setgid(account.gid)
+    if account.capability is not None:
+        prctl(PR_SET_KEEPCAPS, 1)
+    os.setuid(account.uid)
+    if account.capability is None:
+        return
+    bit = 1 << account.capability
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)(bit, bit, bit, 0, 0, 0)  # effective, permitted, inheritable; low then high
+    if libc.capset(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, account.capability)
+
+
+def prctl(option: int, *values: int) -> None:
+    """prctl(2). OSError when the kernel refuses."""
+    arguments = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
+    if libc.prctl(option, *arguments) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def open_log(path: Path, *, most: int = 5_000_000) -> BinaryIO:
+    """Open a log for appending (mode 0600); one that has grown large is kept once, as NAME.log.1."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > most:
+            path.replace(path.with_name(path.name + ".1"))
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+
+def last_lines(path: Path, count: int = 20) -> str:
+    """The end of a log, for a message about why its process died. Empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 64 * 1024))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-count:])
+    except FileNotFoundError:
+        return ""
+
+
+def stop(process: "subprocess.Popen[bytes]", signals: Iterable[tuple[signal.Signals, float]]) -> int:
+    """Send each signal in turn, waiting its seconds, then SIGKILL. Returns the exit status."""
+    for number, seconds in signals:
+        if process.poll() is not None:
+            break
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    if process.poll() is None:
+        process.kill()
+    return process.wait()
+
+
+def stop_leftovers(directory: Path, program: str, first_signal: signal.Signals, *, seconds: float = 15) -> int:
+    """Stop what an earlier start left running in ``directory``, and only that. Returns how many there were.
+
+    Ours is a process that runs a program of that name *and* works in that folder of ours. A pidfd is held from
+    before the check, so that the number cannot pass to another process between check and signal.
+    """
+    found = _open_leftovers(directory, program)
+    count = len(found)
+    try:
+        deadline = time.monotonic() + seconds
+        for number, until in ((first_signal, deadline), (signal.SIGKILL, deadline + 5)):
+            for pidfd in found:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, number)
+            if _all_ended(found, until):
+                return count
+    finally:
+        for pidfd in found:
+            os.close(pidfd)
+    raise EmbeddedError(f"an earlier {program} still works in {directory} and cannot be stopped")
+
+
+def _open_leftovers(directory: Path, program: str) -> list[int]:
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdecimal():
+            continue
+        try:
+            pidfd = os.pidfd_open(int(entry.name))
+        except OSError:
+            continue
+        if _works_in(entry.path, directory, program):
+            found.append(pidfd)
+        else:
+            os.close(pidfd)
+    return found
+
+
+def _works_in(proc: str, directory: Path, program: str) -> bool:
+    try:
+        executable = os.readlink(f"{proc}/exe").removesuffix(" (deleted)")
+        return os.path.basename(executable) == program and os.path.samefile(f"{proc}/cwd", directory)
+    except OSError:  # another user's, a kernel thread, or gone
+        return False
+
+
+def _all_ended(pidfds: list[int], deadline: float) -> bool:
+    poll = select.poll()
+    waiting = set(pidfds)
+    for pidfd in waiting:
+        poll.register(pidfd, select.POLLIN)  # readable once the process has ended
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for pidfd, _ in poll.poll(left * 1000):
+            poll.unregister(pidfd)
+            waiting.discard(pidfd)
+    return not waiting

@@ -1,0 +1,259 @@
+"""Settings: this one file, from the environment only.
+
+Every secret may come as NAME or as NAME_FILE (a path to read it from). A process gets only its own keys and
+refuses to start with another's (DESIGN.md section 6, Keys).
+"""
+
+import base64
+import binascii
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import environ
+from csp.constants import NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
+from psycopg.conninfo import conninfo_to_dict
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env = environ.Env()
+
+MUNIMENT_MODE = env.str("MUNIMENT_MODE", "production")
+MUNIMENT_PROCESS = env.str("MUNIMENT_PROCESS", "manage")
+MUNIMENT_DEMO = MUNIMENT_MODE == "demo"
+MUNIMENT_VAR = Path(env.str("MUNIMENT_VAR", "var")).absolute()
+MUNIMENT_PORT = env.int("MUNIMENT_PORT", 8000)
+
+if MUNIMENT_MODE not in ("production", "demo"):
+    raise ImproperlyConfigured(f"MUNIMENT_MODE is {MUNIMENT_MODE!r}; it must be production or demo")
+
+# --- keys -------------------------------------------------------------------------------------------------
+
+KEYS_OF_PROCESS = {
+    "web": {"DJANGO_SECRET", "WRITER_KEY", "ASSERTION_KEY", "KEY_ENCRYPTION_KEY", "PEPPER"},
+    "worker": {"EXPORT_KEY"},
+    "beat": set(),
+    "seal": {"LOG_KEY"},
+    "manage": {"DJANGO_SECRET", "KEY_ENCRYPTION_KEY", "PEPPER"},
+}
+ALL_KEYS = frozenset().union(*KEYS_OF_PROCESS.values())
+
+
+def read_secret(name: str) -> str | None:
+    """The value of NAME, or the stripped text of the file that NAME_FILE names, or None."""
+    if value := os.environ.get(name):
+        return value
+    if not (path := os.environ.get(f"{name}_FILE")):
+        return None
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise ImproperlyConfigured(f"{name}_FILE cannot be read: {error.strerror}") from None
+
+
+def read_keys(process: str) -> dict[str, bytes]:
+    """The keys of this process, 32 bytes each. Raises ImproperlyConfigured for a missing or a foreign one."""
+    if process not in KEYS_OF_PROCESS:
+        raise ImproperlyConfigured(f"MUNIMENT_PROCESS is {process!r}; one of {', '.join(KEYS_OF_PROCESS)}")
+    keys = {}
+    for name in sorted(ALL_KEYS):
+        variable = f"MUNIMENT_{name}"
+        text = read_secret(variable)
+        if name not in KEYS_OF_PROCESS[process]:
+            if text is not None:
+                raise ImproperlyConfigured(f"{variable} is set, but the process {process!r} must not have it")
+            continue
+        if text is None:
+            raise ImproperlyConfigured(f"{variable} (or {variable}_FILE) is missing; {process!r} needs it")
+        try:
+            keys[name] = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            raise ImproperlyConfigured(f"{variable} is not base64") from None
+        if len(keys[name]) != 32:
+            raise ImproperlyConfigured(f"{variable} must be 32 bytes in base64")
+    return keys
+
+
+MUNIMENT_KEYS = read_keys(MUNIMENT_PROCESS)
+# Only web and manage sign sessions; the others get a value that nothing they make can outlive.
+SECRET_KEY = MUNIMENT_KEYS.get("DJANGO_SECRET", secrets.token_bytes(32)).hex()
+
+# --- where it is served -----------------------------------------------------------------------------------
+
+DEBUG = False
+if MUNIMENT_DEMO:
+    # The demo issuer hands out tokens to anyone who asks: it must not be reachable under a public name.
+    ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+    MUNIMENT_URL = f"http://127.0.0.1:{MUNIMENT_PORT}"
+else:
+    ALLOWED_HOSTS = env.list("MUNIMENT_HOSTS", default=[])
+    MUNIMENT_URL = env.str("MUNIMENT_URL", f"https://{ALLOWED_HOSTS[0]}" if ALLOWED_HOSTS else "")
+CSRF_TRUSTED_ORIGINS = [MUNIMENT_URL] if MUNIMENT_URL else []
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("MUNIMENT_PROXY_TLS", False) else None
+SECURE_SSL_REDIRECT = not MUNIMENT_DEMO
+SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$"]
+SECURE_HSTS_SECONDS = 0 if MUNIMENT_DEMO else 31536000
+SECURE_HSTS_INCLUDE_SUBDOMAINS = not MUNIMENT_DEMO
+SECURE_HSTS_PRELOAD = not MUNIMENT_DEMO
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not MUNIMENT_DEMO
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_AGE = 8 * 3600
+X_FRAME_OPTIONS = "DENY"
+SECURE_REFERRER_POLICY = "same-origin"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+        "base-uri": [NONE],
+    }
+}
+
+# --- applications -----------------------------------------------------------------------------------------
+
+INSTALLED_APPS = [
+    "governance.apps.GovernanceAdminConfig",
+    "governance.apps.GovernanceConfig",
+    "clients",
+    "tools",
+    "audit",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "drf_spectacular",
+    "django_celery_beat",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "governance.urls"
+WSGI_APPLICATION = "governance.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
+LOGIN_URL = "admin:login"
+STATIC_URL = "/static/"
+STATIC_ROOT = MUNIMENT_VAR / "static"
+WHITENOISE_USE_FINDERS = True
+LANGUAGE_CODE = "en"
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+def database(variable: str) -> dict[str, object]:
+    """Django's settings for a PostgreSQL URL; the only database there is."""
+    url = read_secret(variable)
+    if not url or urlsplit(url).scheme not in ("postgres", "postgresql"):
+        raise ImproperlyConfigured(f"{variable} (or {variable}_FILE) must be a postgresql:// URL")
+    parts = conninfo_to_dict(url)
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": parts.pop("dbname", ""),
+        "USER": parts.pop("user", ""),
+        "PASSWORD": parts.pop("password", ""),
+        "HOST": parts.pop("host", ""),
+        "PORT": str(parts.pop("port", "")),
+        "OPTIONS": {"connect_timeout": 5, **parts},
+        # Threads of a web process keep their connection; a dead one is noticed before it is used.
+        "CONN_MAX_AGE": 60,
+        "CONN_HEALTH_CHECKS": True,
+    }
+
+
+DATABASES = {"default": database("DATABASE_URL")}
+if read_secret("DATABASE_OWNER_URL"):
+    # Owns the tables: migrations, partitions, retention. Web processes are not given it.
+    DATABASES["owner"] = database("DATABASE_OWNER_URL")
+MUNIMENT_SERVING_ROLE = str(DATABASES["default"]["USER"])
+if not (REDIS_URL := read_secret("REDIS_URL")):
+    raise ImproperlyConfigured("REDIS_URL (or REDIS_URL_FILE) is missing")
+
+CELERY_BROKER_URL = read_secret("CELERY_BROKER_URL") or REDIS_URL
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TIMEZONE = "UTC"
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_TIME_LIMIT = 3600
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_SCHEDULE = {
+    "refresh key sets": {"task": "clients.tasks.refresh_key_sets", "schedule": 300.0},
+    "make partitions": {"task": "audit.tasks.make_partitions", "schedule": 3600.0},
+    "clear outbox": {"task": "audit.tasks.clear_outbox", "schedule": 3600.0},
+}
+DJANGO_CELERY_BEAT_TZ_AWARE = True
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["tools.credentials.BackendKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "governance.problems.handle",
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Muniment",
+    "DESCRIPTION": "Verify, decide and record what AI clients do.",
+    "VERSION": "1",
+    "OAS_VERSION": "3.1.0",
+    "SERVE_PERMISSIONS": [],
+    "SERVE_AUTHENTICATION": [],
+    "SERVE_INCLUDE_SCHEMA": False,
+}
+
+# --- Muniment ---------------------------------------------------------------------------------------------
+
+DATA_UPLOAD_MAX_MEMORY_SIZE = MUNIMENT_MAX_BODY = 256 * 1024
+MUNIMENT_JWKS_COOLDOWN = env.int("MUNIMENT_JWKS_COOLDOWN", 30)
+MUNIMENT_JWKS_MAX_STALE = env.int("MUNIMENT_JWKS_MAX_STALE", 24 * 3600)
+MUNIMENT_FAILURES_PER_SECOND = env.int("MUNIMENT_FAILURES_PER_SECOND", 100)
+MUNIMENT_FAILURES_BURST = env.int("MUNIMENT_FAILURES_BURST", 1000)
+MUNIMENT_QUEUE = env.int("MUNIMENT_QUEUE", 2048)
+MUNIMENT_RECORD_TIMEOUT = env.float("MUNIMENT_RECORD_TIMEOUT", 5.0)
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": env.str("MUNIMENT_LOG_LEVEL", "INFO")},
+    "loggers": {"django.request": {"level": "ERROR"}},
+}

@@ -1,0 +1,101 @@
+"""What is called: backends and their keys, the scopes there are, the tools that need them."""
+
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import RegexValidator
+from django.db import models
+from django.db.models import Q
+
+SLUG = RegexValidator(r"\A[a-z0-9][a-z0-9-]{0,62}\Z", "Lower-case letters, digits and hyphens, at most 63.")
+# RFC 6749 section 3.3 scope-token, bounded; no space, quote or backslash.
+SCOPE_NAME = RegexValidator(r"\A[\x21\x23-\x5B\x5D-\x7E]{1,128}\Z", "Printable ASCII without space, \" and \\.")
+TOOL_NAME = RegexValidator(r"\A[A-Za-z0-9_./:-]{1,128}\Z", "Letters, digits and _ . / : - only, at most 128.")
+
+
+class Backend(models.Model):
+    """A service that holds data and calls the verify endpoint (OAuth: resource server)."""
+
+    slug = models.CharField(max_length=63, unique=True, validators=[SLUG])
+    name = models.CharField(max_length=120)
+    audiences = ArrayField(
+        models.CharField(max_length=255), help_text="values of `aud` that name this backend (RFC 8707)"
+    )
+    assertion_audiences = ArrayField(
+        models.CharField(max_length=255), default=list, blank=True, help_text="who may get identity assertions"
+    )
+    accepts_every_issuer = models.BooleanField(
+        default=True, help_text="off: only the accepted issuers listed for it, none if none is listed"
+    )
+    enabled = models.BooleanField(default=True)
+
+    class Meta:
+        ordering = ["slug"]
+        constraints = [
+            models.CheckConstraint(condition=~Q(audiences__contains=[""]), name="backend_audience_not_empty")
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class BackendKey(models.Model):
+    """A secret with which a backend authenticates: `mk_<key id>_<secret>`; only a peppered digest is kept."""
+
+    backend = models.ForeignKey(Backend, on_delete=models.CASCADE, related_name="keys")
+    key_id = models.CharField(max_length=16, unique=True)
+    digest = models.BinaryField(help_text="HMAC-SHA-256 of the secret under the pepper")
+    label = models.CharField(max_length=120, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used = models.DateTimeField(null=True, blank=True, help_text="to the minute")
+
+    class Meta:
+        verbose_name = "backend key"
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"mk_{self.key_id}_…"
+
+
+class Scope(models.Model):
+    """A named permission; may imply others. That implications form no cycle is checked by the database."""
+
+    name = models.CharField(max_length=128, unique=True, validators=[SCOPE_NAME])
+    description = models.CharField(max_length=250, blank=True)
+    implies = models.ManyToManyField("self", symmetrical=False, blank=True, related_name="implied_by")
+    sensitive = models.BooleanField(default=False, help_text="marks calls that need it as sensitive")
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Tool(models.Model):
+    """An operation that a backend offers to AI clients, with the scopes that it needs."""
+
+    ACCESS = [("read", "read"), ("write", "write"), ("destructive", "destructive")]
+    STATUS = [("pending", "pending"), ("active", "active"), ("suspended", "suspended"), ("retired", "retired")]
+
+    backend = models.ForeignKey(Backend, on_delete=models.PROTECT, related_name="tools")
+    name = models.CharField(max_length=128, validators=[TOOL_NAME])
+    description = models.CharField(max_length=2000, blank=True)
+    access = models.CharField(max_length=11, choices=ACCESS)
+    scopes = models.ManyToManyField(Scope, blank=True, related_name="tools")
+    input_schema = models.JSONField(null=True, blank=True)
+    definition = models.CharField(max_length=64, blank=True, help_text="SHA-256 of the declared definition, hex")
+    status = models.CharField(max_length=9, choices=STATUS, default="pending")
+
+    class Meta:
+        ordering = ["backend", "name"]
+        constraints = [
+            models.UniqueConstraint(fields=["backend", "name"], name="tool_once"),
+            models.CheckConstraint(condition=Q(access__in=["read", "write", "destructive"]), name="tool_access"),
+            models.CheckConstraint(
+                condition=Q(status__in=["pending", "active", "suspended", "retired"]), name="tool_status"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
