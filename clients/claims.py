@@ -1,0 +1,244 @@
+"""Whom a token speaks of: its claims, checked and read (pure; rows 5-8 of the decision table).
+
+Called only with a payload whose signature has been verified. A claim that we use and that has the wrong type
+refuses the token: to ignore it could drop the tenant or role that a deny grant names.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from clients.jwks import IssuerPolicy
+from clients.strictjson import parse_object
+
+Reason = Literal[
+    "token_missing",
+    "token_malformed",
+    "issuer_unknown",
+    "issuer_unavailable",
+    "token_invalid",
+    "audience_mismatch",
+    "token_expired",
+    "proof_required",
+]
+
+MAX_TEXT: Final = 255  # characters of `sub` (OIDC Core section 2) and of every other identifier
+MAX_EMAIL: Final = 320
+MAX_NAMES: Final = 1000  # scopes, or roles, of one token
+MAX_AUDIENCES: Final = 100
+MAX_ACTORS: Final = 8
+MAX_DATE: Final = 253_402_300_799  # the last second of the year 9999
+
+# RFC 9068 section 2.2 has `client_id`, OIDC `azp`; Okta's access tokens have only `cid`, Entra's v1 only `appid`.
+CLIENT_ID_CLAIMS: Final = ("client_id", "azp", "cid", "appid")
+SCOPE_CLAIMS: Final = ("scope", "scp", "permissions")
+_SCOPE_TOKEN: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a verified token says. Times are whole seconds since the epoch; names are sorted and unique.
+
+    `actors` is the `act` chain (RFC 8693 section 4.1), the current actor first.
+    """
+
+    issuer: str
+    sub: str
+    client_id: str | None
+    scopes: tuple[str, ...]
+    tenant: str | None
+    roles: tuple[str, ...]
+    email: str | None
+    actors: tuple[str, ...]
+    issued_at: int | None
+    expires_at: int
+    jti: str | None
+    audience: tuple[str, ...]
+
+
+class Refused(Exception):
+    """The token does not establish anybody. `reason` is a reason code of the decision table; `detail` says in
+    plain words what is wrong and holds nothing of the token."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+def read_claims(payload: bytes, issuer: IssuerPolicy, audiences: frozenset[str], now: float) -> Identity:
+    """Check and read the claims of a verified payload; `now` is seconds since the epoch. Raises Refused."""
+    try:
+        claims = parse_object(payload)
+    except ValueError as error:
+        raise Refused("token_malformed", f"payload: {error}") from None
+    return read_parsed_claims(claims, issuer, audiences, now)
+
+
+def read_parsed_claims(
+    claims: Mapping[str, Any], issuer: IssuerPolicy, audiences: frozenset[str], now: float
+) -> Identity:
+    """`read_claims` for a payload that was parsed already. Raises Refused."""
+    if claims.get("iss") != issuer.issuer:
+        raise Refused("issuer_unknown", "the token is of another issuer")
+    audience = _audience(claims, audiences)
+    issued_at, expires_at = _times(claims, issuer, now)
+    sub = _text(claims, "sub")
+    if sub is None:
+        raise Refused("token_invalid", "sub is missing")
+    if "cnf" in claims:
+        # No proof of possession can be checked yet, so a bound token is refused: fail closed (row 8).
+        raise Refused("proof_required", "the token is bound to a key (cnf)")
+    return Identity(
+        issuer=issuer.issuer,
+        sub=sub,
+        client_id=_client_id(claims),
+        scopes=_scopes(claims),
+        tenant=_tenant(claims, issuer.tenant_claim),
+        roles=_roles(claims, issuer.roles_claim),
+        email=_email(claims),
+        actors=tuple(_actors(claims)),
+        issued_at=issued_at,
+        expires_at=expires_at,
+        jti=_text(claims, "jti"),
+        audience=audience,
+    )
+
+
+def _audience(claims: Mapping[str, Any], audiences: frozenset[str]) -> tuple[str, ...]:
+    """Row 5: a string or an array of strings (RFC 7519 section 4.1.3), one of which is the backend's."""
+    claimed = claims.get("aud")
+    if isinstance(claimed, str):
+        claimed = [claimed]
+    if not isinstance(claimed, list) or not all(isinstance(one, str) for one in claimed):
+        raise Refused("audience_mismatch", "aud is missing or neither a string nor an array of strings")
+    # An empty audience names nobody, even where a backend was set up with one by mistake.
+    if not any(one and one in audiences for one in claimed):
+        raise Refused("audience_mismatch", "aud does not name this backend")
+    if len(claimed) > MAX_AUDIENCES or not all(one.isprintable() for one in claimed):
+        raise Refused("token_invalid", "aud has unprintable characters or too many members")
+    return tuple(claimed)
+
+
+def _times(claims: Mapping[str, Any], issuer: IssuerPolicy, now: float) -> tuple[int | None, int]:
+    """Row 6: (issued at, expires at)."""
+    exp, nbf, iat = (_date(claims, name) for name in ("exp", "nbf", "iat"))
+    if exp is None:
+        raise Refused("token_invalid", "exp is missing")
+    if now >= exp + issuer.leeway:
+        raise Refused("token_expired", "exp is in the past")
+    if nbf is not None and now < nbf - issuer.leeway:
+        raise Refused("token_invalid", "nbf is in the future")
+    if iat is not None and now < iat - issuer.leeway:
+        raise Refused("token_invalid", "iat is in the future")
+    if exp - (now if iat is None else iat) > issuer.max_lifetime:
+        raise Refused("token_invalid", "the lifetime is longer than this issuer's tokens may have")
+    return (None if iat is None else int(iat)), int(exp)
+
+
+def _date(claims: Mapping[str, Any], name: str) -> int | float | None:
+    """A NumericDate (RFC 7519 section 2: a number, fractions allowed); None where the claim is absent."""
+    if name not in claims:
+        return None
+    value = claims[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_DATE:
+        raise Refused("token_invalid", f"{name} is not a number of seconds between 1970 and 9999")
+    return value
+
+
+def _text(claims: Mapping[str, Any], name: str) -> str | None:
+    """An optional identifier; null counts as absent."""
+    value = claims.get(name)
+    return None if value is None else _identifier(value, name)
+
+
+def _identifier(value: object, name: str) -> str:
+    # isprintable() also excludes lone surrogates, invisible and direction-changing characters.
+    if not isinstance(value, str) or not value.isprintable() or len(value) > MAX_TEXT or not value.strip():
+        raise Refused("token_invalid", f"{name} is not a printable string of 1 to {MAX_TEXT} characters")
+    return value
+
+
+def _client_id(claims: Mapping[str, Any]) -> str | None:
+    return next((found for name in CLIENT_ID_CLAIMS if (found := _text(claims, name)) is not None), None)
+
+
+def _scopes(claims: Mapping[str, Any]) -> tuple[str, ...]:
+    """All scopes of the token. A string is split on spaces only; the members of an array are not split."""
+    names = [name for claim in SCOPE_CLAIMS for name in _names(claims.get(claim), claim)]
+    # What is no scope-token (RFC 6749 section 3.3) can be no scope of ours: a tab does not separate two. To
+    # leave it out only takes rights away.
+    legal = {name for name in names if len(name) <= MAX_TEXT and _SCOPE_TOKEN.fullmatch(name)}
+    if len(legal) > MAX_NAMES:
+        raise Refused("token_invalid", f"the token has more than {MAX_NAMES} scopes")
+    return tuple(sorted(legal))
+
+
+def _names(value: object, claim: str) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return value.split(" ")
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return value
+    raise Refused("token_invalid", f"{claim} is neither a string nor an array of strings")
+
+
+def _tenant(claims: Mapping[str, Any], claim: str | None) -> str | None:
+    value = _configured(claims, claim)
+    return None if value is None else _identifier(value, "the tenant claim")
+
+
+def _roles(claims: Mapping[str, Any], claim: str | None) -> tuple[str, ...]:
+    """A role is one string or an array of them; a string is one role, whatever spaces it holds."""
+    value = _configured(claims, claim)
+    if value is None:
+        return ()
+    listed = value if isinstance(value, list) else [value]
+    roles = {_identifier(one, "a member of the roles claim") for one in listed}
+    if len(roles) > MAX_NAMES:
+        raise Refused("token_invalid", f"the token has more than {MAX_NAMES} roles")
+    return tuple(sorted(roles))
+
+
+def _configured(claims: Mapping[str, Any], claim: str | None) -> object:
+    """The claim that staff named: a member of that exact name ("https://example.com/roles"), else a path of
+    members joined by dots ("realm_access.roles", Keycloak's); None where it is absent or null."""
+    if not claim:
+        return None
+    if claim in claims:
+        return claims[claim]
+    value: object = claims
+    for member in claim.split("."):
+        value = value.get(member) if isinstance(value, Mapping) else None
+    return value
+
+
+def _email(claims: Mapping[str, Any]) -> str | None:
+    """The e-mail address, for showing only, so an odd one is left out and refuses nothing.
+
+    One that the issuer says is not verified is left out too: anybody may have typed it (OIDC Core section 5.7),
+    and a backend that looks people up by address would take the typist for its owner.
+    """
+    value = claims.get("email")
+    if not isinstance(value, str) or not value.isprintable() or not 3 <= len(value) <= MAX_EMAIL:
+        return None
+    # Amazon Cognito sends the string.
+    return value if claims.get("email_verified", True) in (True, "true") else None
+
+
+def _actors(claims: Mapping[str, Any]) -> Iterator[str]:
+    act = claims.get("act")
+    for _ in range(MAX_ACTORS):
+        if act is None:
+            return
+        if not isinstance(act, dict):
+            raise Refused("token_invalid", "act is not an object")
+        name = _text(act, "sub") or _text(act, "client_id")
+        if name is None:
+            raise Refused("token_invalid", "act names no actor")
+        yield name
+        act = act.get("act")
+    if act is not None:
+        raise Refused("token_invalid", f"act is nested more than {MAX_ACTORS} deep")

@@ -1,0 +1,231 @@
+"""One careful HTTP GET, for documents at addresses that somebody else may have chosen (RFC 9700, SSRF).
+
+The name is resolved once; every address it has is judged before any is connected to; the connection goes to that
+very address, while SNI, certificate check and Host keep the name. So a name that resolves differently the second
+time gains nothing. No redirects, no proxies, no cookies, no credentials; one deadline for everything.
+
+Certificates are checked against the system's store (`SSL_CERT_FILE` names another one).
+"""
+
+import http.client
+import io
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from clients.strictjson import parse_object
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+MAX_URL: Final = 2048
+MAX_HEAD: Final = 32 * 1024  # bytes of status line and headers
+MAX_ADDRESSES: Final = 8
+
+# Not told apart by `is_global` of Python 3.11: protocol assignments (RFC 6890), 6to4 relays (RFC 7526), IPv6
+# documentation (RFC 9637). Of IPv6 only 2000::/3 is handed out at all.
+_NOT_PUBLIC: Final[tuple[Network, ...]] = (
+    IPv4Network("192.0.0.0/24"),
+    IPv4Network("192.88.99.0/24"),
+    IPv6Network("3fff::/20"),
+)
+_IPV6_UNICAST: Final = IPv6Network("2000::/3")
+_NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
+
+
+class FetchError(Exception):
+    """The document could not be had; the message says why in plain words and quotes nothing of the answer."""
+
+
+class _Target(NamedTuple):
+    secure: bool
+    host: str  # without brackets
+    port: int
+    authority: str  # as in Host
+    path: str
+
+
+def get_json(
+    url: str,
+    *,
+    allowed_networks: Sequence[Network] = (),
+    allow_loopback_http: bool = False,
+    timeout: float = 5.0,
+    max_bytes: int = 262_144,
+) -> dict[str, Any]:
+    """The JSON object at an https URL.
+
+    Every address of the host must be public or in `allowed_networks`. `allow_loopback_http` (development only)
+    admits loopback addresses, and plain http to them. `timeout`: seconds for all of it, name resolution included;
+    `max_bytes`: of the body. Raises FetchError for everything that is not a 200 with one JSON object without
+    duplicate members.
+    """
+    deadline = time.monotonic() + timeout
+    target = _target(url, allow_http=allow_loopback_http)
+    addresses = _resolve(target, deadline)
+    for address in addresses:
+        if not _permitted(address, target, allowed_networks, allow_loopback_http):
+            raise FetchError("the host has an address in a network that is not allowed")
+    try:
+        with closing(_connect(target, addresses, deadline)) as connection:
+            body = _exchange(connection, target, deadline, max_bytes)
+        return parse_object(body)
+    except TimeoutError:
+        raise FetchError("the server did not answer in time") from None
+    except ssl.SSLError as error:
+        raise FetchError(f"TLS failed: {error.reason or 'the connection broke'}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise FetchError(f"the exchange failed ({type(error).__name__})") from None
+    except ValueError as error:
+        raise FetchError(f"the answer is of no use: {error}") from None
+
+
+def _target(url: str, *, allow_http: bool) -> _Target:
+    # urlsplit drops tabs and line ends silently, so they are refused before it sees them.
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url or len(url) > MAX_URL:
+        raise FetchError(f"the URL has characters that a URL may not have, or more than {MAX_URL}")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise FetchError("the URL cannot be read") from None
+    if parts.scheme != "https" and not (allow_http and parts.scheme == "http"):
+        raise FetchError("the URL is not https")
+    if "@" in parts.netloc:
+        raise FetchError("the URL holds a user name")
+    if not host or "%" in parts.netloc or port == 0 or parts.fragment:
+        raise FetchError("the URL has no usable host or port, or has a fragment")
+    secure = parts.scheme == "https"
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return _Target(secure, host, port or (443 if secure else 80), parts.netloc, path)
+
+
+def _resolve(target: _Target, deadline: float) -> list[Address]:
+    """All addresses of the host, asked for once."""
+    answers: queue.SimpleQueue[list[Address] | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+            answers.put([ip_address(entry[4][0]) for entry in found])
+        except (OSError, ValueError):  # UnicodeError, of names that IDNA refuses, is a ValueError
+            answers.put(None)
+
+    # getaddrinfo has no timeout of its own: a thread that outlives our patience ends with the resolver's.
+    threading.Thread(target=ask, name="resolve", daemon=True).start()
+    try:
+        addresses = answers.get(timeout=_left(deadline))
+    except (queue.Empty, TimeoutError):
+        raise FetchError("the host name was not resolved in time") from None
+    if not addresses:
+        raise FetchError("the host name cannot be resolved")
+    return list(dict.fromkeys(addresses))
+
+
+def _permitted(address: Address, target: _Target, allowed: Sequence[Network], loopback_allowed: bool) -> bool:
+    address = _unwrapped(address)
+    if loopback_allowed and address.is_loopback:
+        return True
+    if not target.secure:
+        return False
+    return any(address in network for network in allowed) or _is_public(address)
+
+
+def _unwrapped(address: Address) -> Address:
+    """The IPv4 address that an IPv6 address stands for, where it stands for one."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+def _is_public(address: Address) -> bool:
+    if isinstance(address, IPv6Address) and address not in _IPV6_UNICAST:
+        return False
+    if not address.is_global or address.is_multicast or address.is_reserved:
+        return False
+    return not any(address in network for network in _NOT_PUBLIC)
+
+
+def _connect(target: _Target, addresses: Sequence[Address], deadline: float) -> socket.socket:
+    """Connected to the first of the judged addresses that takes the connection, TLS done."""
+    failure: OSError = TimeoutError()
+    for address in addresses[:MAX_ADDRESSES]:
+        try:
+            plain = socket.create_connection((str(address), target.port), timeout=_left(deadline))
+        except OSError as error:
+            failure = error
+            continue
+        return _secured(plain, target) if target.secure else plain
+    raise failure
+
+
+def _secured(plain: socket.socket, target: _Target) -> socket.socket:
+    try:
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # The handshake shares what is left of the time: the ssl module takes the timeout for all of it.
+        return context.wrap_socket(plain, server_hostname=target.host)
+    except BaseException:
+        plain.close()
+        raise
+
+
+def _exchange(connection: socket.socket, target: _Target, deadline: float, max_bytes: int) -> bytes:
+    """Ask, and read the body of a 200."""
+    connection.settimeout(_left(deadline))
+    connection.sendall(
+        f"GET {target.path} HTTP/1.1\r\nHost: {target.authority}\r\nAccept: application/json\r\n"
+        "Accept-Encoding: identity\r\nUser-Agent: muniment\r\nConnection: close\r\n\r\n".encode("ascii")
+    )
+    # HTTPResponse wants no more of a socket than makefile().
+    with http.client.HTTPResponse(
+        _Reader(connection, deadline, max_bytes + MAX_HEAD), method="GET"
+    ) as response:  # type: ignore[arg-type]
+        response.begin()
+        if 300 <= response.status < 400:
+            raise FetchError("the server redirects, which is not followed")
+        if response.status != 200:
+            raise FetchError(f"the server answered {response.status}")
+        if response.getheader("Content-Encoding", "identity").lower() != "identity":
+            raise FetchError("the answer is compressed")
+        body = response.read(max_bytes + 1)
+    if len(body) > max_bytes:
+        raise FetchError(f"the answer has more than {max_bytes} bytes")
+    return body
+
+
+class _Reader(io.RawIOBase):
+    """A socket's incoming bytes until a deadline and up to a number of bytes, however slowly they drip."""
+
+    def __init__(self, connection: socket.socket, deadline: float, limit: int) -> None:
+        self._connection, self._deadline, self._limit = connection, deadline, limit
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(_left(self._deadline))
+        count = self._connection.recv_into(buffer)
+        self._limit -= count
+        if self._limit < 0:
+            raise FetchError("the answer is too large")
+        return count
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
