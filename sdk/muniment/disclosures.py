@@ -21,7 +21,7 @@ from muniment import statements
 JSON: TypeAlias = object
 
 SALT_BYTES = 16
-_RESERVED = ("_sd", "...")  # RFC 9901, 4.2.1
+_RESERVED = frozenset({"_sd", "..."})  # RFC 9901, 4.2.1
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_", b"+/")
 
@@ -53,11 +53,13 @@ def make(name: str, value: JSON, salt: bytes | None = None) -> Disclosure:
         salt = urandom(SALT_BYTES)
     elif len(salt) < SALT_BYTES:
         raise DisclosureError("the salt is shorter than 128 bits")
+    _check({name: value})
     return _make(name, value, salt)
 
 
 def make_all(pairs: Mapping[str, JSON]) -> list[Disclosure]:
     """A disclosure of each member, in the order given, all salts from one call to the system's generator."""
+    _check(dict(pairs))
     salts = urandom(SALT_BYTES * len(pairs))
     return [
         _make(name, value, salts[start : start + SALT_BYTES])
@@ -111,21 +113,20 @@ def unpack(data: bytes) -> list[Disclosure]:
 
 
 def _make(name: str, value: JSON, salt: bytes) -> Disclosure:
-    if type(name) is not str or not name.isascii() or "\0" in name or name in _RESERVED:
-        raise DisclosureError("the name of the disclosure is reserved or not ASCII text")
-    _check(value)
     text = _encode(statements.dump([_encode(salt).decode("ascii"), name, value]))
     return Disclosure(text.decode("ascii"), _digest(text), name, value)
 
 
-def _check(value: JSON) -> None:
+def _check(pairs: dict[str, JSON]) -> None:
+    if not _RESERVED.isdisjoint(pairs):
+        raise DisclosureError("the name of the disclosure is reserved")
     try:
-        statements.check(value, "value")
+        statements.check(pairs, "disclosure")
     except statements.StatementError as error:
         what = str(error)
     else:
         return
-    raise DisclosureError(f"the disclosure's {what}")
+    raise DisclosureError(f"the {what}")
 
 
 def _load(data: bytes) -> object:

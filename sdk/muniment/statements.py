@@ -42,8 +42,10 @@ def encode(statement: dict[str, object]) -> bytes:
     """
     if type(statement) is not dict:
         raise StatementError("the statement is not an object")
-    check(statement)
-    data = _encoder.encode(statement)
+    data = _encode_plain(statement)
+    if data is None:
+        check(statement)
+        data = _encoder.encode(statement)
     if len(data) > MAX_BYTES:
         raise StatementError(f"the statement is longer than {MAX_BYTES} bytes")
     return data
@@ -93,6 +95,40 @@ def load(data: bytes) -> object:
     raise StatementError("not JSON in UTF-8")
 
 
+def _encode_plain(statement: dict[str, object]) -> bytes | None:
+    """The canonical bytes of a common, all-ASCII statement; None where only `check` can tell.
+
+    One pass over the types and one over the bytes: half the time of `check`, which stays the judge.
+    """
+    if not _is_plain(statement, 1):
+        return None
+    try:
+        data = _encoder.encode(statement)
+    except UnicodeEncodeError:  # a lone surrogate; `check` will say where
+        return None
+    # A NUL is always written so; the same six bytes after a backslash are harmless, and left to `check`.
+    return data if data.isascii() and b"\\u0000" not in data else None
+
+
+def _is_plain(members: dict[str, object], depth: int) -> bool:
+    """Whether these are values of the profile, text unseen: scalars, arrays of text, such objects again."""
+    if not _TEXT.issuperset(map(type, members)):
+        return False
+    for value in members.values():
+        kind = type(value)
+        if kind is str or kind is bool or value is None:
+            continue
+        if kind is list:
+            plain = _TEXT.issuperset(map(type, value))  # type: ignore[call-overload]
+        elif kind is int:
+            plain = -MAX_INTEGER <= value <= MAX_INTEGER  # type: ignore[operator]
+        else:
+            plain = kind is dict and depth < MAX_DEPTH - 1 and _is_plain(value, depth + 1)  # type: ignore[arg-type]
+        if not plain:
+            return False
+    return True
+
+
 def _check(value: object, depth: int) -> None:
     kind = type(value)
     if kind is str:
@@ -115,18 +151,12 @@ def _check_text(value: str) -> None:
         raise _Fault("holds a lone surrogate")
 
 
-def _check_object(members: dict[str, object], depth: int) -> None:
+def _check_object(members: dict[object, object], depth: int) -> None:
     if depth > MAX_DEPTH:
         raise _Fault(f"is nested deeper than {MAX_DEPTH}")
-    # All names at once: one by one this was a third of the time of `encode`.
-    if not _TEXT.issuperset(map(type, members)):
-        raise _Fault("has a member whose name is not text")
-    names = "".join(members)
-    if "\0" in names or not names.isascii():
-        raise _Fault("has a member whose name is not ASCII or holds a NUL")
     for name, value in members.items():
-        if type(value) is str and value.isascii() and "\0" not in value:
-            continue  # most values, at half the time: no call
+        if type(name) is not str or not name.isascii() or "\0" in name:
+            raise _Fault("has a member whose name is not ASCII text")
         try:
             _check(value, depth)
         except _Fault as fault:
@@ -139,8 +169,6 @@ def _check_array(items: list[object], depth: int) -> None:
     if depth > MAX_DEPTH:
         raise _Fault(f"is nested deeper than {MAX_DEPTH}")
     for position, value in enumerate(items):
-        if type(value) is str and value.isascii() and "\0" not in value:
-            continue
         try:
             _check(value, depth)
         except _Fault as fault:
