@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 8, 38, 47
 PR_CAP_AMBIENT_RAISE = 2
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 TOOK_NO_ORDER = 127
+
+Process: TypeAlias = "subprocess.Popen[bytes]"
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,10 +40,10 @@ class Account:
     capability: int | None = None
 
 
-def choose_account(needed: Iterable[Path]) -> Account | None:
+def choose_account(entered: Path, read: Iterable[Path]) -> Account | None:
     """None (stay who we are) unless we are root: then `nobody`, since PostgreSQL refuses to serve as root.
 
-    ``needed`` are the paths the servers must reach. Where one lies under a folder that only root may enter
+    ``entered`` is the folder that the servers' data are in, ``read`` what else they read or run. Where one lies under a folder that only root may enter
     (a clone in /root), moving the data elsewhere would lose it at the next clean-up and opening the folder is
     not ours to do: the server then keeps one capability, to pass such folders, and no other.
     """
@@ -49,9 +51,11 @@ def choose_account(needed: Iterable[Path]) -> Account | None:
         return None
     entry = pwd.getpwnam("nobody")
     account = Account(entry.pw_uid, entry.pw_gid)
-    if can_reach(account, needed):
+    if can_reach(account, entered, read):
         return account
-    effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    effective = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")
+    )
     held = int(effective.split()[1], 16)
     for capability in (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE):
         if held >> capability & 1:
@@ -62,11 +66,13 @@ def choose_account(needed: Iterable[Path]) -> Account | None:
     )
 
 
-def can_reach(account: Account, paths: Iterable[Path]) -> bool:
-    """Whether the account may enter each folder and run each program; asked of the kernel, as that account."""
-    script = 'for path in "$@"; do [ -x "$path" ] && [ -r "$path" ] || exit 1; done'
+def can_reach(account: Account, entered: Path, read: Iterable[Path]) -> bool:
+    """Whether the account may pass through ``entered`` and read and run the rest; asked as that account."""
+    script = (
+        '[ -x "$1" ] || exit 1; shift; for path in "$@"; do [ -x "$path" ] && [ -r "$path" ] || exit 1; done'
+    )
     asked = subprocess.run(
-        ["/bin/sh", "-c", script, "sh", *map(str, paths)],
+        ["/bin/sh", "-c", script, "sh", str(entered), *map(str, read)],
         user=account.uid,
         group=account.gid,
         extra_groups=[],
@@ -84,7 +90,7 @@ def launch(
     death_signal: signal.Signals,
     environment: dict[str, str],
     stdin: str = "",
-) -> "subprocess.Popen[bytes]":
+) -> Process:
     """Start a server in a session of its own; it gets ``death_signal`` when the calling *thread* ends.
 
     So call it from a thread that lives as long as the server should (prctl(2), PR_SET_PDEATHSIG).
@@ -167,7 +173,7 @@ def last_lines(path: Path, count: int = 20) -> str:
         return ""
 
 
-def stop(process: "subprocess.Popen[bytes]", signals: Iterable[tuple[signal.Signals, float]]) -> int:
+def stop(process: Process, signals: Iterable[tuple[signal.Signals, float]]) -> int:
     """Send each signal in turn, waiting its seconds, then SIGKILL. Returns the exit status."""
     for number, seconds in signals:
         if process.poll() is not None:
@@ -180,30 +186,34 @@ def stop(process: "subprocess.Popen[bytes]", signals: Iterable[tuple[signal.Sign
     return process.wait()
 
 
-def stop_leftovers(directory: Path, program: str, first_signal: signal.Signals, *, seconds: float = 15) -> int:
+def stop_leftovers(
+    directory: Path, program: str, first_signal: signal.Signals, *, seconds: float = 15
+) -> int:
     """Stop what an earlier start left running in ``directory``, and only that. Returns how many there were.
 
     Ours is a process that runs a program of that name *and* works in that folder of ours. A pidfd is held from
     before the check, so that the number cannot pass to another process between check and signal.
     """
     found = _open_leftovers(directory, program)
-    count = len(found)
     try:
         deadline = time.monotonic() + seconds
         for number, until in ((first_signal, deadline), (signal.SIGKILL, deadline + 5)):
-            for pidfd in found:
+            for pidfd, is_helper in found.items():
+                if is_helper and number != signal.SIGKILL:
+                    continue
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, number)
             if _all_ended(found, until):
-                return count
+                return len(found)
     finally:
         for pidfd in found:
             os.close(pidfd)
     raise EmbeddedError(f"an earlier {program} still works in {directory} and cannot be stopped")
 
 
-def _open_leftovers(directory: Path, program: str) -> list[int]:
-    found = []
+def _open_leftovers(directory: Path, program: str) -> dict[int, bool]:
+    """pidfd -> whether it is a helper of a postmaster, to which SIGINT would mean something else."""
+    found = {}
     for entry in os.scandir("/proc"):
         if not entry.name.isdecimal():
             continue
@@ -212,7 +222,7 @@ def _open_leftovers(directory: Path, program: str) -> list[int]:
         except OSError:
             continue
         if _works_in(entry.path, directory, program):
-            found.append(pidfd)
+            found[pidfd] = _command_line(entry.path).startswith(b"postgres: ")
         else:
             os.close(pidfd)
     return found
@@ -226,7 +236,14 @@ def _works_in(proc: str, directory: Path, program: str) -> bool:
         return False
 
 
-def _all_ended(pidfds: list[int], deadline: float) -> bool:
+def _command_line(proc: str) -> bytes:
+    try:
+        return Path(proc, "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _all_ended(pidfds: Iterable[int], deadline: float) -> bool:
     poll = select.poll()
     waiting = set(pidfds)
     for pidfd in waiting:
