@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def vectors() -> Callable[[str], list[dict[str, Any]]]:
-    """Loads one file of vectors by its path below MUNIMENT_VECTORS (default: ../shared/vectors); skips without."""
+    """Loads a file of vectors by its path below MUNIMENT_VECTORS (or ../shared/vectors); skips without it."""
     folder = Path(os.environ.get("MUNIMENT_VECTORS") or REPOSITORY.parent / "shared" / "vectors")
 
     def load(name: str) -> list[dict[str, Any]]:

@@ -20,7 +20,9 @@ names = st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 scalars = st.none() | st.booleans() | st.integers(-LIMIT, LIMIT) | texts
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=12
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
+    max_leaves=12,
 )
 odd_scalars = (
     scalars
@@ -28,7 +30,9 @@ odd_scalars = (
     | st.floats()
     | st.binary(max_size=3)
     | st.text(max_size=3)
-    | st.sampled_from(["\0", "\\u0000", "\ud800", "é\udfff", LIMIT + 1, -LIMIT - 1, (), frozenset(), object()])
+    | st.sampled_from(
+        ["\0", "\\u0000", "\ud800", "é\udfff", LIMIT + 1, -LIMIT - 1, (), frozenset(), object()]
+    )
 )
 odd_names = names | st.sampled_from(["é", "\0", "\ud800", "\\u0000"]) | st.integers() | st.none()
 odd_values = st.recursive(
@@ -80,9 +84,11 @@ def test_every_foreign_vector_is_used(vectors: Load) -> None:
 
 @given(st.dictionaries(names, values, max_size=6))
 @settings(deadline=None, max_examples=300)
-@example({"z": "\x7f\x1f\b\t\n\f\r/\"\\\u2028é😀", "A": 1, "a": -1, "_": None, "": LIMIT, "\x01": -LIMIT})
+@example({"z": '\x7f\x1f\b\t\n\f\r/"\\\u2028é😀', "A": 1, "a": -1, "_": None, "": LIMIT, "\x01": -LIMIT})
 @example({"text": "a backslash before \\u0000 is only text"})
-def test_what_is_in_the_profile_is_encoded_as_the_judge_does_and_comes_back(statement: dict[str, object]) -> None:
+def test_what_is_in_the_profile_is_encoded_as_the_judge_does_and_comes_back(
+    statement: dict[str, object],
+) -> None:
     data = statements.encode(statement)
     assert data == rfc8785.dumps(statement)  # type: ignore[arg-type]
     assert statements.decode(data) == statement
@@ -148,10 +154,11 @@ def test_nesting_ends_at_sixteen_either_way() -> None:
 
 
 def test_the_limit_is_the_encoded_size_and_just_under_64_kib() -> None:
-    fits = {"a": "x" * (statements.MAX_BYTES - len('{"a":""}'))}
+    longest = "x" * (statements.MAX_BYTES - len('{"a":""}'))
+    fits: dict[str, object] = {"a": longest}
     assert len(statements.encode(fits)) == statements.MAX_BYTES == 64 * 1024 - 1
     assert statements.decode(statements.encode(fits)) == fits
-    for text in (fits["a"] + "x", "\x01" * 12_000, "é" * 33_000):
+    for text in (longest + "x", "\x01" * 12_000, "é" * 33_000):
         with pytest.raises(StatementError, match="longer than"):
             statements.encode({"a": text})
 
