@@ -225,10 +225,14 @@ def test_true_is_not_a_count() -> None:
 @pytest.mark.parametrize("member", FIELDS)
 def test_only_one_spelling_of_base64_is_read(member: str) -> None:
     right = home(make_receipt(4), member)[member]
+    digits, padding = right.rstrip("="), "=" * right.count("=")
+    stray = digits[:-1] + chr(ord(digits[-1]) + 1) + padding  # decodes to the same bytes
+    assert b64decode(stray) == b64decode(right)
     for wrong in (
+        stray,
         right + "\n",
         " " + right,
-        right.rstrip("="),
+        digits,
         right + "=",
         right[:4] + "\n" + right[4:],
         right + "AAAA",
