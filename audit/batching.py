@@ -1,0 +1,209 @@
+"""One write batch: its two round trips to the database, and the bytes in between.
+
+(1) lock the head row, read the subjects' state; (2) insert the batch and its records, move the head, commit.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from audit.entries import Entry, Receipt
+from audit.faults import AlreadyRecorded, SubjectChanged
+from audit.protection import protect
+from muniment import batches, disclosures, merkle, statements
+
+EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+MICROSECOND = timedelta(microseconds=1)
+GONE = (False, None, True)
+
+HEAD = """SELECT next, at, batch, drained, clock_timestamp() FROM audit_head
+    WHERE %(version)s::bigint IS NULL OR policy = %(version)s FOR UPDATE"""
+SUBJECTS = """SELECT uid, blocked_at IS NOT NULL, signed_out_at, erased_at IS NOT NULL
+    FROM audit_subject WHERE uid = ANY(%s)"""
+OUTCOMES = "SELECT parent, id FROM audit_record WHERE parent = ANY(%s) AND type = 'outcome'"
+INSERT_BATCH = """INSERT INTO audit_batch (first, size, previous, root, digest, signature, key_id, at)
+    VALUES (%b, %b, %b, %b, %b, %b, %b, %b)"""
+COLUMNS = {
+    "id": "uuid", "index": "bigint", "at": "timestamptz", "type": "varchar", "decision": "varchar",
+    "reason": "varchar", "flagged": "boolean", "backend": "varchar", "client": "varchar", "subject": "varchar",
+    "tenant": "varchar", "tool": "varchar", "parent": "uuid", "request_key": "bytea", "trace_key": "bytea",
+    "session_key": "bytea", "resource_key": "bytea", "holder": "varchar", "statement": "bytea", "leaf": "bytea",
+    "disclosures": "bytea",
+}  # fmt: skip
+INSERT_RECORDS = f"""INSERT INTO audit_record ({", ".join(COLUMNS)})
+    SELECT * FROM unnest({", ".join(f"%b::{kind}[]" for kind in COLUMNS.values())})"""
+MOVE_HEAD = """UPDATE audit_head SET next = %b, at = %b, batch = %b, drained = coalesce(%b::bigint, drained)"""
+DRAINED = """UPDATE audit_outbox o SET record_index = d.index, private = NULL
+    FROM unnest(%b::bigint[], %b::bigint[]) AS d(id, index) WHERE o.id = d.id"""
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """The writer key of this process and its public name."""
+
+    private: Ed25519PrivateKey
+    key_id: str
+
+
+@dataclass(slots=True)
+class Begun:
+    """What the first round trip found, under the lock that is held until `finish`."""
+
+    next: int
+    at: datetime
+    previous: bytes
+    drained: int
+    now: datetime
+    subjects: dict[str, tuple[bool, datetime | None, bool]]
+    outcomes: dict[UUID, UUID]
+
+    def fault(self, entry: Entry) -> Exception | None:
+        """Why this entry must not be recorded as it is, if so."""
+        if entry.subject is not None and entry.subject_state is not None:
+            state = self.subjects.get(entry.subject, GONE)
+            if state != entry.subject_state:
+                return SubjectChanged(state)
+        if entry.parent is not None:
+            if first := self.outcomes.get(entry.parent):
+                return AlreadyRecorded(first)
+            # A second outcome of the same call in this very batch is refused too.
+            self.outcomes[entry.parent] = entry.parent
+        return None
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch as it will be committed; the same bytes settle an unknown outcome."""
+
+    first: int
+    at: datetime
+    previous: bytes
+    root: bytes
+    digest: bytes
+    signature: bytes
+    key_id: str
+    rows: list[tuple[Any, ...]]
+    paths: list[list[bytes]]
+    drained: int | None = None
+    outbox: list[tuple[int, int]] = field(default_factory=list)
+
+    def receipts(self) -> list[Receipt]:
+        """One for each record, in order."""
+        return [
+            Receipt(row[0], row[2], row[1], row[19], self.first, len(self.rows), self.previous, self.root,
+                    position, path, self.signature, self.key_id)
+            for position, (row, path) in enumerate(zip(self.rows, self.paths, strict=True))
+        ]  # fmt: skip
+
+
+def begin(connection: psycopg.Connection, entries: Sequence[Entry], version: int | None) -> Begun | None:
+    """The first round trip. None, with nothing held, when the policy is not at `version` any more.
+
+    The subjects are read by a statement of their own, after the lock was had, so that what was committed before
+    the lock is seen.
+    """
+    uids = list({entry.subject for entry in entries if entry.subject is not None})
+    parents = [entry.parent for entry in entries if entry.parent is not None]
+    with connection.pipeline():
+        head = connection.execute(HEAD, {"version": version}, prepare=True)
+        subjects = connection.execute(SUBJECTS, [uids], prepare=True) if uids else None
+        outcomes = connection.execute(OUTCOMES, [parents], prepare=True) if parents else None
+    row = head.fetchone()
+    if row is None:
+        connection.rollback()
+        return None
+    states = {uid: (blocked, out, gone) for uid, blocked, out, gone in subjects} if subjects else {}
+    return Begun(row[0], row[1], bytes(row[2]), row[3], row[4], states, dict(outcomes) if outcomes else {})
+
+
+def uuid7(at: datetime) -> UUID:
+    """A UUIDv7 (RFC 9562 section 5.7) of the record's own time, by which its partition is found."""
+    random = int.from_bytes(os.urandom(10))
+    value = (_microseconds(at) // 1000) << 80 | random
+    return UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)
+
+
+def _microseconds(at: datetime) -> int:
+    return (at - EPOCH) // MICROSECOND
+
+
+def build(
+    begun: Begun, entries: Sequence[Entry], signer: Signer, at: datetime, drained: int | None = None
+) -> tuple[Batch | None, list[Exception | None]]:
+    """The batch's bytes, signed. An entry that cannot be a statement is left out, with its error in its place, so
+    that it does not spoil the others."""
+    rows: list[tuple[Any, ...]] = []
+    faults: list[Exception | None] = []
+    origins: list[tuple[int, int]] = []
+    for entry in entries:
+        try:
+            rows.append(_row(entry, begun.next + len(rows), at + len(rows) * MICROSECOND))
+        except (statements.StatementError, UnicodeError) as error:
+            faults.append(error)
+            continue
+        faults.append(None)
+        origins += [(number, rows[-1][1]) for number in entry.outbox]
+    if not rows:
+        return None, faults
+    root, paths = merkle.paths([row[19] for row in rows])
+    message = batches.message(begun.next, len(rows), begun.previous, root)
+    batch = Batch(
+        begun.next, at, begun.previous, root, batches.digest(message), batches.sign(signer.private, message),
+        signer.key_id, rows, paths, drained, origins,
+    )  # fmt: skip
+    return batch, faults
+
+
+def _row(entry: Entry, index: int, at: datetime) -> tuple[Any, ...]:
+    record = uuid7(at)
+    statement = entry.statement
+    statement["v"] = statements.VERSION
+    statement["id"] = str(record)
+    statement["at"] = _microseconds(at)
+    statement["_sd"] = disclosures.digests(entry.private)
+    data = statements.encode(statement)
+    leaf = merkle.leaf_hash(data)
+    protected = protect(entry.cipher, disclosures.pack(entry.private), leaf) if entry.cipher else None
+    get, found = statement.get, entry.lookups.get
+    return (
+        record, index, at, get("type"), get("decision"), get("reason"), bool(get("flagged")), get("backend"),
+        get("client"), get("subject"), get("tenant"), get("tool"), entry.parent, found("request_key"),
+        found("trace_key"), found("session_key"), found("resource_key"), entry.holder, data, leaf, protected,
+    )  # fmt: skip
+
+
+def finish(connection: psycopg.Connection, batch: Batch) -> None:
+    """The second round trip: batch, records, head, commit. When it raises OperationalError, the outcome is
+    unknown: see `landed`."""
+    size = len(batch.rows)
+    values = [list(column) for column in zip(*batch.rows, strict=True)]
+    head = [batch.first + size, batch.rows[-1][2], batch.digest, batch.drained]
+    with connection.pipeline():
+        connection.execute(
+            INSERT_BATCH,
+            [batch.first, size, batch.previous, batch.root, batch.digest, batch.signature, batch.key_id, batch.at],
+            prepare=True,
+        )
+        connection.execute(INSERT_RECORDS, values, prepare=True)
+        if batch.outbox:
+            connection.execute(DRAINED, [list(column) for column in zip(*batch.outbox, strict=True)])
+        connection.execute(MOVE_HEAD, head, prepare=True)
+        connection.commit()
+
+
+def landed(connection: psycopg.Connection, batch: Batch) -> bool:
+    """Whether a batch whose commit got lost is in the log.
+
+    The lost transaction, if its server process still lives, holds the head row until it ends: so first the lock,
+    then, in a new statement, the look.
+    """
+    connection.execute("SELECT 1 FROM audit_head FOR UPDATE")
+    row = connection.execute("SELECT root FROM audit_batch WHERE first = %s", [batch.first]).fetchone()
+    connection.rollback()
+    return row is not None and bytes(row[0]) == batch.root

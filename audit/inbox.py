@@ -1,0 +1,58 @@
+"""The inbox of unknown clients and tools: counted in memory, added to the table about once a second, bounded, so
+that a caller with made-up names can neither slow a call nor fill the database."""
+
+import time
+from datetime import UTC, datetime
+from threading import Lock
+
+from django.db import connection
+
+MAX_NAMES = 1_000  # kept between two flushes
+MAX_ROWS = 10_000
+FLUSH_EVERY = 1.0  # seconds
+
+UPSERT = """
+    INSERT INTO audit_sighting (kind, source, name, count, first_seen, last_seen)
+    SELECT k, s, n, c, %(now)s, %(now)s FROM unnest(%(kinds)s, %(sources)s, %(names)s, %(counts)s) AS x(k, s, n, c)
+    WHERE (SELECT count(*) FROM audit_sighting) < %(most)s
+       OR EXISTS (SELECT 1 FROM audit_sighting a WHERE a.kind = k AND a.source = s AND a.name = n)
+    ORDER BY k, s, n
+    ON CONFLICT (kind, source, name)
+    DO UPDATE SET count = audit_sighting.count + excluded.count, last_seen = excluded.last_seen
+"""
+
+_counts: dict[tuple[str, str, str], int] = {}
+_lock = Lock()
+_flushed_at = 0.0
+
+
+def note(kind: str, source: str, name: str) -> None:
+    """Count one call that named an unknown client (source: its issuer) or tool (source: the backend)."""
+    global _flushed_at
+    with _lock:
+        key = (kind, source, name)
+        if key in _counts or len(_counts) < MAX_NAMES:
+            _counts[key] = _counts.get(key, 0) + 1
+        now = time.monotonic()
+        if now - _flushed_at < FLUSH_EVERY:
+            return
+        _flushed_at = now
+    flush()
+
+
+def flush() -> None:
+    """Add what was counted to the table."""
+    with _lock:
+        counted = dict(_counts)
+        _counts.clear()
+    if not counted:
+        return
+    kinds, sources, names = zip(*counted, strict=True)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            UPSERT,
+            {
+                "now": datetime.now(UTC), "kinds": list(kinds), "sources": list(sources), "names": list(names),
+                "counts": list(counted.values()), "most": MAX_ROWS,
+            },
+        )  # fmt: skip

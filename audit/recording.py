@@ -1,0 +1,239 @@
+"""The recorder: the only writer of records (DESIGN.md section 6, Writing).
+
+One thread and one connection in each web process take all that is queued and write it in one transaction of two
+round trips, under the lock of the head row: index order is commit order, without gaps, and all batches of all
+processes form one signed chain. An answer leaves only after its record has committed.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from threading import Condition, Event, Lock, Thread
+
+import psycopg
+
+from audit import outbox
+from audit.batching import Batch, Begun, Signer, begin, build, finish, landed
+from audit.entries import Entry, Receipt
+from audit.faults import AlreadyRecorded, QueueFull, Stale, SubjectChanged, Unavailable
+
+__all__ = ["AlreadyRecorded", "QueueFull", "Recorder", "Stale", "SubjectChanged", "Unavailable"]
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH = 512
+DRAIN_EVERY = 0.25  # seconds
+PAUSE = 0.1  # seconds between attempts to reach the database
+# What callers without a verified token may not use of the queue.
+RESERVED = 0.25
+
+Result = Receipt | Exception
+
+
+class Submission:
+    """Some entries that one caller waits for together."""
+
+    __slots__ = ("entries", "results", "left", "done", "deadline")
+
+    def __init__(self, entries: Sequence[Entry], deadline: float) -> None:
+        self.entries = entries
+        self.results: list[Result | None] = [None] * len(entries)
+        self.left = len(entries)
+        self.deadline = deadline
+        self.done = Lock()
+        self.done.acquire()
+
+    def resolve(self, position: int, result: Result) -> None:
+        """Called by the writer alone; the last one wakes the caller."""
+        self.results[position] = result
+        self.left -= 1
+        if self.left == 0:
+            self.done.release()
+
+
+Job = tuple[Submission, int]
+
+
+def resolve(jobs: Sequence[Job], result: Result) -> None:
+    """The same result for all."""
+    for submission, position in jobs:
+        submission.resolve(position, result)
+
+
+class Recorder:
+    """The writer thread of one web process. `connect` opens its connection; `clock`, in demo mode and tests only,
+    sets record time (which never goes back)."""
+
+    def __init__(
+        self,
+        connect: Callable[[], psycopg.Connection],
+        signer: Signer,
+        capacity: int = 2048,
+        timeout: float = 5.0,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self.connect, self.signer, self.capacity, self.timeout, self.clock = connect, signer, capacity, timeout, clock
+        self.queue: deque[Job] = deque()
+        self.ready = Condition(Lock())
+        self.stopping = Event()
+        self.unsettled: tuple[Batch, list[Job]] | None = None
+        self.connection: psycopg.Connection | None = None
+        self.drained_at = 0.0
+        self.thread = Thread(target=self._run, name="recorder", daemon=True)
+
+    def start(self) -> "Recorder":
+        """Start the thread."""
+        self.thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Write what is queued, then stop."""
+        self.stopping.set()
+        with self.ready:
+            self.ready.notify()
+        self.thread.join(timeout=10)
+
+    def record(self, entries: Sequence[Entry]) -> list[Result]:
+        """Record entries and wait until their transaction has committed; one result for each, in order: a
+        Receipt, or Stale, SubjectChanged, AlreadyRecorded or another exception. Raises QueueFull or Unavailable
+        for all of them; then they may or may not be in the log, and must not be answered."""
+        submission = Submission(entries, time.monotonic() + self.timeout)
+        with self.ready:
+            room = self.capacity if all(e.established for e in entries) else self.capacity * (1 - RESERVED)
+            if len(self.queue) + len(entries) > room:
+                raise QueueFull
+            self.queue.extend((submission, position) for position in range(len(entries)))
+            self.ready.notify()
+        if not submission.done.acquire(timeout=self.timeout):
+            raise Unavailable("the record could not be written in time")
+        return [result for result in submission.results if result is not None]
+
+    # --- the thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not (self.stopping.is_set() and not self.queue):
+            jobs = self._take()
+            try:
+                self._settle()
+                if jobs:
+                    self._write(jobs)
+                self._drain()
+            except psycopg.OperationalError as error:
+                self._lost(jobs, error)
+            except Exception as error:
+                logger.exception("recording failed")
+                self._disconnect()
+                resolve([job for job in jobs if job[0].results[job[1]] is None], Unavailable(type(error).__name__))
+        self._disconnect()
+
+    def _take(self) -> list[Job]:
+        """Everything queued, up to the size of a batch, without those whose callers have given up."""
+        with self.ready:
+            if not self.queue and not self.stopping.is_set():
+                self.ready.wait(DRAIN_EVERY)
+            jobs = [self.queue.popleft() for _ in range(min(MAX_BATCH, len(self.queue)))]
+        now = time.monotonic()
+        return [job for job in jobs if job[0].deadline > now]
+
+    def _lost(self, jobs: list[Job], error: Exception) -> None:
+        """The database is away: keep the jobs that nobody can have recorded, first in line, and try again."""
+        logger.warning("database connection lost: %s", type(error).__name__)
+        self._disconnect()
+        unknown = {(id(s), i) for s, i in self.unsettled[1]} if self.unsettled else set()
+        waiting = [(s, i) for s, i in jobs if s.results[i] is None and (id(s), i) not in unknown]
+        with self.ready:
+            self.queue.extendleft(reversed(waiting))
+        self.stopping.wait(PAUSE)
+
+    def _connected(self) -> psycopg.Connection:
+        if self.connection is None or self.connection.closed:
+            self.connection = self.connect()
+        return self.connection
+
+    def _disconnect(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = None
+
+    def _settle(self) -> None:
+        """After a connection was lost during a commit: find out whether the batch is there, before anything else
+        is written. What is absent is decided again by its caller."""
+        if self.unsettled is None:
+            return
+        batch, jobs = self.unsettled
+        is_there = landed(self._connected(), batch)
+        self.unsettled = None
+        logger.warning("batch at %d %s", batch.first, "had committed" if is_there else "had not committed")
+        if is_there:
+            self._answer(batch, jobs)
+        else:
+            resolve(jobs, Stale())
+
+    def _write(self, jobs: list[Job]) -> None:
+        """One batch: decided under one policy version, or none."""
+        versions = [v for s, i in jobs if (v := s.entries[i].version) is not None]
+        version = max(versions, default=None)
+        older = [job for job in jobs if job[0].entries[job[1]].version not in (None, version)]
+        resolve(older, Stale())
+        jobs = [job for job in jobs if job[0].results[job[1]] is None]
+        entries = [submission.entries[position] for submission, position in jobs]
+        begun = begin(self._connected(), entries, version)
+        if begun is None:  # the policy has moved on
+            resolve([job for job in jobs if job[0].entries[job[1]].version is not None], Stale())
+            unbound = [job for job in jobs if job[0].entries[job[1]].version is None]
+            return self._write(unbound) if unbound else None
+        kept = []
+        for job, entry in zip(jobs, entries, strict=True):
+            if fault := begun.fault(entry):
+                job[0].resolve(job[1], fault)
+            else:
+                kept.append(job)
+        self._append(begun, kept)
+
+    def _append(self, begun: Begun, jobs: list[Job]) -> None:
+        batch, faults = build(begun, [s.entries[i] for s, i in jobs], self.signer, self._time(begun))
+        kept = []
+        for job, fault in zip(jobs, faults, strict=True):
+            if fault is None:
+                kept.append(job)
+            else:
+                job[0].resolve(job[1], fault)
+        if batch is None:
+            self._connected().rollback()
+            return
+        self.unsettled = (batch, kept)
+        finish(self._connected(), batch)
+        self.unsettled = None
+        self._answer(batch, kept)
+
+    def _answer(self, batch: Batch, jobs: list[Job]) -> None:
+        for receipt, (submission, position) in zip(batch.receipts(), jobs, strict=True):
+            submission.resolve(position, receipt)
+
+    def _time(self, begun: Begun) -> datetime:
+        """The log's clock: the database's, or the demo's, and always after the newest record."""
+        now = self.clock() if self.clock else begun.now
+        return max(now.astimezone(UTC), begun.at + timedelta(microseconds=1))
+
+    def _drain(self) -> None:
+        """Put what waits in the outbox into the log."""
+        if time.monotonic() - self.drained_at < DRAIN_EVERY:
+            return
+        connection = self._connected()
+        while outbox.waiting(connection):
+            begun = begin(connection, [], None)
+            assert begun is not None
+            entries, drained = outbox.entries(connection, begun.drained)
+            if not entries:
+                connection.rollback()
+                break
+            batch, faults = build(begun, entries, self.signer, self._time(begun), drained=drained)
+            if batch is None or any(faults):
+                connection.rollback()
+                raise RuntimeError(f"an outbox entry cannot be recorded: {next(filter(None, faults))}")
+            self.unsettled = (batch, [])
+            finish(connection, batch)
+            self.unsettled = None
+        self.drained_at = time.monotonic()

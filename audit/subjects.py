@@ -1,0 +1,126 @@
+"""Who the users are: found by keyed hash, identifiers protected under the subject's own data key."""
+
+import secrets
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from django.db import transaction
+
+from audit.models import Subject
+from audit.protection import MAX_CACHED, KeyDestroyed, keyed_hash, keyring, protect, reveal
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A subject that this process has seen: its uid, and the e-mail address that is stored for it."""
+
+    uid: str
+    email: str | None
+
+
+_known: dict[bytes, Known] = {}
+
+
+def identity_key(issuer: str, sub: str) -> bytes:
+    """How a caller is found: a keyed hash of `iss` and `sub`, 32 bytes."""
+    return keyed_hash("identity", f"{issuer}\x00{sub}")
+
+
+def email_key(email: str) -> bytes:
+    """How an e-mail address is found, whatever its case."""
+    return keyed_hash("email", email.strip().lower())
+
+
+def resolve(issuer: str, sub: str, email: str | None = None) -> str:
+    """The uid of this user, made at the first call. The e-mail address, when a token brings another, is stored
+    anew. A new subject raises no policy version."""
+    key = identity_key(issuer, sub)
+    known = _known.get(key)
+    if known is None or (email is not None and email != known.email):
+        known = _remember(key, _find(key, email) or _create(key, issuer, sub, email))
+    return known.uid
+
+
+def _remember(key: bytes, known: Known) -> Known:
+    if len(_known) >= MAX_CACHED:
+        _known.clear()
+    _known[key] = known
+    return known
+
+
+def _find(key: bytes, email: str | None) -> Known | None:
+    subject = Subject.objects.filter(identity_key=key).first()
+    if subject is None:
+        return None
+    stored = read(subject, "email")
+    if email is not None and email != stored:
+        cipher = keyring.get(subject.uid)
+        Subject.objects.filter(uid=subject.uid).update(
+            email=protect(cipher, email.encode(), _bound(subject.uid, "email")), email_key=email_key(email)
+        )
+        stored = email
+    return Known(subject.uid, stored)
+
+
+@transaction.atomic
+def _create(key: bytes, issuer: str, sub: str, email: str | None) -> Known:
+    uid = f"usr_{secrets.token_urlsafe(15)}"
+    cipher = keyring.get(uid, create=True)
+    Subject.objects.bulk_create(
+        [
+            Subject(
+                uid=uid,
+                issuer=issuer,
+                identity_key=key,
+                sub=protect(cipher, sub.encode(), _bound(uid, "sub")),
+                email=protect(cipher, email.encode(), _bound(uid, "email")) if email else None,
+                email_key=email_key(email) if email else None,
+            )
+        ],
+        ignore_conflicts=True,
+    )
+    # Another process may have been first; then its row counts and our key is never used.
+    winner = Subject.objects.values_list("uid", flat=True).get(identity_key=key)
+    return Known(winner, email)
+
+
+def _bound(uid: str, column: str) -> bytes:
+    return f"{uid}/{column}".encode()
+
+
+def read(subject: Subject, column: str) -> str | None:
+    """A protected identifier (`sub` or `email`) in clear; None where there is none, or it can no longer be read.
+    Only for viewers who may see personal data."""
+    protected = getattr(subject, column)
+    if protected is None:
+        return None
+    try:
+        return reveal(keyring.get(subject.uid), bytes(protected), _bound(subject.uid, column)).decode()
+    except (KeyDestroyed, InvalidTag):
+        return None
+
+
+def find_by_email(email: str) -> list[str]:
+    """The uids known under an e-mail address."""
+    return list(Subject.objects.filter(email_key=email_key(email)).values_list("uid", flat=True)[:100])
+
+
+def find_by_sub(sub: str) -> list[str]:
+    """The uids that any issuer knows under this `sub`."""
+    issuers = Subject.objects.order_by().values_list("issuer", flat=True).distinct()
+    keys = [identity_key(issuer, sub) for issuer in issuers]
+    return list(Subject.objects.filter(identity_key__in=keys).values_list("uid", flat=True))
+
+
+def forget(uid: str) -> None:
+    """Drop what this process remembers of a subject."""
+    keyring.forget(uid)
+    for key, known in list(_known.items()):
+        if known.uid == uid:
+            _known.pop(key, None)
+
+
+def clear() -> None:
+    """Drop all that this process remembers."""
+    _known.clear()
+    keyring.clear()

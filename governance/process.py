@@ -1,0 +1,83 @@
+"""What a web process keeps for its life: the recorder and its keys. Made at the first use, so that it is made
+after granian has started its workers."""
+
+import base64
+from collections.abc import Callable
+from datetime import datetime
+from functools import cache
+from hashlib import sha256
+from threading import Lock
+
+import psycopg
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from django.conf import settings
+from django.db import connections
+
+from audit.batching import Signer
+from audit.models import PublishedKey
+from audit.recording import Recorder
+
+_recorder: Recorder | None = None
+_starting = Lock()
+
+
+def key_id(public: bytes) -> str:
+    """RFC 7638 thumbprint of an Ed25519 public key (RFC 8037 appendix A.3)."""
+    x = base64.urlsafe_b64encode(public).rstrip(b"=").decode()
+    thumbprint = sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}'.encode()).digest()
+    return base64.urlsafe_b64encode(thumbprint).rstrip(b"=").decode()
+
+
+@cache
+def signer(name: str, use: str) -> Signer:
+    """The process's key of this name, published for those who verify."""
+    private = Ed25519PrivateKey.from_private_bytes(settings.MUNIMENT_KEYS[name])
+    public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    PublishedKey.objects.get_or_create(key_id=key_id(public), defaults={"use": use, "public": public})
+    return Signer(private, key_id(public))
+
+
+def connect() -> psycopg.Connection:
+    """The recorder's own connection. It says itself that a commit must be durable, whatever the server's default
+    is, and that no statement of it may hang."""
+    parameters = connections["default"].get_connection_params()
+    names = ("dbname", "host", "port", "user", "password", "connect_timeout", "sslmode", "sslrootcert")
+    options = "-c synchronous_commit=on -c statement_timeout=10s -c lock_timeout=5s -c timezone=UTC"
+    return psycopg.connect(
+        **{name: parameters[name] for name in names if name in parameters},
+        options=f"{options} -c idle_in_transaction_session_timeout=10s",
+        application_name="muniment recorder",
+        keepalives_idle=5,
+        keepalives_interval=2,
+        keepalives_count=3,
+    )
+
+
+def recorder() -> Recorder:
+    """The recorder of this process, started at the first call."""
+    if _recorder is not None:
+        return _recorder
+    with _starting:
+        return _recorder or start_recorder()
+
+
+def start_recorder(clock: Callable[[], datetime] | None = None) -> Recorder:
+    """Start it; `clock` is for the demo's history and for tests."""
+    global _recorder
+    _recorder = Recorder(
+        connect,
+        signer("WRITER_KEY", "writer"),
+        capacity=settings.MUNIMENT_QUEUE,
+        timeout=settings.MUNIMENT_RECORD_TIMEOUT,
+        clock=clock,
+    ).start()
+    return _recorder
+
+
+def stop_recorder() -> None:
+    """Write what is queued and stop."""
+    global _recorder
+    if _recorder is not None:
+        _recorder.stop()
+    _recorder = None

@@ -1,0 +1,235 @@
+"""One verify call, from the token to the answer: identity -> decision -> recording (DESIGN.md sections 4 and 5).
+
+The policy may move on between deciding and recording; then the recorder refuses, and the call is decided again
+from the newer policy. Nothing is answered that is not recorded.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from audit import inbox, subjects
+from audit.entries import Entry, Receipt, entry
+from audit.protection import KeyDestroyed, token_digest
+from audit.reasons import REASONS
+from audit.recording import QueueFull, Stale, SubjectChanged, Unavailable
+from clients import keysets
+from clients.tokens import Identity, Refused, UnknownKey, identify
+from governance.contract import Call
+from governance.decision import Decision, Question, SubjectState, decide, refuse
+from governance.process import recorder
+from governance.snapshot import BackendPolicy, Snapshot, snapshots
+from tools import credentials
+from tools.credentials import Credential
+
+ATTEMPTS = 6  # one decision, and five refusals of it
+State = tuple[bool, datetime | None, bool]
+UNTOUCHED: State = (False, None, False)
+
+
+class NotAuthenticated(Exception):
+    """The backend key is missing, unknown, wrong, expired or revoked."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """A decided call: what the statement and the answer are made from."""
+
+    call: Call
+    snapshot: Snapshot
+    backend: BackendPolicy
+    decision: Decision
+    digest: bytes | None
+    identity: Identity | None = None
+    uid: str | None = None
+    state: State = UNTOUCHED
+    receipt: Receipt | None = None
+
+
+def authenticate(credential: Credential | None) -> tuple[Snapshot, BackendPolicy]:
+    """The backend that calls. A key that this process does not know may be new: then, once, the database is asked
+    for its policy version. Raises NotAuthenticated."""
+    now = time.time()
+    snapshot = snapshots.current()
+    backend = snapshot.authenticate(credential, now)
+    if backend is None and credential is not None and credential.key_id not in snapshot.keys:
+        snapshot = snapshots.at_head()
+        backend = snapshot.authenticate(credential, now)
+    if backend is None or credential is None:
+        raise NotAuthenticated
+    credentials.touch(credential.key_id)
+    return snapshot, backend
+
+
+def verify(credential: Credential | None, calls: Sequence[Call]) -> list[Verdict]:
+    """Decide and record calls of one backend; the verdicts in the calls' order, each with its receipt.
+
+    Raises NotAuthenticated, QueueFull or Unavailable; then nothing may be answered."""
+    verdicts: list[Verdict | None] = [None] * len(calls)
+    states = [UNTOUCHED] * len(calls)
+    waiting = list(range(len(calls)))
+    for _ in range(ATTEMPTS):
+        snapshot, backend = authenticate(credential)
+        made = {position: judge(snapshot, backend, calls[position], states[position]) for position in waiting}
+        results = recorder().record([to_entry(verdict) for verdict in made.values()])
+        waiting = []
+        for (position, verdict), result in zip(made.items(), results, strict=True):
+            match result:
+                case Receipt():
+                    verdict.receipt = result
+                    verdicts[position] = verdict
+                case SubjectChanged():
+                    states[position] = subject_changed(verdict, result.state)
+                    waiting.append(position)
+                case Stale():
+                    waiting.append(position)
+                case _:
+                    raise Unavailable("the record could not be written") from result
+        if not waiting:
+            return [verdict for verdict in verdicts if verdict is not None]
+        snapshots.at_head()
+    raise Unavailable("the policy kept changing")
+
+
+def subject_changed(verdict: Verdict, state: State) -> State:
+    """What to assume of the subject when the call is decided again; an erased one is met as a new user."""
+    gone = state[2]
+    if gone and verdict.uid:
+        subjects.forget(verdict.uid)
+    return UNTOUCHED if gone else state
+
+
+def judge(snapshot: Snapshot, backend: BackendPolicy, call: Call, state: State = UNTOUCHED) -> Verdict:
+    """Decide one call under one policy. Never raises for anything that a token or a call may hold."""
+    now = time.time()
+    digest = None if call.token is None else token_digest(call.token)
+    try:
+        snapshot, backend, identity = establish(snapshot, backend, call, digest, now)
+    except Refused as refusal:
+        return Verdict(call, snapshot, backend, refuse(refusal.reason, refusal.detail), digest)
+    uid = subjects.resolve(identity.issuer, identity.sub, identity.email)
+    question = Question(
+        backend_id=backend.id,
+        tool=call.tool,
+        issuer=identity.issuer,
+        client_id=identity.client_id,
+        subject=uid,
+        tenant=identity.tenant,
+        roles=frozenset(identity.roles),
+        token_scopes=identity.scopes,
+        issued_at=identity.issued_at,
+        asked_tenant=call.tenant,
+        mode=call.agent.mode,
+        agent_scopes=None if call.agent.scopes is None else tuple(call.agent.scopes),
+    )
+    blocked, signed_out, gone = state
+    subject = SubjectState(blocked, signed_out.timestamp() if signed_out else None, gone)
+    decision = decide(snapshot.policy, question, subject, now)
+    return Verdict(call, snapshot, backend, decision, digest, identity, uid, state)
+
+
+def establish(
+    snapshot: Snapshot, backend: BackendPolicy, call: Call, digest: bytes | None, now: float
+) -> tuple[Snapshot, BackendPolicy, Identity]:
+    """Who calls (rows 1 to 8). A token that this snapshot has verified is looked up by its digest; a key that it
+    does not have may be fetched, once. Raises Refused."""
+    key = (backend.id, digest or b"")
+    known = snapshot.tokens.get(key)
+    if known is not None and now < known.expires_at:
+        issuer = backend.issuers[known.issuer]
+        if snapshots.keys_are_fresh(snapshot, issuer.id, now):
+            return snapshot, backend, known
+    try:
+        identity = identify(call.token, backend.issuers, backend.audiences, now)
+    except Refused as refusal:
+        newer = fetch_keys(snapshot, refusal)
+        backend = newer.backends.get(backend.id, backend)
+        identity, snapshot = identify(call.token, backend.issuers, backend.audiences, now), newer
+    issuer = backend.issuers[identity.issuer]
+    if not snapshots.keys_are_fresh(snapshot, issuer.id, now):
+        raise Refused("issuer_unavailable", "The keys that we have of it are too old.")
+    snapshot.remember((backend.id, digest or b""), identity)
+    return snapshot, backend, identity
+
+
+def fetch_keys(snapshot: Snapshot, refusal: Refused) -> Snapshot:
+    """A newer snapshot, when fetching the issuer's keys may have helped; else the refusal again. A fetch that is
+    under way is not waited for: it can't be told yet whether the key exists."""
+    if not isinstance(refusal, UnknownKey):
+        raise refusal
+    outcome = keysets.claim_and_refresh(refusal.issuer_id)
+    if outcome == "busy":
+        raise Refused("issuer_unavailable", "Its keys are being fetched.") from None
+    newer = snapshots.at_head()
+    if newer.version == snapshot.version:
+        raise refusal
+    return newer
+
+
+def to_entry(verdict: Verdict) -> Entry:
+    """The record of a decision: its statement, and what of it is private (DESIGN.md section 6)."""
+    call, decision, identity = verdict.call, verdict.decision, verdict.identity
+    if decision.reason in ("client_unknown", "tool_unknown") and identity is not None:
+        note_unknown(verdict)
+    statement: dict[str, Any] = {
+        "type": "decision",
+        "backend": verdict.backend.slug,
+        "client": decision.client.slug if decision.client else None,
+        "client_id": identity.client_id if identity else None,
+        "issuer": identity.issuer if identity else None,
+        "subject": verdict.uid,
+        "tenant": identity.tenant if identity else None,
+        "tool": call.tool,
+        "decision": "allow" if decision.allowed else "deny",
+        "reason": decision.reason,
+        "policy": {"version": verdict.snapshot.version, "digest": verdict.snapshot.digest},
+        "required": list(decision.required),
+        "token_scopes": list(decision.token_scopes),
+        "effective": list(decision.effective),
+        "grants": list(decision.grants),
+        "roles": list(identity.roles) if identity else [],
+        "agent": {
+            "mode": call.agent.mode,
+            "chain": [*call.agent.chain, *(reversed(identity.actors) if identity else ())],
+            "scopes": call.agent.scopes,
+        },
+        "access": decision.tool.access if decision.tool else None,
+        "sensitive": decision.tool.sensitive if decision.tool else False,
+        "flagged": decision.flagged,
+        "token": verdict.digest.hex() if verdict.digest else None,
+        "parent": None,
+    }
+    info = call.request
+    private = {
+        "sub": identity.sub if identity else None,
+        "email": identity.email if identity else None,
+        "request_id": info.id,
+        "trace_id": info.trace_id,
+        "session_id": info.session_id,
+        "ip": info.ip,
+        "user_agent": info.user_agent or None,
+        "resource": {"type": call.resource.type, "id": call.resource.id} if call.resource else None,
+        "arguments_digest": call.arguments_digest,
+        "asked_tenant": call.tenant,
+    }
+    # Callers that could not be established fall under a key of the backend's day, with a retention of its own.
+    holder = verdict.uid or f"backend:{verdict.backend.slug}:{datetime.now(UTC):%Y-%m-%d}"
+    bound = {"version": verdict.snapshot.version, "established": verdict.uid is not None}
+    if verdict.uid:
+        bound |= {"subject": verdict.uid, "subject_state": verdict.state}
+    return entry(statement, private, holder, **bound)
+
+
+def note_unknown(verdict: Verdict) -> None:
+    """Let the unknown client or tool land in the inbox."""
+    identity = verdict.identity
+    assert identity is not None
+    if verdict.decision.reason == "tool_unknown":
+        inbox.note("tool", verdict.backend.slug, verdict.call.tool)
+    elif identity.client_id is not None:
+        inbox.note("client", identity.issuer, identity.client_id)
+
+
+
