@@ -1,7 +1,8 @@
 """The real PostgreSQL and Redis that Muniment brings along, for development and for tests.
 
 Everything lives under one folder, ``var``: two folders are two instances, side by side. A folder that is
-already there keeps its mode; only what we make gets ours. Linux only; elsewhere set DATABASE_URL and REDIS_URL.
+already there keeps its mode; only what we make gets ours. Linux only; elsewhere set DATABASE_URL,
+DATABASE_OWNER_URL and REDIS_URL.
 """
 
 import contextlib
@@ -141,7 +142,7 @@ def make_var(var: Path) -> Path:
 
 @contextlib.contextmanager
 def lock(path: Path, refusal: str) -> Iterator[None]:
-    """Hold an exclusive flock(2), which ends with us however we end. EmbeddedError(refusal) if it is taken."""
+    """Hold an exclusive flock(2), which ends with us however we end. EmbeddedError(refusal) if taken."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:

@@ -21,9 +21,9 @@ from governance.embedded_process import (
     Account,
     EmbeddedError,
     Process,
-    drop_privileges,
     last_lines,
     launch,
+    preparation,
     stop,
     stop_leftovers,
 )
@@ -155,7 +155,8 @@ def _run(arguments: list[str], account: Account | None, variables: dict[str, str
         text=True,
         timeout=120,
         check=False,
-        preexec_fn=None if account is None else lambda: drop_privileges(account),
+        start_new_session=True,  # Ctrl-C is for us: half a database would have to be made again
+        preexec_fn=preparation(account, signal.SIGKILL),
     )
     if done.returncode != 0:
         raise EmbeddedError(
@@ -215,7 +216,7 @@ def _arrange_roles(connection: psycopg.Connection, passwords: Mapping[str, str])
         )
     with contextlib.suppress(psycopg.errors.DuplicateDatabase):
         connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(_name(DATABASE), _name(OWNER)))
-    # The serving role gets its own database alone; `postgres` is where the owner stands to make test databases.
+    # The serving role gets its own database alone; from `postgres` the owner makes test databases.
     for database, role in ((DATABASE, SERVING), ("postgres", OWNER)):
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(_name(database)))
         connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(_name(database), _name(role)))

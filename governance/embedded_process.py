@@ -11,7 +11,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -43,9 +43,10 @@ class Account:
 def choose_account(entered: Path, read: Iterable[Path]) -> Account | None:
     """None (stay who we are) unless we are root: then `nobody`, since PostgreSQL refuses to serve as root.
 
-    ``entered`` is the folder that the servers' data are in, ``read`` what else they read or run. Where one lies under a folder that only root may enter
-    (a clone in /root), moving the data elsewhere would lose it at the next clean-up and opening the folder is
-    not ours to do: the server then keeps one capability, to pass such folders, and no other.
+    ``entered`` is the folder that the servers' data are in, ``read`` what else they read or run. Where one lies
+    under a folder that only root may enter (a clone in /root), moving the data elsewhere would lose it at the
+    next clean-up and opening the folder is not ours to do: the server then keeps one capability, to pass such
+    folders, and no other.
     """
     if os.geteuid() != 0:
         return None
@@ -88,25 +89,28 @@ def launch(
     log: Path,
     account: Account | None,
     death_signal: signal.Signals,
-    environment: dict[str, str],
+    environment: Mapping[str, str],
     stdin: str = "",
+    stdout: BinaryIO | None = None,
+    cwd: Path = Path("/"),
 ) -> Process:
-    """Start a server in a session of its own; it gets ``death_signal`` when the calling *thread* ends.
+    """Start a process in a session of its own; what it prints goes to ``log``, or ``stdout`` and ``log``.
 
-    So call it from a thread that lives as long as the server should (prctl(2), PR_SET_PDEATHSIG).
+    It gets ``death_signal`` when the calling *thread* ends (prctl(2), PR_SET_PDEATHSIG), so call from a thread
+    that lives as long as the process should. EmbeddedError when it cannot be started.
     """
     with open_log(log) as output:
         try:
             process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=stdout or output,
+                stderr=output,
                 env=environment,
-                cwd="/",
+                cwd=cwd,
                 umask=0o077,
                 start_new_session=True,
-                preexec_fn=_preparation(account, death_signal),
+                preexec_fn=preparation(account, death_signal),
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise EmbeddedError(f"{Path(arguments[0]).name} cannot be started: {error}") from None
@@ -116,7 +120,7 @@ def launch(
     return process
 
 
-def _preparation(account: Account | None, death_signal: signal.Signals) -> Callable[[], None]:
+def preparation(account: Account | None, death_signal: signal.Signals) -> Callable[[], None]:
     """What the child does before it becomes the server. The death signal comes last: setuid clears it."""
     parent = os.getpid()
 
@@ -186,15 +190,46 @@ def stop(process: Process, signals: Iterable[tuple[signal.Signals, float]]) -> i
     return process.wait()
 
 
-def stop_leftovers(
-    directory: Path, program: str, first_signal: signal.Signals, *, seconds: float = 15
-) -> int:
+def exited(process: Process) -> int | None:
+    """The exit status, or None while it runs. Does not reap: until then no other group can get its number."""
+    if process.returncode is not None:
+        return process.returncode
+    found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+def stop_group(process: Process, seconds: float) -> int:
+    """SIGTERM to a leader that ``launch`` started, its time to end, then SIGKILL to all of its group."""
+    if process.returncode is not None:
+        return process.returncode
+    if exited(process) is None:
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + seconds
+        while exited(process) is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
+
+
+def stop_leftovers(directory: Path, program: str, first_signal: signal.Signals) -> int:
     """Stop what an earlier start left running in ``directory``, and only that. Returns how many there were.
 
-    Ours is a process that runs a program of that name *and* works in that folder of ours. A pidfd is held from
-    before the check, so that the number cannot pass to another process between check and signal.
+    Ours is a process that runs a program of that name *and* works in that folder of ours.
     """
-    found = _open_leftovers(directory, program)
+    return stop_matching(lambda proc: _works_in(proc, directory, program), first_signal)
+
+
+def stop_matching(
+    is_ours: Callable[[str], bool], first_signal: signal.Signals, *, seconds: float = 15
+) -> int:
+    """Stop each process whose /proc folder satisfies ``is_ours``; EmbeddedError if one cannot be stopped.
+
+    A pidfd is held from before that check: the number cannot pass to another process before the signal.
+    """
+    found = _open_matching(is_ours)
     try:
         deadline = time.monotonic() + seconds
         for number, until in ((first_signal, deadline), (signal.SIGKILL, deadline + 5)):
@@ -208,20 +243,20 @@ def stop_leftovers(
     finally:
         for pidfd in found:
             os.close(pidfd)
-    raise EmbeddedError(f"an earlier {program} still works in {directory} and cannot be stopped")
+    raise EmbeddedError("a process of an earlier start is still there and cannot be stopped")
 
 
-def _open_leftovers(directory: Path, program: str) -> dict[int, bool]:
+def _open_matching(is_ours: Callable[[str], bool]) -> dict[int, bool]:
     """pidfd -> whether it is a helper of a postmaster, to which SIGINT would mean something else."""
     found = {}
     for entry in os.scandir("/proc"):
-        if not entry.name.isdecimal():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
         try:
             pidfd = os.pidfd_open(int(entry.name))
         except OSError:
             continue
-        if _works_in(entry.path, directory, program):
+        if is_ours(entry.path):
             found[pidfd] = _command_line(entry.path).startswith(b"postgres: ")
         else:
             os.close(pidfd)

@@ -66,7 +66,7 @@ class Redis:
 
 
 def broker_url(redis_url: str) -> str:
-    """The same server as Celery writes it: kombu calls a Unix socket ``redis+socket://`` (TCP stays as it is)."""
+    """The same server as Celery writes it: a Unix socket is ``redis+socket://``; TCP stays as it is."""
     parts = urlsplit(redis_url)
     if parts.scheme != "unix":
         return redis_url

@@ -1,0 +1,32 @@
+# Two commands to try it: `git clone ...`, `make run`. Everything is installed in .venv, nothing outside this folder.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: run test check bench soak
+
+run: .venv/.installed
+	$(BIN)/python -m governance.supervisor
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+check: .venv/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy governance clients tools audit sdk/muniment
+	$(BIN)/lint-imports
+	.ci/check_deploy
+
+bench: .venv/.installed
+	$(BIN)/python -m bench
+
+# The long kill and race runs; a short one of each is in `test`.
+soak: .venv/.installed
+	$(BIN)/python -m pytest -m soak
+
+.venv/.installed: requirements.lock sdk/pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e sdk
+	touch $@
