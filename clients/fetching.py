@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from clients.strictjson import parse_object
@@ -160,12 +160,24 @@ def _connect(target: _Target, addresses: Sequence[Address], deadline: float) -> 
     failure: OSError = TimeoutError()
     for address in addresses[:MAX_ADDRESSES]:
         try:
-            plain = socket.create_connection((str(address), target.port), timeout=_left(deadline))
+            plain = _connected(address, target.port, deadline)
         except OSError as error:
             failure = error
             continue
         return _secured(plain, target) if target.secure else plain
     raise failure
+
+
+def _connected(address: Address, port: int, deadline: float) -> socket.socket:
+    # Not socket.create_connection(), which would resolve once more.
+    plain = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        plain.settimeout(_left(deadline))
+        plain.connect((str(address), port))
+    except BaseException:
+        plain.close()
+        raise
+    return plain
 
 
 def _secured(plain: socket.socket, target: _Target) -> socket.socket:
@@ -187,9 +199,8 @@ def _exchange(connection: socket.socket, target: _Target, deadline: float, max_b
         "Accept-Encoding: identity\r\nUser-Agent: muniment\r\nConnection: close\r\n\r\n".encode("ascii")
     )
     # HTTPResponse wants no more of a socket than makefile().
-    with http.client.HTTPResponse(
-        _Reader(connection, deadline, max_bytes + MAX_HEAD), method="GET"
-    ) as response:  # type: ignore[arg-type]
+    reader = cast(socket.socket, _Reader(connection, deadline, max_bytes + MAX_HEAD))
+    with http.client.HTTPResponse(reader, method="GET") as response:
         response.begin()
         if 300 <= response.status < 400:
             raise FetchError("the server redirects, which is not followed")
