@@ -1,6 +1,6 @@
 """Keys for development, made once as files of mode 0600 under ``var/keys`` (0700).
 
-In production keys come from the operator (``MUNIMENT_<NAME>`` or ``MUNIMENT_<NAME>_FILE``); nothing here runs.
+In production keys come from the operator (``MUNIMENT_<NAME>`` or ``MUNIMENT_<NAME>_FILE``), not from here.
 
     python -m governance.devkeys DIRECTORY [PROCESS]
 

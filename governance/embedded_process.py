@@ -43,9 +43,9 @@ class Account:
 def choose_account(entered: Path, read: Iterable[Path]) -> Account | None:
     """None (stay who we are) unless we are root: then `nobody`, since PostgreSQL refuses to serve as root.
 
-    ``entered`` is the folder that the servers' data are in, ``read`` what else they read or run. Where one lies
-    under a folder that only root may enter (a clone in /root), moving the data elsewhere would lose it at the
-    next clean-up and opening the folder is not ours to do: the server then keeps one capability, to pass such
+    ``entered`` is the folder that the servers' data are in, ``read`` what else they read or run. Where one
+    lies under a folder that only root may enter (a clone in /root), data moved elsewhere would be lost at the
+    next clean-up, and opening the folder is not ours to do: the server then keeps one capability, to pass such
     folders, and no other.
     """
     if os.geteuid() != 0:
@@ -96,8 +96,8 @@ def launch(
 ) -> Process:
     """Start a process in a session of its own; what it prints goes to ``log``, or ``stdout`` and ``log``.
 
-    It gets ``death_signal`` when the calling *thread* ends (prctl(2), PR_SET_PDEATHSIG), so call from a thread
-    that lives as long as the process should. EmbeddedError when it cannot be started.
+    It gets ``death_signal`` when the calling *thread* ends (prctl(2), PR_SET_PDEATHSIG), so call from a
+    thread that lives as long as the process should. EmbeddedError when it cannot be started.
     """
     with open_log(log) as output:
         try:

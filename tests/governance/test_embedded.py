@@ -28,7 +28,8 @@ STARTER = """
 import pathlib, sys, time
 from governance import embedded
 servers = embedded.start(pathlib.Path(sys.argv[1]))
-print(servers.postgres.process.pid, servers.redis.process.pid, servers.database_url, servers.redis_url, flush=True)
+pids = servers.postgres.process.pid, servers.redis.process.pid
+print(*pids, servers.database_url, servers.redis_url, flush=True)
 time.sleep(120)
 """
 

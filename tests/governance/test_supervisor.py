@@ -151,7 +151,7 @@ def test_it_starts_serves_tells_how_and_ctrl_c_leaves_nothing(run: Run) -> None:
 def test_a_second_one_on_the_same_folder_or_port_is_refused_and_harms_nothing(run: Run) -> None:
     same_folder = Run(run.var, free_port())
     assert same_folder.process.wait(30) == 1
-    assert same_folder.said == f"muniment: Muniment already runs in {run.var}; MUNIMENT_VAR moves it\n"
+    assert same_folder.said == f"muniment: Muniment already runs in {run.var}; MUNIMENT_VAR moves this one\n"
     same_port = Run(run.var.with_name("other"), run.port)
     assert same_port.process.wait(30) == 1
     assert f"port {run.port} on 127.0.0.1 is taken" in same_port.said and "MUNIMENT_PORT" in same_port.said
@@ -167,7 +167,8 @@ def test_a_second_one_on_the_same_folder_or_port_is_refused_and_harms_nothing(ru
 def test_when_a_process_dies_it_says_which_and_stops_all(run: Run, words: str, name: str) -> None:
     os.kill(pid_of(run.var, words), signal.SIGKILL)
     assert run.process.wait(60) == 1
-    assert f"{name} died (killed by SIGKILL); the last lines of {run.var}/log/{name}.log:" in run.said
+    assert f"muniment: {name} died (killed by SIGKILL); " in run.said
+    assert f"{run.var}/log/{name}.log" in run.said
     assert marked(run.var) == {}
 
 
