@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from governance import devkeys, embedded_postgres, embedded_redis
 from governance.embedded_postgres import OWNER, SERVING, SUPERUSER, Postgres
@@ -84,7 +85,7 @@ class Servers:
         """Stop Redis, then PostgreSQL, and take the sockets' folder away."""
         self._cleanup.close()
 
-    def __enter__(self) -> "Servers":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

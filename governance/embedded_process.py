@@ -110,7 +110,7 @@ def launch(
                 cwd=cwd,
                 umask=0o077,
                 start_new_session=True,
-                preexec_fn=preparation(account, death_signal),
+                preexec_fn=preparation(account, death_signal),  # noqa: PLW1509  # only system calls in there
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise EmbeddedError(f"{Path(arguments[0]).name} cannot be started: {error}") from None

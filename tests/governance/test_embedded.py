@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+
 from governance import embedded
 from governance.embedded import EmbeddedError, Servers
 from governance.embedded_process import can_reach, choose_account, stop_leftovers
@@ -101,9 +102,11 @@ def test_the_serving_role_may_log_in_and_no_more(servers: Servers) -> None:
         "COPY (SELECT 1) TO PROGRAM 'true'",
         "SELECT pg_read_file('/etc/passwd')",
     ):
-        with psycopg.connect(servers.database_url, autocommit=True) as connection:
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                connection.execute(attempt)
+        with (
+            psycopg.connect(servers.database_url, autocommit=True) as connection,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
+            connection.execute(attempt)
 
 
 def test_the_owner_makes_tables_and_databases_but_is_no_superuser(servers: Servers) -> None:

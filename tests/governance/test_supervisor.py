@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from governance import devkeys, embedded
 from governance.supervisor_plan import MARK, PlanError, Urls, environment_for, instance_lines, read_plan
 
