@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Condition, Event, Lock, Thread
 
 import psycopg
+from django.db import close_old_connections
 
 from audit import outbox
 from audit.batching import Batch, Begun, Signer, begin, build, finish, landed
@@ -64,7 +65,8 @@ def resolve(jobs: Sequence[Job], result: Result) -> None:
 
 class Recorder:
     """The writer thread of one web process. `connect` opens its connection; `clock`, in demo mode and tests only,
-    sets record time (which never goes back)."""
+    sets record time (which never goes back); `periodic` is asked about four times a second what else there is to
+    record."""
 
     def __init__(
         self,
@@ -73,8 +75,10 @@ class Recorder:
         capacity: int = 2048,
         timeout: float = 5.0,
         clock: Callable[[], datetime] | None = None,
+        periodic: Callable[[], list[Entry]] = list,
     ) -> None:
         self.connect, self.signer, self.capacity, self.timeout, self.clock = connect, signer, capacity, timeout, clock
+        self.periodic = periodic
         self.queue: deque[Job] = deque()
         self.ready = Condition(Lock())
         self.stopping = Event()
@@ -125,6 +129,7 @@ class Recorder:
             except Exception as error:
                 logger.exception("recording failed")
                 self._disconnect()
+                close_old_connections()
                 resolve([job for job in jobs if job[0].results[job[1]] is None], Unavailable(type(error).__name__))
         self._disconnect()
 
@@ -141,6 +146,7 @@ class Recorder:
         """The database is away: keep the jobs that nobody can have recorded, first in line, and try again."""
         logger.warning("database connection lost: %s", type(error).__name__)
         self._disconnect()
+        close_old_connections()
         unknown = {(id(s), i) for s, i in self.unsettled[1]} if self.unsettled else set()
         waiting = [(s, i) for s, i in jobs if s.results[i] is None and (id(s), i) not in unknown]
         with self.ready:
@@ -218,10 +224,13 @@ class Recorder:
         return max(now.astimezone(UTC), begun.at + timedelta(microseconds=1))
 
     def _drain(self) -> None:
-        """Put what waits in the outbox into the log."""
+        """Put what waits in the outbox, and what came up by itself, into the log."""
         if time.monotonic() - self.drained_at < DRAIN_EVERY:
             return
         connection = self._connected()
+        if entries := self.periodic():
+            submission = Submission(entries, float("inf"))
+            self._write([(submission, position) for position in range(len(entries))])
         while outbox.waiting(connection):
             begun = begin(connection, [], None)
             assert begun is not None

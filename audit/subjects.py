@@ -2,6 +2,7 @@
 
 import secrets
 from dataclasses import dataclass
+from datetime import datetime
 
 from cryptography.exceptions import InvalidTag
 from django.db import transaction
@@ -110,6 +111,12 @@ def find_by_sub(sub: str) -> list[str]:
     issuers = Subject.objects.order_by().values_list("issuer", flat=True).distinct()
     keys = [identity_key(issuer, sub) for issuer in issuers]
     return list(Subject.objects.filter(identity_key__in=keys).values_list("uid", flat=True))
+
+
+def state(uid: str) -> tuple[bool, datetime | None, bool]:
+    """What ends this subject's access: (blocked, signed out at, gone)."""
+    row = Subject.objects.filter(uid=uid).values_list("blocked_at", "signed_out_at", "erased_at").first()
+    return (False, None, True) if row is None else (row[0] is not None, row[1], row[2] is not None)
 
 
 def forget(uid: str) -> None:

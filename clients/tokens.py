@@ -1,8 +1,8 @@
 """Who the caller is: one compact JWS in, one Identity out (pure; rows 1-7 of the decision table).
 
 Nothing that the token says of itself is believed before the signature holds, but for `iss`, which chooses the
-issuer, and `kid`, which chooses among that issuer's keys. `jku`, `jwk`, `x5u` and `x5c` are never read. RFC 8725
-is the list of attacks that this file answers.
+issuer, and `kid`, which chooses among that issuer's keys. `jku`, `jwk`, `x5u` and `x5c` are never read. RFC
+8725 is the list of attacks that this file answers.
 """
 
 import re
@@ -29,11 +29,14 @@ _KEYCLOAK_OTHERS: Final = frozenset({"id", "refresh", "offline", "logout"})
 
 
 class UnknownKey(Refused):
-    """No key that we have of this issuer could have made the token: it may have new ones, so fetch them and try
-    again (`keysets.claim_and_refresh`), else answer with the refusal."""
+    """No key that we have of this issuer could have made the token, or we have no usable set at all: fetch
+    the keys and try again (`keysets.claim_and_refresh`), else answer with the refusal."""
 
     def __init__(self, issuer: IssuerPolicy) -> None:
-        super().__init__("token_invalid", "the issuer has published no such key")
+        if issuer.fetched:
+            super().__init__("token_invalid", "the issuer has published no such key")
+        else:
+            super().__init__("issuer_unavailable", "the issuer's keys could not be fetched")
         self.issuer_id = issuer.id
         self.issuer = issuer.issuer
 
@@ -50,9 +53,9 @@ def identify(
 ) -> Identity:
     """Verify a token and read who it speaks of.
 
-    `issuers` are those that are enabled and that the backend accepts, by their exact name; `audiences` are the
-    backend's; `now` is seconds since the epoch. Raises Refused, and nothing else, whatever the token: UnknownKey
-    when fetching the issuer's keys might help.
+    `issuers` are those that are enabled and that the backend accepts, by their exact name; `audiences` are
+    the backend's; `now` is seconds since the epoch. Raises Refused, and nothing else, whatever the token:
+    UnknownKey when fetching the issuer's keys might help.
     """
     parts = _take_apart(token)
     issuer = _issuer(parts.claims, issuers)
@@ -94,18 +97,18 @@ def _decode(part: str, name: str) -> bytes:
 
 
 def _issuer(claims: Mapping[str, Any], issuers: Mapping[str, IssuerPolicy]) -> IssuerPolicy:
-    """Rows 2 and 3. Compared as strings (RFC 7519 section 4.1.1): another case or a slash is another issuer."""
+    """Rows 2 and 3. Names are compared as strings (RFC 7519 section 4.1.1), case and slashes included."""
     name = claims.get("iss")
     issuer = issuers.get(name) if isinstance(name, str) else None
     if issuer is None:
         raise Refused("issuer_unknown", "iss is not an issuer that this backend accepts")
     if not issuer.fetched:
-        raise Refused("issuer_unavailable", "the issuer's keys could not be fetched")
+        raise UnknownKey(issuer)
     return issuer
 
 
 def _algorithm(header: Mapping[str, Any], issuer: IssuerPolicy) -> str:
-    """Row 4, the header. The issuer's list decides, never the token: no `none`, and no HS256 with a public key."""
+    """Row 4, the header. The issuer's list decides, not the token: no `none`, no HS256 with a public key."""
     algorithm = header.get("alg")
     if not isinstance(algorithm, str):
         raise Refused("token_malformed", "header: alg is missing or no string")
@@ -124,9 +127,10 @@ def _refuse_other_kinds(header: Mapping[str, Any], claims: Mapping[str, Any]) ->
 
     Told by what the others have and access tokens of Auth0, Okta, Entra and Keycloak have not:
     a hash of the token or code beside it (OIDC Core section 3.3.2.11); `events` (RFC 8417,
-    back-channel logout); Keycloak's own `typ` claim, "Bearer" or "DPoP" in access tokens. A `nonce` alone is not
-    enough, since Keycloak before 25 copied it into access tokens, but those always carry `scope`, and an ID token
-    carries no scopes of any form. An ID token without all of these is stopped by its audience, which is a client.
+    back-channel logout); Keycloak's own `typ` claim, "Bearer" or "DPoP" in access tokens. A `nonce` alone is
+    not enough, since Keycloak before 25 copied it into access tokens, but those always carry `scope`, and an
+    ID token carries no scopes of any form. An ID token without all of these is stopped by its audience, which
+    is a client.
     """
     kind = header.get("typ", "JWT")
     if not isinstance(kind, str) or kind.lower() not in _TYPES:
@@ -142,7 +146,7 @@ def _refuse_other_kinds(header: Mapping[str, Any], claims: Mapping[str, Any]) ->
 
 
 def _candidates(header: Mapping[str, Any], algorithm: str, issuer: IssuerPolicy) -> list[VerificationKey]:
-    """Row 4, the keys that may have made the signature: those of the `kid`, or all that fit where none is given.
+    """Row 4, the keys that may have made the signature: those of the `kid`, else all that fit.
 
     `kid`s are not always unique (RFC 7517 section 4.5), so there may be several.
     """

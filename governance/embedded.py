@@ -156,13 +156,12 @@ def lock(path: Path, refusal: str) -> Iterator[None]:
 
 
 def _account(var: Path, sockets: Path, *, postgres: bool, redis: bool) -> Account | None:
-    read = []
+    programs = []
     if postgres:
-        programs = embedded_postgres.binaries()
-        read += [programs / "postgres", programs.parent / "share", programs.parent / "lib"]
+        programs += [embedded_postgres.binaries() / name for name in ("initdb", "postgres")]
     if redis:
-        read.append(embedded_redis.binary())
-    account = choose_account(var, read)
+        programs.append(embedded_redis.binary())
+    account = choose_account(var, programs)
     if account is not None:
         os.chown(sockets, account.uid, account.gid)
     return account

@@ -11,13 +11,14 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 8, 38, 47
+PR_SET_PDEATHSIG, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 28, 38, 47
 PR_CAP_AMBIENT_RAISE = 2
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 TOOK_NO_ORDER = 127
@@ -40,47 +41,46 @@ class Account:
     capability: int | None = None
 
 
-def choose_account(entered: Path, read: Iterable[Path]) -> Account | None:
+def choose_account(entered: Path, programs: Sequence[Path]) -> Account | None:
     """None (stay who we are) unless we are root: then `nobody`, since PostgreSQL refuses to serve as root.
 
-    ``entered`` is the folder that the servers' data are in, ``read`` what else they read or run. Where one
-    lies under a folder that only root may enter (a clone in /root), data moved elsewhere would be lost at the
-    next clean-up, and opening the folder is not ours to do: the server then keeps one capability, to pass such
-    folders, and no other.
+    ``entered`` is the folder that the servers' data are in, ``programs`` what they run. Where one lies under a
+    folder that only root may enter (a clone in /root), data moved elsewhere would be lost at the next clean-up,
+    and opening the folder is not ours to do: the server then keeps one capability, the least that lets it pass
+    such folders (or, the second, run files that are root's alone), and no other.
     """
     if os.geteuid() != 0:
         return None
     entry = pwd.getpwnam("nobody")
-    account = Account(entry.pw_uid, entry.pw_gid)
-    if can_reach(account, entered, read):
-        return account
-    effective = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")
-    )
-    held = int(effective.split()[1], 16)
-    for capability in (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE):
-        if held >> capability & 1:
-            return Account(entry.pw_uid, entry.pw_gid, capability)
+    for capability in (None, CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE):
+        account = Account(entry.pw_uid, entry.pw_gid, capability)
+        if can_reach(account, entered, programs):
+            return account
     raise EmbeddedError(
-        "the account 'nobody', under which root runs the servers, cannot reach this folder; "
-        "move it to one that others may enter, or run as a plain user, or set DATABASE_URL and REDIS_URL"
+        f"the account 'nobody', under which root runs the servers, cannot reach {entered} or this virtual "
+        "environment; move them where others may enter, or run as a plain user, or set DATABASE_URL, "
+        "DATABASE_OWNER_URL and REDIS_URL"
     )
 
 
-def can_reach(account: Account, entered: Path, read: Iterable[Path]) -> bool:
-    """Whether the account may pass through ``entered`` and read and run the rest; asked as that account."""
-    script = (
-        '[ -x "$1" ] || exit 1; shift; for path in "$@"; do [ -x "$path" ] && [ -r "$path" ] || exit 1; done'
-    )
-    asked = subprocess.run(
-        ["/bin/sh", "-c", script, "sh", str(entered), *map(str, read)],
-        user=account.uid,
-        group=account.gid,
-        extra_groups=[],
-        cwd="/",
-        check=False,
-    )
-    return asked.returncode == 0
+def can_reach(account: Account, entered: Path, programs: Sequence[Path]) -> bool:
+    """Whether the account may enter the folder and run each program: tried, as that account."""
+    script = 'cd "$1" && shift && for program in "$@"; do "$program" --version || exit 1; done'
+    try:
+        tried = subprocess.run(
+            ["/bin/sh", "-c", script, "sh", str(entered), *map(str, programs)],
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=30,
+            check=False,
+            preexec_fn=preparation(account, signal.SIGKILL),  # noqa: PLW1509  # only system calls in there
+        )
+    except subprocess.SubprocessError:  # we lack the capability ourselves
+        return False
+    return tried.returncode == 0
 
 
 def launch(
@@ -140,7 +140,8 @@ def drop_privileges(account: Account) -> None:
     os.setgroups([])
     os.setgid(account.gid)
     if account.capability is not None:
-        prctl(PR_SET_KEEPCAPS, 1)
+        # Keeps capabilities over setuid; and access(2), with which PostgreSQL finds its parts, then heeds them.
+        prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
     os.setuid(account.uid)
     if account.capability is None:
         return

@@ -17,6 +17,7 @@ from django.db import connections
 from audit.batching import Signer
 from audit.models import PublishedKey
 from audit.recording import Recorder
+from governance.budgets import budgets
 
 _recorder: Recorder | None = None
 _starting = Lock()
@@ -71,6 +72,7 @@ def start_recorder(clock: Callable[[], datetime] | None = None) -> Recorder:
         capacity=settings.MUNIMENT_QUEUE,
         timeout=settings.MUNIMENT_RECORD_TIMEOUT,
         clock=clock,
+        periodic=budgets.denials,
     ).start()
     return _recorder
 

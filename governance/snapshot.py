@@ -18,6 +18,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection, transaction
 
+from audit.protection import token_digest
 from clients import jwks
 from clients.claims import Identity
 from clients.jwks import IssuerPolicy
@@ -61,6 +62,10 @@ class Snapshot:
         if not check(credential, known, now) or known is None:
             return None
         return self.backends.get(known.backend_id)
+
+    def knows(self, backend_id: int, token: str | None) -> bool:
+        """Whether this token was verified for this backend under this policy."""
+        return token is not None and (backend_id, token_digest(token)) in self.tokens
 
     def remember(self, key: tuple[int, bytes], identity: Identity) -> None:
         """Keep a verified token's identity; bounded."""

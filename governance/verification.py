@@ -47,6 +47,13 @@ class Verdict:
     state: State = UNTOUCHED
     receipt: Receipt | None = None
 
+    def holds(self) -> bool:
+        """Whether the database agrees, now, with what was assumed of policy and subject; for an answer that is
+        given again without being recorded again."""
+        if self.uid is None or subjects.state(self.uid) != self.state:
+            return False
+        return snapshots.at_head().version == self.snapshot.version
+
 
 def authenticate(credential: Credential | None) -> tuple[Snapshot, BackendPolicy]:
     """The backend that calls. A key that this process does not know may be new: then, once, the database is asked

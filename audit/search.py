@@ -1,0 +1,74 @@
+"""The only reader of records. Never counts, never skips by OFFSET: a time window is always on, paging is by key,
+filters are exact matches on an index that fits (DESIGN.md section 7)."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from audit.models import Record
+
+PAGE = 50
+# Column -> the value's kind; each has an index (column, at DESC), or narrows a window that is scanned by time.
+FILTERS = ("type", "decision", "reason", "client", "tool", "subject", "backend", "tenant", "flagged")
+WINDOWS = {
+    "1h": timedelta(hours=1), "24h": timedelta(days=1), "7d": timedelta(days=7), "30d": timedelta(days=30),
+    "1y": timedelta(days=366),
+}  # fmt: skip
+DEFAULT_WINDOW = "7d"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A search: a time window, exact filters, and where the page starts. `before` and `after` are the `at` of a
+    record (unique, and rising with the index); at most one of them is given."""
+
+    since: datetime
+    until: datetime
+    filters: dict[str, Any] = field(default_factory=dict)
+    lookups: dict[str, bytes] = field(default_factory=dict)
+    before: datetime | None = None
+    after: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Records, newest first, and whether there are older and newer ones in the window."""
+
+    records: list[Record]
+    older: bool
+    newer: bool
+
+
+def time_of(record: UUID) -> datetime:
+    """The millisecond that a UUIDv7 was made in (RFC 9562 section 5.7)."""
+    return datetime.fromtimestamp((record.int >> 80) / 1000, UTC)
+
+
+def by_id(record: UUID) -> Record | None:
+    """One record. Its id holds its time, so that one partition's index finds it."""
+    try:
+        at = time_of(record)
+    except (OverflowError, ValueError):
+        return None
+    window = Record.objects.filter(at__gte=at - timedelta(milliseconds=1), at__lt=at + timedelta(milliseconds=2))
+    return window.filter(id=record).first()
+
+
+def outcome_of(record: Record) -> Record | None:
+    """The outcome of a decision, if one was reported."""
+    return Record.objects.filter(parent=record.id, type="outcome", at__gt=record.at).first()
+
+
+def find(query: Query) -> Page:
+    """One page of records."""
+    if unknown := set(query.filters) - set(FILTERS):
+        raise ValueError(f"not a filter: {', '.join(sorted(unknown))}")
+    records = Record.objects.filter(at__gte=query.since, at__lt=query.until, **query.filters, **query.lookups)
+    if query.after is not None:
+        page = list(records.filter(at__gt=query.after).order_by("at")[: PAGE + 1])
+        return Page(page[:PAGE][::-1], older=True, newer=len(page) > PAGE)
+    if query.before is not None:
+        records = records.filter(at__lt=query.before)
+    page = list(records.order_by("-at")[: PAGE + 1])
+    return Page(page[:PAGE], older=len(page) > PAGE, newer=query.before is not None)

@@ -1,0 +1,140 @@
+"""What a backend is told of a decided call (DESIGN.md section 4)."""
+
+import time
+from base64 import b64encode
+from typing import Any
+from urllib.parse import urlsplit
+
+import jwt
+from django.conf import settings
+
+from audit.entries import Receipt
+from audit.reasons import REASONS
+from governance.process import signer
+from governance.verification import Verdict
+
+ASSERTION_LIFE = 60  # seconds
+# Where signing in again, or asking for more scopes, could help (RFC 6750 section 3).
+ERRORS = {"insufficient_scope": "insufficient_scope", "token_missing": None}
+
+
+def answer(verdict: Verdict) -> dict[str, Any]:
+    """The body of a verify answer; only for a verdict that has its receipt."""
+    decision, receipt = verdict.decision, verdict.receipt
+    assert receipt is not None, "nothing is answered that is not recorded"
+    reason = REASONS[decision.reason]
+    body: dict[str, Any] = {
+        "decision": "allow" if decision.allowed else "deny",
+        "reason": reason.code,
+        "explanation": decision.explanation,
+        "flagged": decision.flagged,
+        "record": str(receipt.id),
+        "policy_version": verdict.snapshot.version,
+        "subject": subject_body(verdict),
+        "client": None,
+        "tool": None,
+        "scopes": {
+            "required": decision.required,
+            "token": decision.token_scopes,
+            "granted": decision.granted,
+            "effective": decision.effective,
+            "missing": decision.missing,
+        },
+        "receipt": receipt_body(receipt),
+        "status": reason.status,
+    }
+    if decision.client:
+        body["client"] = {"slug": decision.client.slug, "name": decision.client.name}
+    if decision.tool:
+        body["tool"] = {"name": decision.tool.name, "access": decision.tool.access}
+    if decision.allowed:
+        if verdict.call.assertion is not None:
+            body["assertion"] = assertion(verdict, receipt)
+        return body
+    body["remedy"] = reason.remedy
+    if reason.remedy in ("reauthenticate", "request_scope"):
+        body["www_authenticate"] = challenge(verdict)
+    if reason.remedy == "retry_later":
+        body["retry_after"] = 1
+    return body
+
+
+def subject_body(verdict: Verdict) -> dict[str, Any] | None:
+    """The verified user; None where nobody was established."""
+    identity = verdict.identity
+    return identity and {
+        "uid": verdict.uid,
+        "issuer": identity.issuer,
+        "sub": identity.sub,
+        "email": identity.email,
+        "tenant": identity.tenant,
+        "roles": identity.roles,
+    }
+
+
+def receipt_body(receipt: Receipt) -> dict[str, Any]:
+    """The receipt as JSON: byte strings in base64."""
+    return {
+        "index": receipt.index,
+        "leaf": text(receipt.leaf),
+        "signature": text(receipt.signature),
+        "key": receipt.key_id,
+        "batch": {
+            "first": receipt.first,
+            "size": receipt.size,
+            "previous": text(receipt.previous),
+            "root": text(receipt.root),
+            "position": receipt.position,
+            "path": [text(node) for node in receipt.path],
+        },
+    }
+
+
+def text(data: bytes) -> str:
+    """Standard base64 (RFC 4648 section 4)."""
+    return b64encode(data).decode()
+
+
+def challenge(verdict: Verdict) -> str:
+    """A `WWW-Authenticate` value (RFC 6750 section 3, RFC 9728 section 5.1) with all scopes of the operation."""
+    decision = verdict.decision
+    error = ERRORS.get(decision.reason, "invalid_token")
+    required = verdict.snapshot.policy.tools.get((verdict.backend.id, verdict.call.tool))
+    parts = []
+    if error:
+        parts += [f'error="{error}"', f'error_description="{REASONS[decision.reason].sentence}"']
+    if required and required.scopes:
+        parts.append(f'scope="{" ".join(required.scopes)}"')
+    if metadata := resource_metadata(verdict.backend.first_audience):
+        parts.append(f'resource_metadata="{metadata}"')
+    return "Bearer " + ", ".join(parts) if parts else "Bearer"
+
+
+def resource_metadata(audience: str) -> str | None:
+    """Where the backend's protected-resource metadata is (RFC 9728 section 3.1), if its audience is a URL."""
+    url = urlsplit(audience)
+    if url.scheme not in ("https", "http") or not url.netloc or '"' in audience:
+        return None
+    return f"{url.scheme}://{url.netloc}/.well-known/oauth-protected-resource{url.path.rstrip('/')}"
+
+
+def assertion(verdict: Verdict, receipt: Receipt) -> str | None:
+    """A signed JWT about the verified user for one registered audience, at most 60 s (RFC 7519); None when the
+    audience is not registered for this backend."""
+    audience, decision = verdict.call.assertion, verdict.decision
+    if audience not in verdict.backend.assertion_audiences or decision.client is None or verdict.identity is None:
+        return None
+    key, now = signer("ASSERTION_KEY", "assertion"), int(time.time())
+    claims = {
+        "iss": settings.MUNIMENT_URL,
+        "aud": audience,
+        "sub": verdict.uid,
+        "iat": now,
+        "exp": min(now + ASSERTION_LIFE, verdict.identity.expires_at),
+        "jti": str(receipt.id),
+        "client": decision.client.slug,
+        "tool": verdict.call.tool,
+        "scope": " ".join(decision.effective),
+    }
+    headers = {"typ": "muniment-assertion+jwt", "kid": key.key_id}
+    return jwt.encode(claims, key.private, algorithm="EdDSA", headers=headers)

@@ -1,0 +1,163 @@
+"""The verify endpoints: the hot path, top to bottom (DESIGN.md section 4).
+
+api -> verification -> clients.tokens (identity) -> decision -> audit.recording
+"""
+
+from typing import Any
+
+import msgspec
+from django.http import HttpRequest, HttpResponse
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from governance import idempotency, schema
+from governance.answers import answer, subject_body
+from governance.budgets import budgets
+from governance.contract import Call, Calls
+from governance.problems import Problem, not_authenticated
+from governance.verification import NotAuthenticated, Verdict, authenticate, judge, verify
+from tools import credentials
+from tools.credentials import Credential
+
+MAX_IDEMPOTENCY_KEY = 255
+_calls = msgspec.json.Decoder(Calls)
+_call = msgspec.json.Decoder(Call)
+_encode = msgspec.json.Encoder().encode
+
+
+def decode(decoder: msgspec.json.Decoder[Any], body: bytes | msgspec.Raw) -> Any:
+    """The body as its type. Raises a 400 Problem that names the member that is wrong, never its value."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise Problem(400, "invalid-member", "A member of the body is not valid", str(error)) from None
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise Problem(400, "invalid-json", "The body is not JSON", "It must be one JSON object in UTF-8.") from None
+
+
+def json_response(body: Any, status: int = 200) -> HttpResponse:
+    """An answer in JSON that nobody may keep."""
+    return HttpResponse(
+        _encode(body), status=status, content_type="application/json", headers={"Cache-Control": "no-store"}
+    )
+
+
+class BackendView(APIView):
+    """A view for backends. Authentication is by the policy snapshot, so that a revoked key ends with the policy
+    version; bodies are decoded by msgspec."""
+
+    authentication_classes: list[Any] = []
+    permission_classes: list[Any] = []
+
+    def credential(self, request: Request) -> Credential:
+        """The backend key that was sent. Raises a 401 Problem, after noting the failure."""
+        credential = credentials.read(request.META.get("HTTP_AUTHORIZATION"))
+        source = request.META.get("REMOTE_ADDR", "")
+        if budgets.spent("", source):
+            budgets.turned_away("", "backend_key")
+            raise too_many()
+        try:
+            authenticate(credential)
+        except NotAuthenticated:
+            budgets.charge("", source)
+            budgets.turned_away("", "backend_key")
+            raise not_authenticated() from None
+        assert credential is not None
+        return credential
+
+
+def too_many() -> Problem:
+    """The failure budget is used up."""
+    return Problem(
+        429, "too-many-failures", "Too many failures",
+        "Too many calls from this source failed verification; they are counted, and answered again in a second.",
+        headers={"Retry-After": "1"},
+    )  # fmt: skip
+
+
+class VerifyView(BackendView):
+    """POST /v1/verify: verify the user's token, decide, record, answer."""
+
+    @schema.verify
+    def post(self, request: Request) -> HttpResponse:
+        """Allow or deny one call of a tool; a denial is a 200."""
+        credential = self.credential(request)
+        body = request._request.body
+        call = decode(_call, body)
+        if key := request.META.get("HTTP_IDEMPOTENCY_KEY"):
+            return json_response(once(credential, key, body, call, request._request))
+        return json_response(decided(credential, [call], request._request)[0])
+
+
+class VerifyBatchView(BackendView):
+    """POST /v1/verify/batch: up to 100 calls, answered in order."""
+
+    @schema.verify_batch
+    def post(self, request: Request) -> HttpResponse:
+        """Each item is decided by itself; one that is not valid has a problem document in its place."""
+        credential = self.credential(request)
+        items: list[Call | dict[str, Any]] = []
+        for raw in decode(_calls, request._request.body).items:
+            try:
+                items.append(decode(_call, raw))
+            except Problem as problem:
+                items.append(problem.document())
+        calls = [item for item in items if isinstance(item, Call)]
+        answers = iter(decided(credential, calls, request._request) if calls else [])
+        return json_response({"items": [next(answers) if isinstance(item, Call) else item for item in items]})
+
+
+def decided(credential: Credential, calls: list[Call], request: HttpRequest) -> list[dict[str, Any]]:
+    """The answers to calls, each recorded. Raises a Problem, or what `problems` tells as one."""
+    snapshot, backend = authenticate(credential)
+    peer = request.META.get("REMOTE_ADDR", "")
+    for call in calls:
+        source = call.request.ip or peer
+        if budgets.spent(backend.slug, source) and not snapshot.knows(backend.id, call.token):
+            budgets.turned_away(backend.slug, "over_budget", len(calls))
+            raise too_many()
+    try:
+        verdicts = verify(credential, calls)
+    except NotAuthenticated:  # the key was revoked while the call was decided
+        raise not_authenticated() from None
+    for verdict in verdicts:
+        if verdict.identity is None:
+            budgets.charge(backend.slug, verdict.call.request.ip or peer)
+    return [answer(verdict) for verdict in verdicts]
+
+
+def once(credential: Credential, key: str, body: bytes, call: Call, request: HttpRequest) -> dict[str, Any]:
+    """The answer to a call that carries an Idempotency-Key: the first one again, where it still holds."""
+    if not (len(key) <= MAX_IDEMPOTENCY_KEY and key.isascii() and key.isprintable()):
+        raise Problem(400, "invalid-idempotency-key", "Idempotency-Key is not valid", "Printable ASCII, at most 255.")
+    try:
+        slot = idempotency.claim(credential.key_id, key, body)
+    except idempotency.OtherBody:
+        detail = "It was used with another body in the last ten minutes."
+        raise Problem(422, "idempotency-key-reused", "Idempotency-Key was used before", detail) from None
+    except idempotency.InFlight:
+        detail = "The first call with this key has not been answered yet."
+        raise Problem(409, "in-flight", "In flight", detail, headers={"Retry-After": "1"}) from None
+    if slot and slot.answer and (again := repeated(slot.answer, credential, call)):
+        return again
+    try:
+        fresh = decided(credential, [call], request)[0]
+    except BaseException:
+        if slot:
+            slot.release()
+        raise
+    if slot:
+        slot.keep(fresh)
+    return fresh
+
+
+def repeated(kept: dict[str, Any], credential: Credential, call: Call) -> dict[str, Any] | None:
+    """The kept answer, completed with what the token says of the user; None where an allow no longer holds."""
+    snapshot, backend = authenticate(credential)
+    verdict: Verdict = judge(snapshot, backend, call)
+    if kept["decision"] == "allow":
+        current = verdict.snapshot.version == kept["policy_version"] and verdict.decision.allowed
+        if not current or call.assertion is not None or not verdict.holds():
+            return None
+    return kept | {"subject": subject_body(verdict)}
+

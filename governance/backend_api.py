@@ -1,0 +1,75 @@
+"""What backends and verifiers need besides verify: declaring tools, and the public keys."""
+
+import base64
+from hashlib import sha256
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from django.conf import settings
+from django.http import HttpResponse
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from audit.models import PublishedKey
+from governance import schema
+from governance.api import BackendView, decode, json_response
+from governance.contract import Declaration
+from governance.problems import Problem
+from governance.verification import authenticate
+from tools import declarations
+
+_declaration = msgspec.json.Decoder(Declaration)
+# C2SP signed-note: the algorithm byte of Ed25519 keys.
+NOTE_ED25519 = b"\x01"
+
+
+class ToolsView(BackendView):
+    """PUT /v1/tools: a backend declares its tools."""
+
+    @schema.declare
+    def put(self, request: Request) -> HttpResponse:
+        """Idempotent. New tools wait for approval by staff."""
+        _, backend = authenticate(self.credential(request))
+        declared = decode(_declaration, request._request.body)
+        try:
+            results = declarations.declare(backend.id, backend.slug, declared.tools)
+        except declarations.DeclarationError as error:
+            raise Problem(400, "invalid-declaration", "The declaration is not valid", str(error)) from None
+        return json_response(
+            {"tools": [{"name": r.name, "status": r.status, "change": r.change} for r in results]}
+        )
+
+
+class KeysView(APIView):
+    """GET /v1/keys: the public keys, for ever, so that old evidence verifies."""
+
+    authentication_classes: list[Any] = []
+    permission_classes: list[Any] = []
+
+    @schema.keys
+    def get(self, request: Request) -> HttpResponse:
+        """A JWKS (RFC 7517, RFC 8037) in which each key also has its use, validity and C2SP vkey."""
+        return json_response({"keys": [_jwk(key) for key in PublishedKey.objects.order_by("not_before", "key_id")]})
+
+
+def _jwk(key: PublishedKey) -> dict[str, Any]:
+    public = bytes(key.public)
+    return {
+        "kty": "OKP",
+        "crv": "Ed25519",
+        "x": base64.urlsafe_b64encode(public).rstrip(b"=").decode(),
+        "kid": key.key_id,
+        "alg": "EdDSA",
+        "use": key.use,
+        "vkey": vkey(f"{urlsplit(settings.MUNIMENT_URL).netloc or 'muniment'}/{key.use}", public),
+        "not_before": key.not_before.isoformat(),
+        "not_after": key.not_after.isoformat() if key.not_after else None,
+    }
+
+
+def vkey(name: str, public: bytes) -> str:
+    """A verifier key as C2SP signed-note writes it: name, key hash (4 bytes) and key."""
+    typed = NOTE_ED25519 + public
+    short = sha256(name.encode() + b"\n" + typed).digest()[:4]
+    return f"{name}+{short.hex()}+{base64.b64encode(typed).decode()}"

@@ -1,0 +1,136 @@
+"""The OpenAPI 3.1 description of bodies that DRF does not know, made from the types that check them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+
+from governance import contract
+
+TYPES = (contract.Call, contract.Outcome, contract.Declaration)
+View = Callable[..., Any]
+_, COMPONENTS = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
+
+_text = {"type": "string"}
+_nullable = {"type": ["string", "null"]}
+_texts = {"type": "array", "items": _text}
+_count = {"type": "integer", "minimum": 0}
+_batch = {"first": _count, "size": _count, "previous": _text, "root": _text, "position": _count, "path": _texts}
+RECEIPT = {
+    "index": _count, "leaf": _text, "signature": _text, "key": _text, "batch": {"type": "object", "properties": _batch},
+}  # fmt: skip
+SUBJECT = {"uid": _text, "issuer": _text, "sub": _text, "email": _nullable, "tenant": _nullable, "roles": _texts}
+ANSWER: dict[str, Any] = {
+    "type": "object",
+    "required": ["decision", "reason", "explanation", "flagged", "record", "policy_version", "receipt", "status"],
+    "properties": {
+        "decision": {"enum": ["allow", "deny"]},
+        "reason": _text,
+        "explanation": _text,
+        "flagged": {"type": "boolean"},
+        "record": {"type": "string", "format": "uuid"},
+        "policy_version": _count,
+        "subject": {"type": ["object", "null"], "properties": SUBJECT},
+        "client": {"type": ["object", "null"], "properties": {"slug": _text, "name": _text}},
+        "tool": {"type": ["object", "null"], "properties": {"name": _text, "access": _text}},
+        "scopes": {
+            "type": "object",
+            "properties": {name: _texts for name in ("required", "token", "granted", "effective", "missing")},
+        },
+        "receipt": {"type": "object", "properties": RECEIPT},
+        "status": {"enum": [200, 401, 403, 429, 503]},
+        "remedy": {"enum": ["reauthenticate", "request_scope", "ask_administrator", "retry_later", "none"]},
+        "www_authenticate": _text,
+        "retry_after": _count,
+        "assertion": _text,
+    },
+}
+PROBLEM: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "title", "status"],
+    "properties": {"type": _text, "title": _text, "status": _count, "detail": _text},
+}
+COMPONENTS = COMPONENTS | {"Answer": ANSWER, "Problem": PROBLEM}
+
+
+def ref(name: str) -> dict[str, str]:
+    """A reference to a component."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def add_components(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    """drf-spectacular's postprocessing hook: put our types beside its own."""
+    result["components"] = {
+        "schemas": COMPONENTS,
+        "securitySchemes": {"backendKey": {"type": "http", "scheme": "bearer", "bearerFormat": "mk_<key id>_<secret>"}},
+    }
+    result["security"] = [{"backendKey": []}]
+    return result
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+def _responses(success: dict[int, Any], *errors: int) -> dict[Any, Any]:
+    found: dict[Any, Any] = {(status, "application/json"): body for status, body in success.items()}
+    for status in errors:
+        found[(status, "application/problem+json")] = OpenApiResponse(ref("Problem"))
+    return found
+
+
+_idempotency = OpenApiParameter(
+    "Idempotency-Key", str, OpenApiParameter.HEADER, description="A retry with the same body gets the first answer."
+)
+
+
+def verify(view: View) -> View:
+    """POST /v1/verify."""
+    return extend_schema(
+        operation_id="verify",
+        request={"application/json": ref("Call")},
+        parameters=[_idempotency],
+        responses=_responses({200: ref("Answer")}, 400, 401, 409, 413, 422, 429, 503),
+    )(view)
+
+
+def verify_batch(view: View) -> View:
+    """POST /v1/verify/batch."""
+    items = {"type": "array", "minItems": 1, "maxItems": 100, "items": ref("Call")}
+    answers = {"type": "array", "items": {"oneOf": [ref("Answer"), ref("Problem")]}}
+    return extend_schema(
+        operation_id="verify_batch",
+        request={"application/json": _object(items=items)},
+        responses=_responses({200: _object(items=answers)}, 400, 401, 413, 429, 503),
+    )(view)
+
+
+def outcome(view: View) -> View:
+    """POST /v1/records/{record}/outcome."""
+    body = _object(record=_text, parent=_text, first={"type": "boolean"})
+    return extend_schema(
+        operation_id="report_outcome",
+        request={"application/json": ref("Outcome")},
+        responses=_responses({200: body, 201: body}, 400, 401, 404, 409, 413, 429, 503),
+    )(view)
+
+
+def declare(view: View) -> View:
+    """PUT /v1/tools."""
+    row = _object(name=_text, status=_text, change={"enum": ["created", "changed", "unchanged"]})
+    return extend_schema(
+        operation_id="declare_tools",
+        request={"application/json": ref("Declaration")},
+        responses=_responses({200: _object(tools={"type": "array", "items": row})}, 400, 401, 413, 429, 503),
+    )(view)
+
+
+def keys(view: View) -> View:
+    """GET /v1/keys."""
+    key = _object(kty=_text, crv=_text, x=_text, kid=_text, use=_text, vkey=_text, not_before=_text, not_after=_nullable)
+    return extend_schema(
+        operation_id="keys",
+        auth=[],
+        responses={(200, "application/json"): _object(keys={"type": "array", "items": key})},
+    )(view)

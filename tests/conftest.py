@@ -1,0 +1,104 @@
+"""The suite runs on the real, embedded PostgreSQL and Redis (or on those that the environment names), as the
+restricted serving role, in a database of its own."""
+
+import atexit
+import base64
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import django
+import psycopg
+import pytest
+from psycopg import sql
+
+from governance import embedded
+from governance.embedded import Servers
+
+WEB_KEYS = ("DJANGO_SECRET", "WRITER_KEY", "ASSERTION_KEY", "KEY_ENCRYPTION_KEY", "PEPPER")
+servers: Servers | None = None
+
+
+def _start() -> None:
+    """Servers, environment and an empty database, before Django reads its settings."""
+    global servers
+    var = Path(tempfile.mkdtemp(prefix="muniment-test-"))
+    var.chmod(0o711)
+    atexit.register(shutil.rmtree, var, ignore_errors=True)
+    if not os.environ.get("DATABASE_URL"):
+        servers = embedded.start(var / "servers", durable=False)
+        atexit.register(servers.stop)
+        os.environ["DATABASE_URL"], os.environ["DATABASE_OWNER_URL"] = servers.database_url, servers.owner_url
+        os.environ["REDIS_URL"], os.environ["CELERY_BROKER_URL"] = servers.redis_url, servers.broker_url
+    os.environ["MUNIMENT_MODE"], os.environ["MUNIMENT_PROCESS"] = "demo", "web"
+    os.environ["MUNIMENT_VAR"] = str(var)
+    os.environ["DJANGO_SETTINGS_MODULE"] = "governance.settings"
+    for name in WEB_KEYS:
+        os.environ[f"MUNIMENT_{name}"] = base64.b64encode(secrets.token_bytes(32)).decode()
+    _make_database(f"muniment_test_{secrets.token_hex(4)}")
+
+
+def _make_database(name: str) -> None:
+    owner = os.environ["DATABASE_OWNER_URL"]
+
+    def run(statement: str) -> None:
+        with psycopg.connect(owner, autocommit=True) as connection:
+            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+
+    run("CREATE DATABASE {}")
+    atexit.register(run, "DROP DATABASE IF EXISTS {} WITH (FORCE)")
+    for variable in ("DATABASE_URL", "DATABASE_OWNER_URL"):
+        os.environ[variable] = urlunsplit(urlsplit(os.environ[variable])._replace(path=f"/{name}"))
+
+
+_start()
+django.setup()
+
+
+@pytest.fixture(scope="session")
+def superuser_url() -> str:
+    """The test database as its superuser, for attacks; skips where the server is not ours."""
+    if servers is None:
+        pytest.skip("the database server is not the embedded one: no superuser")
+    path = urlsplit(os.environ["DATABASE_URL"]).path
+    return urlunsplit(urlsplit(servers.superuser_url)._replace(path=path))
+
+
+@pytest.fixture(scope="session")
+def owner_url() -> str:
+    """The test database as the owner of its tables."""
+    return os.environ["DATABASE_OWNER_URL"]
+
+
+@pytest.fixture(scope="session")
+def django_db_setup() -> None:
+    """Instead of pytest-django's: the database is made above, by its owner."""
+
+
+@pytest.fixture(scope="session")
+def migrated(django_db_setup: None, django_db_blocker: pytest.FixtureRequest) -> Iterator[None]:
+    """The database with its tables, open to the tests of this session."""
+    from django.core.management import call_command
+
+    with django_db_blocker.unblock():  # type: ignore[attr-defined]
+        call_command("migrate", database="owner", verbosity=0, interactive=False)
+        yield
+        from django.db import connections
+
+        connections.close_all()
+
+
+@pytest.fixture
+def db(migrated: None) -> Iterator[None]:
+    """An empty database: no policy, no log, version 0."""
+    from tests.reset import reset
+
+    reset()
+    yield
+    from governance import process
+
+    process.stop_recorder()
