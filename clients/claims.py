@@ -30,7 +30,8 @@ MAX_AUDIENCES: Final = 100
 MAX_ACTORS: Final = 8
 MAX_DATE: Final = 253_402_300_799  # the last second of the year 9999
 
-# RFC 9068 section 2.2 has `client_id`, OIDC `azp`; Okta's access tokens have only `cid`, Entra's v1 only `appid`.
+# RFC 9068 section 2.2 has `client_id`, OIDC `azp`; Okta's access tokens have only `cid`, Entra's v1 only
+# `appid`.
 CLIENT_ID_CLAIMS: Final = ("client_id", "azp", "cid", "appid")
 SCOPE_CLAIMS: Final = ("scope", "scp", "permissions")
 _SCOPE_TOKEN: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
@@ -218,8 +219,8 @@ def _configured(claims: Mapping[str, Any], claim: str | None) -> object:
 def _email(claims: Mapping[str, Any]) -> str | None:
     """The e-mail address, for showing only, so an odd one is left out and refuses nothing.
 
-    One that the issuer says is not verified is left out too: anybody may have typed it (OIDC Core section 5.7),
-    and a backend that looks people up by address would take the typist for its owner.
+    One that the issuer says is not verified is left out too: anybody may have typed it (OIDC Core section
+    5.7), and a backend that looks people up by address would take the typist for its owner.
     """
     value = claims.get("email")
     if not isinstance(value, str) or not value.isprintable() or not 3 <= len(value) <= MAX_EMAIL:

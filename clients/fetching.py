@@ -1,8 +1,9 @@
 """One careful HTTP GET, for documents at addresses that somebody else may have chosen (RFC 9700, SSRF).
 
-The name is resolved once; every address it has is judged before any is connected to; the connection goes to that
-very address, while SNI, certificate check and Host keep the name. So a name that resolves differently the second
-time gains nothing. No redirects, no proxies, no cookies, no credentials; one deadline for everything.
+The name is resolved once; every address it has is judged before any is connected to; the connection goes to
+that very address, while SNI, certificate check and Host keep the name. So a name that resolves differently
+the second time gains nothing. No redirects, no proxies, no cookies, no credentials; one deadline for
+everything.
 
 Certificates are checked against the system's store (`SSL_CERT_FILE` names another one).
 """
@@ -62,10 +63,10 @@ def get_json(
 ) -> dict[str, Any]:
     """The JSON object at an https URL.
 
-    Every address of the host must be public or in `allowed_networks`. `allow_loopback_http` (development only)
-    admits loopback addresses, and plain http to them. `timeout`: seconds for all of it, name resolution included;
-    `max_bytes`: of the body. Raises FetchError for everything that is not a 200 with one JSON object without
-    duplicate members.
+    Every address of the host must be public or in `allowed_networks`. `allow_loopback_http` (development
+    only) admits loopback addresses, and plain http to them. `timeout`: seconds for all of it, name resolution
+    included; `max_bytes`: of the body. Raises FetchError for everything that is not a 200 with one JSON
+    object without duplicate members.
     """
     deadline = time.monotonic() + timeout
     target = _target(url, allow_http=allow_loopback_http)

@@ -105,7 +105,7 @@ def normalise(document: Mapping[str, Any]) -> dict[str, Any]:
     """
     listed = document.get("keys")
     if not isinstance(listed, list):
-        raise ValueError("the key set has no list of keys")  # noqa: TRY004 (a document's fault, not a caller's)
+        raise ValueError("the key set has no list of keys")
     if len(listed) > MAX_KEYS:
         raise ValueError(f"the key set has more than {MAX_KEYS} keys")
     kept = [

@@ -28,7 +28,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
         # The messages of json quote nothing, but those of int() may: they are not passed on.
         raise ValueError("the text is not JSON") from None
     if not isinstance(value, dict):
-        raise ValueError("the JSON is not an object")  # noqa: TRY004 (the text's fault, not the caller's)
+        raise ValueError("the JSON is not an object")
     return value
 
 

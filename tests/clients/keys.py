@@ -54,8 +54,8 @@ class SigningKey:
         header: Mapping[str, Any] | bytes | None = None,
         **changes: Any,
     ) -> str:
-        """A signed token. `claims` (or raw bytes) replaces the usual ones, `changes` amends them (None removes
-        one); `header` amends the usual header (None removes), or is its raw bytes."""
+        """A signed token. `claims` (or raw bytes) replaces the usual ones, `changes` amends them (None
+        removes one); `header` amends the usual header (None removes), or is its raw bytes."""
         if not isinstance(header, bytes):
             usual = {"alg": self.algorithm, "typ": "at+jwt", "kid": self.kid}
             header = dump(usual | dict(header or {}))

@@ -58,10 +58,27 @@ def test_an_audience_is_a_string_or_a_member_of_an_array(aud: Any) -> None:
 
 @pytest.mark.parametrize(
     "aud",
-    [ABSENT, None, "", [], [""], "https://other.example", ["https://other.example"], 5, True, {AUDIENCE: 1},
-     [AUDIENCE, 5], [[AUDIENCE]], [None], AUDIENCE + "/", AUDIENCE.upper(), AUDIENCE + " ", f"{AUDIENCE} other",
-     AUDIENCE[:-1]],
-)  # fmt: skip
+    [
+        ABSENT,
+        None,
+        "",
+        [],
+        [""],
+        "https://other.example",
+        ["https://other.example"],
+        5,
+        True,
+        {AUDIENCE: 1},
+        [AUDIENCE, 5],
+        [[AUDIENCE]],
+        [None],
+        AUDIENCE + "/",
+        AUDIENCE.upper(),
+        AUDIENCE + " ",
+        f"{AUDIENCE} other",
+        AUDIENCE[:-1],
+    ],
+)
 def test_any_other_audience_is_a_mismatch(aud: Any) -> None:
     assert refusal(aud=aud) == "audience_mismatch"
 
@@ -157,9 +174,33 @@ def test_a_subject_is_taken_as_it_is(sub: str) -> None:
 
 @pytest.mark.parametrize(
     "sub",
-    [ABSENT, None, "", " ", "   ", "\t", "\u3000", 5, 1.5, True, ["alice"], {"sub": "alice"}, "x" * 256, "a\0b",
-     "alice\n", "a\tb", "\x7f", "\x85", "\ud800", "a\udfffb", "a\u200bb", "\u202eecila", "\ufeffalice", "a\u2028b"],
-)  # fmt: skip
+    [
+        ABSENT,
+        None,
+        "",
+        " ",
+        "   ",
+        "\t",
+        "\u3000",
+        5,
+        1.5,
+        True,
+        ["alice"],
+        {"sub": "alice"},
+        "x" * 256,
+        "a\0b",
+        "alice\n",
+        "a\tb",
+        "\x7f",
+        "\x85",
+        "\ud800",
+        "a\udfffb",
+        "a\u200bb",
+        "\u202eecila",
+        "\ufeffalice",
+        "a\u2028b",
+    ],
+)
 def test_any_other_subject_is_refused(sub: Any) -> None:
     assert refusal(sub=sub) == "token_invalid"
 
@@ -329,7 +370,20 @@ def test_eight_actors_are_read_and_nine_refused() -> None:
     assert refusal(act=chain(*names)) == "token_invalid"
 
 
-@pytest.mark.parametrize("act", ["agent", 5, [], [{"sub": "a"}], {}, {"iss": "x"}, {"sub": 5}, {"sub": "a\0"},
-                                 {"sub": "a", "act": "b"}, {"sub": "a", "act": {}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "act",
+    [
+        "agent",
+        5,
+        [],
+        [{"sub": "a"}],
+        {},
+        {"iss": "x"},
+        {"sub": 5},
+        {"sub": "a\0"},
+        {"sub": "a", "act": "b"},
+        {"sub": "a", "act": {}},
+    ],
+)
 def test_an_odd_actor_chain_is_refused(act: Any) -> None:
     assert refusal(act=act) == "token_invalid"

@@ -42,7 +42,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.fixture
 def resolving(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Make every name resolve to the first of these answers, then to the next; returns the names asked for."""
+    """Make names resolve to the first of these answers, then to the next; returns the names asked for."""
 
     def answers(*rounds: list[str]) -> list[str]:
         asked: list[str] = []
@@ -68,13 +68,34 @@ def test_a_document_is_fetched_with_its_query() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://id.example/jwks", "ftp://id.example/", "file:///etc/passwd", "//id.example/", "id.example", "", "https://",
-     "https:///jwks", "https://user@id.example/", "https://user:pw@id.example/", "https://@id.example/",
-     "https://id.example:99999/", "https://id.example:x/", "https://id.example:0/", "https://[::1/", "https://id.example/#x",
-     "https://id.example/a b", "https://id.example/\r\nX: y", "https://id.example/\tx", "https://id.ex\u00e4mple/",
-     " https://id.example/", "https://id.example\\@evil.example/", "https://[fe80::1%25eth0]/", "https://id%2eexample/",
-     "https://id.example/" + "x" * 2048],
-)  # fmt: skip
+    [
+        "http://id.example/jwks",
+        "ftp://id.example/",
+        "file:///etc/passwd",
+        "//id.example/",
+        "id.example",
+        "",
+        "https://",
+        "https:///jwks",
+        "https://user@id.example/",
+        "https://user:pw@id.example/",
+        "https://@id.example/",
+        "https://id.example:99999/",
+        "https://id.example:x/",
+        "https://id.example:0/",
+        "https://[::1/",
+        "https://id.example/#x",
+        "https://id.example/a b",
+        "https://id.example/\r\nX: y",
+        "https://id.example/\tx",
+        "https://id.ex\u00e4mple/",
+        " https://id.example/",
+        "https://id.example\\@evil.example/",
+        "https://[fe80::1%25eth0]/",
+        "https://id%2eexample/",
+        "https://id.example/" + "x" * 2048,
+    ],
+)
 def test_a_url_that_is_not_plain_https_is_refused_before_anything_is_resolved(
     url: str, resolving: Callable[..., list[str]], connections: list[Any]
 ) -> None:
@@ -84,14 +105,16 @@ def test_a_url_that_is_not_plain_https_is_refused_before_anything_is_resolved(
     assert asked == connections == []
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
-     "192.0.0.192", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "192.88.99.1", "224.0.0.1", "239.1.1.1",
-     "240.0.0.1", "255.255.255.255", "::", "::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "fe80::1",
-     "fc00::1", "fd12::1", "fec0::1", "ff02::1", "2001:db8::1", "3fff::1", "64:ff9b::10.0.0.1", "64:ff9b::127.0.0.1",
-     "64:ff9b:1::1", "2002:7f00:1::", "2002:a00:1::", "2001::1", "100::1", "5f00::1", "4000::1"],
-)  # fmt: skip
+NOT_PUBLIC = """
+    127.0.0.1 127.9.9.9 0.0.0.0 10.0.0.1 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 192.0.0.192
+    192.0.2.1 198.18.0.1 198.51.100.1 203.0.113.1 192.88.99.1 224.0.0.1 239.1.1.1 240.0.0.1 255.255.255.255
+    :: ::1 ::127.0.0.1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 fe80::1 fc00::1 fd12::1 fec0::1 ff02::1 2001:db8::1
+    3fff::1 64:ff9b::10.0.0.1 64:ff9b::127.0.0.1 64:ff9b:1::1 2002:7f00:1:: 2002:a00:1:: 2001::1 100::1
+    5f00::1 4000::1
+"""
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC.split())
 def test_an_address_that_is_not_public_is_refused_and_not_connected_to(
     address: str, resolving: Callable[..., list[str]], connections: list[Any]
 ) -> None:
@@ -134,7 +157,7 @@ def test_a_private_address_is_allowed_where_staff_list_its_network() -> None:
     "host", ["127.1", "0x7f000001", "2130706433", "0177.0.0.1", "localhost", "[::ffff:7f00:1]"]
 )
 def test_a_loopback_address_in_disguise_is_still_loopback(host: str, connections: list[Any]) -> None:
-    with pytest.raises(FetchError, match="not allowed|cannot be resolved"):
+    with pytest.raises(FetchError, match=r"not allowed|cannot be resolved"):
         get_json(f"https://{host}/jwks")
     assert connections == []
 
@@ -196,9 +219,23 @@ def test_only_a_200_is_an_answer(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"null", b"[]", b"5", b'"x"', b"{", b"<html>", b"\xff\xfe", b'{"a":1,"a":2}', b'{"a":NaN}',
-             b'{"keys":[{"kid":"a","kid":"b"}]}', b"[" * 100_000, b'{"a":' * 5_000]
-)  # fmt: skip
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"5",
+        b'"x"',
+        b"{",
+        b"<html>",
+        b"\xff\xfe",
+        b'{"a":1,"a":2}',
+        b'{"a":NaN}',
+        b'{"keys":[{"kid":"a","kid":"b"}]}',
+        b"[" * 100_000,
+        b'{"a":' * 5_000,
+    ],
+)
 def test_what_is_no_json_object_without_duplicates_is_refused(body: bytes) -> None:
     with fake_issuer() as server:
         server.body = body
@@ -221,7 +258,7 @@ def test_an_answer_is_read_up_to_its_limit() -> None:
 def test_headers_are_read_up_to_their_limit() -> None:
     with fake_issuer() as server:
         server.headers = {f"X-{n}": "y" * 1000 for n in range(80)}
-        with pytest.raises(FetchError, match="too large|exchange failed"):
+        with pytest.raises(FetchError, match=r"too large|exchange failed"):
             get(server, max_bytes=1000)
 
 
@@ -241,19 +278,19 @@ def test_one_deadline_covers_a_silent_and_a_dripping_server(trouble: dict[str, f
         start = time.monotonic()
         with pytest.raises(FetchError, match="in time"):
             get(server, timeout=0.4)
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 2.5
 
 
 def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
-        time.sleep(1.5)
+        time.sleep(3)
         return []
 
     monkeypatch.setattr(fetching.socket, "getaddrinfo", getaddrinfo)
     start = time.monotonic()
     with pytest.raises(FetchError, match="not resolved in time"):
         get_json("https://keys.example/", timeout=0.2)
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 2.5
 
 
 def test_a_name_that_does_not_resolve_and_a_port_nobody_listens_on_are_errors(
@@ -316,7 +353,7 @@ def test_tls_checks_the_name_while_the_connection_goes_to_the_pinned_address(
     path = certificate(tmp_path, x509.DNSName("keys.example"))
     context = serving(path)
     named: list[str | None] = []
-    context.sni_callback = lambda connection, name, _: named.append(name)  # type: ignore[assignment]
+    context.sni_callback = lambda connection, name, _: named.append(name)
     with fake_issuer(ssl_context=context) as server:
         port = server.url.rsplit(":", 1)[1]
         resolving(["127.0.0.1"])
@@ -345,7 +382,7 @@ def test_a_tls_handshake_that_never_ends_is_cut_off() -> None:
             get_json(
                 f"https://127.0.0.1:{silent.getsockname()[1]}/", allowed_networks=[LOOPBACK], timeout=0.3
             )
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 2.5
 
 
 def test_an_error_quotes_nothing_of_the_answer() -> None:

@@ -27,10 +27,24 @@ def test_a_document_without_keys_has_none(document: dict[str, Any]) -> None:
     assert jwks.parse(document) == ()
 
 
-@pytest.mark.parametrize("junk", [None, 5, "key", [], {}, {"kty": "RSA"}, {"kty": None}, {"kty": {"a": 1}},
-                                  {"kty": "oct", "k": "c2VjcmV0"}, {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AA"},
-                                  {"kty": "EC", "crv": "P-256"}, {"kty": "EC", "crv": ["P-256"]},
-                                  {"kty": "OKP", "crv": "X25519", "x": "A" * 43}])  # fmt: skip
+@pytest.mark.parametrize(
+    "junk",
+    [
+        None,
+        5,
+        "key",
+        [],
+        {},
+        {"kty": "RSA"},
+        {"kty": None},
+        {"kty": {"a": 1}},
+        {"kty": "oct", "k": "c2VjcmV0"},
+        {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AA"},
+        {"kty": "EC", "crv": "P-256"},
+        {"kty": "EC", "crv": ["P-256"]},
+        {"kty": "OKP", "crv": "X25519", "x": "A" * 43},
+    ],
+)
 def test_junk_spoils_no_set(junk: Any) -> None:
     assert kids(junk, EC.jwk(), junk) == ["e1"]
 

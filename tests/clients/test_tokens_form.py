@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from clients.tokens import Refused, identify
+from clients.tokens import Refused, UnknownKey, identify
 from tests.clients.keys import AUDIENCE, ISSUER, NOW, b64, dump, policy, signing_key, usual_claims
 
 KEY = signing_key()
@@ -156,15 +156,33 @@ def test_numbers_that_json_has_not_are_refused(constant: bytes) -> None:
 
 @pytest.mark.parametrize(
     "iss",
-    [None, [ISSUER], {"iss": ISSUER}, 5, True, "", ISSUER + "/", ISSUER[:-1], ISSUER.upper(), ISSUER + " ",
-     " " + ISSUER, "http://id.example/", "https://ID.example/", "https://id.example:443/", ISSUER + "\0", "\ud800"],
-)  # fmt: skip
+    [
+        None,
+        [ISSUER],
+        {"iss": ISSUER},
+        5,
+        True,
+        "",
+        ISSUER + "/",
+        ISSUER[:-1],
+        ISSUER.upper(),
+        ISSUER + " ",
+        " " + ISSUER,
+        "http://id.example/",
+        "https://ID.example/",
+        "https://id.example:443/",
+        ISSUER + "\0",
+        "\ud800",
+    ],
+)
 def test_an_issuer_must_be_the_very_string(iss: object) -> None:
     assert refusal(KEY.token(iss=iss)) == "issuer_unknown"
 
 
 def test_an_issuer_whose_keys_cannot_be_had_is_an_outage_and_no_forgery() -> None:
-    assert refusal(KEY.token(), policy(fetched=False)) == "issuer_unavailable"
+    with pytest.raises(UnknownKey) as caught:  # so that the caller may try to fetch them
+        identify(KEY.token(), policy(fetched=False), AUDIENCES, NOW)
+    assert (caught.value.reason, caught.value.issuer_id) == ("issuer_unavailable", 7)
     assert refusal(KEY.token()[:-4] + "AAAA", policy(KEY.jwk(), fetched=False)) == "issuer_unavailable"
 
 
@@ -179,10 +197,17 @@ def test_a_token_of_one_issuer_is_not_verified_with_the_keys_of_another() -> Non
 def test_a_refusal_quotes_nothing_of_the_token() -> None:
     marker = "s3cret-marker"
     tokens = [
-        KEY.token(iss=marker), KEY.token(sub=[marker]), KEY.token(aud=marker), KEY.token(exp=marker),
-        KEY.token(scope={marker: 1}), KEY.token(header={"typ": marker}), KEY.token(header={"kid": marker}),
-        KEY.token(header={"alg": marker}), KEY.token(act=marker), marker,
-    ]  # fmt: skip
+        KEY.token(iss=marker),
+        KEY.token(sub=[marker]),
+        KEY.token(aud=marker),
+        KEY.token(exp=marker),
+        KEY.token(scope={marker: 1}),
+        KEY.token(header={"typ": marker}),
+        KEY.token(header={"kid": marker}),
+        KEY.token(header={"alg": marker}),
+        KEY.token(act=marker),
+        marker,
+    ]
     for token in tokens:
         with pytest.raises(Refused) as caught:
             identify(token, ISSUERS, AUDIENCES, NOW)

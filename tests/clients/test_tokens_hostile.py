@@ -1,4 +1,4 @@
-"""Whatever comes in, identify() answers with an Identity or a Refused, and a changed token is never accepted."""
+"""Whatever comes in, identify() answers with an Identity or a Refused; a changed token is never accepted."""
 
 import base64
 import dataclasses
@@ -17,6 +17,8 @@ KEYS = [signing_key("RS256", "r"), signing_key("ES256", "e"), signing_key("EdDSA
 ISSUERS = policy(*(key.jwk() for key in KEYS), tenant_claim="org_id", roles_claim="a.b")
 AUDIENCES = frozenset({AUDIENCE})
 TOKENS = [key.token(org_id="acme", act={"sub": "agent"}) for key in KEYS]
+PATIENT = settings(deadline=None)  # a busy machine is no failure
+THOROUGH = settings(PATIENT, max_examples=300)
 REASONS = frozenset(get_args(Reason))
 
 JSON = st.recursive(
@@ -24,8 +26,24 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=10,
 )
-CLAIMS = [*usual_claims(), "nbf", "azp", "scp", "permissions", "org_id", "a", "a.b", "email", "email_verified", "act",
-          "cnf", "nonce", "typ", "events", "at_hash"]  # fmt: skip
+CLAIMS = [
+    *usual_claims(),
+    "nbf",
+    "azp",
+    "scp",
+    "permissions",
+    "org_id",
+    "a",
+    "a.b",
+    "email",
+    "email_verified",
+    "act",
+    "cnf",
+    "nonce",
+    "typ",
+    "events",
+    "at_hash",
+]
 HEADER = ["alg", "typ", "kid", "crit", "jwk", "jku", "b64", "enc", "x5c"]
 
 
@@ -44,16 +62,19 @@ def storable(identity: Identity) -> bool:
     return b"\\u0000" not in text.encode()
 
 
+@PATIENT
 @given(st.text() | st.binary() | st.none() | st.integers())
 def test_any_input_is_refused(token: Any) -> None:
     assert isinstance(outcome(token), Refused)
 
 
+@PATIENT
 @given(st.binary(max_size=40), st.binary(max_size=200), st.binary(max_size=80))
 def test_any_three_parts_are_refused(header: bytes, payload: bytes, signature: bytes) -> None:
     assert isinstance(outcome(f"{b64(header)}.{b64(payload)}.{b64(signature)}"), Refused)
 
 
+@PATIENT
 @given(st.sampled_from(TOKENS), st.integers(0, 2000), st.characters(max_codepoint=0x17F))
 def test_a_token_with_any_character_changed_is_refused(token: str, at: int, character: str) -> None:
     at %= len(token)
@@ -61,6 +82,7 @@ def test_a_token_with_any_character_changed_is_refused(token: str, at: int, char
     assert isinstance(outcome(changed), Refused) is (changed != token)
 
 
+@PATIENT
 @given(st.sampled_from(TOKENS), st.integers(0, 2000), st.integers(0, 200), st.text("AQgw._-=\n", max_size=5))
 def test_a_token_cut_or_stretched_anywhere_is_refused(token: str, at: int, length: int, put: str) -> None:
     at %= len(token)
@@ -68,6 +90,7 @@ def test_a_token_cut_or_stretched_anywhere_is_refused(token: str, at: int, lengt
     assert isinstance(outcome(changed), Refused) is (changed != token)
 
 
+@PATIENT
 @given(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2))
 def test_parts_of_different_tokens_do_not_mix(header: int, payload: int, signature: int) -> None:
     parts = [TOKENS[which].split(".")[place] for place, which in enumerate((header, payload, signature))]
@@ -76,7 +99,7 @@ def test_parts_of_different_tokens_do_not_mix(header: int, payload: int, signatu
     )
 
 
-@settings(max_examples=300)
+@THOROUGH
 @given(st.dictionaries(st.sampled_from(CLAIMS) | st.text(max_size=8), JSON, max_size=5))
 def test_any_claims_rightly_signed_are_read_or_refused(changes: dict[str, Any]) -> None:
     payload = json.dumps(usual_claims() | changes).encode()
@@ -84,7 +107,7 @@ def test_any_claims_rightly_signed_are_read_or_refused(changes: dict[str, Any]) 
     assert isinstance(result, Refused) or storable(result)
 
 
-@settings(max_examples=300)
+@THOROUGH
 @given(st.dictionaries(st.sampled_from(HEADER) | st.text(max_size=8), JSON, max_size=4))
 def test_any_header_rightly_signed_is_read_or_refused(changes: dict[str, Any]) -> None:
     header = json.dumps({"alg": "ES256", "kid": "e"} | changes).encode()
@@ -92,6 +115,7 @@ def test_any_header_rightly_signed_is_read_or_refused(changes: dict[str, Any]) -
     assert isinstance(result, Refused) or storable(result)
 
 
+@PATIENT
 @given(st.binary(max_size=120))
 def test_any_bytes_as_payload_rightly_signed_are_refused(payload: bytes) -> None:
     assert isinstance(outcome(KEYS[1].token(payload)), Refused)

@@ -30,30 +30,99 @@ def test_the_types_of_access_tokens_are_accepted_in_any_case(typ: str | None) ->
 
 
 @pytest.mark.parametrize(
-    "typ", ["logout+jwt", "id+jwt", "dpop+jwt", "secevent+jwt", "muniment-assertion+jwt", "rt+jwt", "JWE", "",
-            " JWT", "JWT ", "at+jwt;x=1", ["at+jwt"], 5, True, "JOSE", "\u0130d"]
-)  # fmt: skip
+    "typ",
+    [
+        "logout+jwt",
+        "id+jwt",
+        "dpop+jwt",
+        "secevent+jwt",
+        "muniment-assertion+jwt",
+        "rt+jwt",
+        "JWE",
+        "",
+        " JWT",
+        "JWT ",
+        "at+jwt;x=1",
+        ["at+jwt"],
+        5,
+        True,
+        "JOSE",
+        "\u0130d",
+    ],
+)
 def test_every_other_type_is_refused(typ: object) -> None:
     assert refusal({"typ": typ}, {"client_id": "c", "scope": "memory:read"}) == "token_invalid"
 
 
 # Shapes of real access tokens, as their issuers document and send them (values replaced).
 ACCESS_TOKENS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "auth0": ({"typ": "JWT"}, {"azp": "claude-app", "scope": "openid memory:read", "permissions": ["memory:read"],
-                               "aud": [AUDIENCE, "https://tenant.auth0.example/userinfo"], "gty": "password"}),
+    "auth0": (
+        {"typ": "JWT"},
+        {
+            "azp": "claude-app",
+            "scope": "openid memory:read",
+            "permissions": ["memory:read"],
+            "aud": [AUDIENCE, "https://tenant.auth0.example/userinfo"],
+            "gty": "password",
+        },
+    ),
     "auth0 rfc 9068": ({"typ": "at+jwt"}, {"client_id": "claude-app", "scope": "memory:read", "jti": "j"}),
-    "okta": ({"typ": None}, {"ver": 1, "jti": "AT.x", "cid": "claude-app", "uid": "00u1", "scp": ["memory:read"],
-                             "auth_time": int(NOW) - 60}),
-    "entra v1": ({"typ": "JWT", "x5t": "x"}, {"appid": "claude-app", "appidacr": "1", "scp": "memory.read", "tid": "t",
-                                              "oid": "o", "uti": "u", "ver": "1.0", "nbf": int(NOW)}),
-    "entra v2": ({"typ": "JWT"}, {"azp": "claude-app", "azpacr": "1", "scp": "memory.read", "tid": "t", "ver": "2.0",
-                                  "aio": "a", "rh": "r", "nbf": int(NOW)}),
+    "okta": (
+        {"typ": None},
+        {
+            "ver": 1,
+            "jti": "AT.x",
+            "cid": "claude-app",
+            "uid": "00u1",
+            "scp": ["memory:read"],
+            "auth_time": int(NOW) - 60,
+        },
+    ),
+    "entra v1": (
+        {"typ": "JWT", "x5t": "x"},
+        {
+            "appid": "claude-app",
+            "appidacr": "1",
+            "scp": "memory.read",
+            "tid": "t",
+            "oid": "o",
+            "uti": "u",
+            "ver": "1.0",
+            "nbf": int(NOW),
+        },
+    ),
+    "entra v2": (
+        {"typ": "JWT"},
+        {
+            "azp": "claude-app",
+            "azpacr": "1",
+            "scp": "memory.read",
+            "tid": "t",
+            "ver": "2.0",
+            "aio": "a",
+            "rh": "r",
+            "nbf": int(NOW),
+        },
+    ),
     "entra app-only": ({"typ": "JWT"}, {"azp": "claude-app", "roles": ["Memory.Read.All"], "idtyp": "app"}),
-    "keycloak": ({"typ": "JWT"}, {"typ": "Bearer", "azp": "claude-app", "scope": "openid email", "sid": "s", "acr": "1",
-                                  "realm_access": {"roles": ["user"]}, "session_state": "s"}),
-    "keycloak before 25": ({"typ": "JWT"}, {"typ": "Bearer", "azp": "claude-app", "nonce": "n", "scope": "openid"}),
+    "keycloak": (
+        {"typ": "JWT"},
+        {
+            "typ": "Bearer",
+            "azp": "claude-app",
+            "scope": "openid email",
+            "sid": "s",
+            "acr": "1",
+            "realm_access": {"roles": ["user"]},
+            "session_state": "s",
+        },
+    ),
+    "keycloak before 25": (
+        {"typ": "JWT"},
+        {"typ": "Bearer", "azp": "claude-app", "nonce": "n", "scope": "openid"},
+    ),
     "keycloak at+jwt with nonce": ({"typ": "at+jwt"}, {"typ": "Bearer", "azp": "claude-app", "nonce": "n"}),
-}  # fmt: skip
+}
 
 OTHER_TOKENS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "auth0 id": ({"typ": "JWT"}, {"nonce": "n", "sid": "s", "name": "Alice"}),
@@ -67,10 +136,19 @@ OTHER_TOKENS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fapi id": ({"typ": "JWT"}, {"s_hash": "h", "scope": "memory:read"}),
     "id dressed as access": ({"typ": "at+jwt"}, {"at_hash": "h", "client_id": "c", "scope": "memory:read"}),
     "null hash": ({"typ": "JWT"}, {"at_hash": "", "scope": "memory:read"}),
-    "logout": ({"typ": "JWT"}, {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}, "sid": "s"}),
-    "logout typed": ({"typ": "logout+jwt"}, {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}}),
-    "security event": ({"typ": "JWT"}, {"events": {"https://schemas.openid.net/secevent/x": {}}, "scope": "memory:read"}),
-}  # fmt: skip
+    "logout": (
+        {"typ": "JWT"},
+        {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}, "sid": "s"},
+    ),
+    "logout typed": (
+        {"typ": "logout+jwt"},
+        {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}},
+    ),
+    "security event": (
+        {"typ": "JWT"},
+        {"events": {"https://schemas.openid.net/secevent/x": {}}, "scope": "memory:read"},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ACCESS_TOKENS)

@@ -111,10 +111,24 @@ def test_an_rsa_key_under_2048_bits_verifies_nothing(bits: int) -> None:
 
 @pytest.mark.parametrize(
     "misfit",
-    [{"use": "enc"}, {"use": ""}, {"use": ["sig"]}, {"key_ops": ["sign"]}, {"key_ops": []}, {"key_ops": "verify"},
-     {"key_ops": ["encrypt", "wrapKey"]}, {"alg": "RS512"}, {"alg": "PS256"}, {"alg": "RSA-OAEP"}, {"alg": "ES256"},
-     {"alg": ["RS256"]}, {"kty": "EC"}, {"kty": "rsa"}, {"kty": ["RSA"]}],
-)  # fmt: skip
+    [
+        {"use": "enc"},
+        {"use": ""},
+        {"use": ["sig"]},
+        {"key_ops": ["sign"]},
+        {"key_ops": []},
+        {"key_ops": "verify"},
+        {"key_ops": ["encrypt", "wrapKey"]},
+        {"alg": "RS512"},
+        {"alg": "PS256"},
+        {"alg": "RSA-OAEP"},
+        {"alg": "ES256"},
+        {"alg": ["RS256"]},
+        {"kty": "EC"},
+        {"kty": "rsa"},
+        {"kty": ["RSA"]},
+    ],
+)
 def test_a_key_for_something_else_verifies_nothing(misfit: dict[str, Any]) -> None:
     refused(RSA.token(), policy(RSA.jwk(**misfit)))
 

@@ -1,0 +1,11 @@
+"""Celery's names for what runs in the background."""
+
+from celery import shared_task
+
+from clients import keysets
+
+
+@shared_task(ignore_result=True)
+def refresh_key_sets() -> int:
+    """Every five minutes: so long, at most, does a key that its issuer withdrew go on working."""
+    return keysets.refresh_all()
