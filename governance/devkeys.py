@@ -80,12 +80,12 @@ def read_or_make(path: Path, new: Callable[[], str]) -> str:
 def main(arguments: list[str]) -> int:
     """Print the environment of one process (default: manage), making the keys first."""
     if not 1 <= len(arguments) <= 2:
-        print(__doc__, file=sys.stderr)
+        sys.stderr.write(f"{__doc__}\n")
         return 2
     directory = Path(arguments[0]).absolute()
     make(directory)
     for name, value in variables(directory, arguments[1] if len(arguments) == 2 else "manage").items():
-        print(f"{name}={value}")
+        sys.stdout.write(f"{name}={value}\n")
     return 0
 
 

@@ -132,7 +132,7 @@ def make_var(var: Path) -> Path:
     As root a new ``var`` is 0711: the servers' account must pass through it, though it may not look around;
     everything in it has a mode of its own.
     """
-    var = Path(os.path.abspath(var))
+    var = var.resolve()
     if not var.exists():
         var.mkdir(parents=True, mode=0o700)
         if os.geteuid() == 0:
@@ -173,7 +173,7 @@ def _make_socket_folder(var: Path) -> Path:
     longest = len(os.fsencode(embedded_postgres.SOCKET)) + 1
     parent = tempfile.gettempdir()
     if len(os.fsencode(parent)) + len(SOCKET_PREFIX) + 10 + longest > MOST_SOCKET_PATH:
-        parent = "/tmp"  # mkdtemp makes the folder ours alone
+        parent = "/tmp"  # noqa: S108  # mkdtemp makes the folder ours alone
     sockets = Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX, dir=parent))
     remembered = var / "sockets"
     remembered.touch(mode=0o600)

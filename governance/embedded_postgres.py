@@ -48,7 +48,13 @@ SETTINGS = {
     "log_error_verbosity": "terse",
     "password_encryption": "scram-sha-256",
 }
+ORPHAN_SECONDS = 15
+SHARED_MEMORY_IN_USE = "pre-existing shared memory block"  # as PostgreSQL says it
 NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+
+class StillInUse(EmbeddedError):
+    """Processes of an earlier server are still at work on the data; to be tried again in a moment."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +94,35 @@ def start(
     """
     data, log = var / "postgres", var / "log" / "postgres.log"
     if data.exists():
-        _clear_leftovers(data)
+        _clear_leftovers(data, account)
     else:
         _initialise(data, sockets, passwords[SUPERUSER], account, durable)
     _check_version(data)
     settings = SETTINGS | {"unix_socket_directories": str(sockets)} | ({} if durable else NOT_DURABLE)
     arguments = [str(binaries() / "postgres"), "-D", str(data), "-p", str(PORT)]
     arguments += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-    # SIGINT when we die: a fast shutdown, so that even then the next start needs no recovery.
-    process = launch(
-        arguments, log=log, account=account, death_signal=signal.SIGINT, environment=environment(sockets)
-    )
-    server = Postgres(process, sockets, log, passwords)
+
+    def launch_server() -> Postgres:
+        # SIGINT when we die: a fast shutdown, so that even then the next start needs no recovery.
+        process = launch(
+            arguments, log=log, account=account, death_signal=signal.SIGINT, environment=environment(sockets)
+        )
+        return Postgres(process, sockets, log, passwords)
+
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        try:
+            return _ready(launch_server())
+        except StillInUse:  # helpers of a killed server; they notice and end by themselves
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _ready(server: Postgres) -> Postgres:
     try:
         with _first_connection(server) as connection:
-            _arrange_roles(connection, passwords)
+            _arrange_roles(connection, server.passwords)
     except BaseException:
         server.stop()
         raise
@@ -114,8 +134,8 @@ def environment(home: Path) -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin", "HOME": str(home), "LC_ALL": "C", "TZ": "UTC"}
 
 
-def _clear_leftovers(data: Path) -> None:
-    stop_leftovers(data, "postgres", signal.SIGINT)
+def _clear_leftovers(data: Path, account: Account | None) -> None:
+    stop_leftovers("postgres", "-D", data, account, signal.SIGINT)
     # Nobody works there now, so the file is stale; left there, PostgreSQL would take any process that has
     # since been given that number (in a container, likely) for a running server.
     (data / "postmaster.pid").unlink(missing_ok=True)
@@ -124,7 +144,6 @@ def _clear_leftovers(data: Path) -> None:
 def _initialise(data: Path, sockets: Path, password: str, account: Account | None, durable: bool) -> None:
     """Make the data folder beside its place and rename it: one that exists is whole."""
     draft = data.with_name("postgres.new")
-    stop_leftovers(draft, "postgres", signal.SIGQUIT)
     if draft.exists():
         shutil.rmtree(draft)
     draft.mkdir(mode=0o700)
@@ -181,7 +200,8 @@ def _first_connection(server: Postgres, seconds: float = 60) -> psycopg.Connecti
     deadline = time.monotonic() + seconds
     while True:
         if (status := server.process.poll()) is not None:
-            raise EmbeddedError(f"PostgreSQL ended with {status}; its last lines:\n{last_lines(server.log)}")
+            kind = StillInUse if SHARED_MEMORY_IN_USE in last_lines(server.log, 4) else EmbeddedError
+            raise kind(f"PostgreSQL ended with {status}; its last lines:\n{last_lines(server.log)}")
         try:
             return psycopg.connect(server.url(SUPERUSER, "postgres"), autocommit=True, connect_timeout=5)
         except psycopg.OperationalError as error:

@@ -44,10 +44,10 @@ class Account:
 def choose_account(entered: Path, programs: Sequence[Path]) -> Account | None:
     """None (stay who we are) unless we are root: then `nobody`, since PostgreSQL refuses to serve as root.
 
-    ``entered`` is the folder that the servers' data are in, ``programs`` what they run. Where one lies under a
-    folder that only root may enter (a clone in /root), data moved elsewhere would be lost at the next clean-up,
-    and opening the folder is not ours to do: the server then keeps one capability, the least that lets it pass
-    such folders (or, the second, run files that are root's alone), and no other.
+    ``entered`` is the folder that the servers' data are in, ``programs`` what they run. Where one lies under
+    a folder that only root may enter (a clone in /root), data moved elsewhere would be lost at the next
+    clean-up, and opening the folder is not ours to do: the server then keeps one capability, the least that
+    lets it pass such folders (or, the second, run files that are root's alone), and no other.
     """
     if os.geteuid() != 0:
         return None
@@ -76,7 +76,7 @@ def can_reach(account: Account, entered: Path, programs: Sequence[Path]) -> bool
             stderr=subprocess.DEVNULL,
             timeout=30,
             check=False,
-            preexec_fn=preparation(account, signal.SIGKILL),  # noqa: PLW1509  # only system calls in there
+            preexec_fn=preparation(account, signal.SIGKILL),  # only system calls in there
         )
     except subprocess.SubprocessError:  # we lack the capability ourselves
         return False
@@ -110,7 +110,7 @@ def launch(
                 cwd=cwd,
                 umask=0o077,
                 start_new_session=True,
-                preexec_fn=preparation(account, death_signal),  # noqa: PLW1509  # only system calls in there
+                preexec_fn=preparation(account, death_signal),  # only system calls in there
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise EmbeddedError(f"{Path(arguments[0]).name} cannot be started: {error}") from None
@@ -140,7 +140,7 @@ def drop_privileges(account: Account) -> None:
     os.setgroups([])
     os.setgid(account.gid)
     if account.capability is not None:
-        # Keeps capabilities over setuid; and access(2), with which PostgreSQL finds its parts, then heeds them.
+        # Keeps capabilities over setuid and makes access(2), which PostgreSQL asks for its parts, heed them.
         prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
     os.setuid(account.uid)
     if account.capability is None:
@@ -215,12 +215,23 @@ def stop_group(process: Process, seconds: float) -> int:
     return process.wait()
 
 
-def stop_leftovers(directory: Path, program: str, first_signal: signal.Signals) -> int:
-    """Stop what an earlier start left running in ``directory``, and only that. Returns how many there were.
+def stop_leftovers(
+    program: str, option: str, directory: Path, account: Account | None, first_signal: signal.Signals
+) -> int:
+    """Stop what an earlier start left serving ``directory``, and only that. Returns how many there were.
 
-    Ours is a process that runs a program of that name *and* works in that folder of ours.
+    Ours is a process of our account whose command line is ``program ... option directory``. That, unlike its
+    working folder, root may read without CAP_SYS_PTRACE, which containers lack.
     """
-    return stop_matching(lambda proc: _works_in(proc, directory, program), first_signal)
+    accounts = {os.geteuid()} | ({account.uid} if account else set())
+    pair = os.fsencode(f"\0{option}\0{directory}\0")
+
+    def is_ours(proc: str) -> bool:
+        line = _command_line(proc)
+        name = Path(os.fsdecode(line.partition(b"\0")[0])).name
+        return name == program and pair in line and _owner(proc) in accounts
+
+    return stop_matching(is_ours, first_signal)
 
 
 def stop_matching(
@@ -234,9 +245,7 @@ def stop_matching(
     try:
         deadline = time.monotonic() + seconds
         for number, until in ((first_signal, deadline), (signal.SIGKILL, deadline + 5)):
-            for pidfd, is_helper in found.items():
-                if is_helper and number != signal.SIGKILL:
-                    continue
+            for pidfd in found:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, number)
             if _all_ended(found, until):
@@ -247,29 +256,20 @@ def stop_matching(
     raise EmbeddedError("a process of an earlier start is still there and cannot be stopped")
 
 
-def _open_matching(is_ours: Callable[[str], bool]) -> dict[int, bool]:
-    """pidfd -> whether it is a helper of a postmaster, to which SIGINT would mean something else."""
-    found = {}
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+def _open_matching(is_ours: Callable[[str], bool]) -> list[int]:
+    found = []
+    for proc in Path("/proc").iterdir():
+        if not proc.name.isdecimal() or int(proc.name) == os.getpid():
             continue
         try:
-            pidfd = os.pidfd_open(int(entry.name))
+            pidfd = os.pidfd_open(int(proc.name))
         except OSError:
             continue
-        if is_ours(entry.path):
-            found[pidfd] = _command_line(entry.path).startswith(b"postgres: ")
+        if is_ours(str(proc)):
+            found.append(pidfd)
         else:
             os.close(pidfd)
     return found
-
-
-def _works_in(proc: str, directory: Path, program: str) -> bool:
-    try:
-        executable = os.readlink(f"{proc}/exe").removesuffix(" (deleted)")
-        return os.path.basename(executable) == program and os.path.samefile(f"{proc}/cwd", directory)
-    except OSError:  # another user's, a kernel thread, or gone
-        return False
 
 
 def _command_line(proc: str) -> bytes:
@@ -277,6 +277,13 @@ def _command_line(proc: str) -> bytes:
         return Path(proc, "cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def _owner(proc: str) -> int | None:
+    try:
+        return Path(proc).stat().st_uid
+    except FileNotFoundError:
+        return None
 
 
 def _all_ended(pidfds: Iterable[int], deadline: float) -> bool:

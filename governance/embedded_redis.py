@@ -30,10 +30,10 @@ CONFIGURATION = """\
 port 0
 unixsocket "{socket}"
 unixsocketperm 700
-dir "{directory}"
 requirepass {password}
 daemonize no
 supervised no
+set-proc-title no
 appendonly yes
 appendfsync everysec
 save ""
@@ -87,20 +87,21 @@ def start(var: Path, sockets: Path, password: str, *, account: Account | None) -
     """Start the server of ``var``. The caller holds var's lock. EmbeddedError when it does not come up."""
     directory, log = var / "redis", var / "log" / "redis.log"
     if directory.exists():
-        stop_leftovers(directory, "redis-server", signal.SIGTERM)
+        stop_leftovers("redis-server", "--dir", directory, account, signal.SIGTERM)
     else:
         directory.mkdir(mode=0o700)
     if account is not None:
         os.chown(directory, account.uid, account.gid)
     path = sockets / SOCKET
-    # By standard input: on the command line everybody could read the password.
+    # By standard input: on the command line everybody could read the password. The folder is there, and stays
+    # there (set-proc-title no), so that a leftover is known by it.
     process = launch(
-        [str(binary()), "-"],
+        [str(binary()), "-", "--dir", str(directory)],
         log=log,
         account=account,
         death_signal=signal.SIGTERM,
         environment={"PATH": "/usr/bin:/bin", "HOME": str(sockets), "LC_ALL": "C", "TZ": "UTC"},
-        stdin=CONFIGURATION.format(socket=path, directory=_quoted(directory), password=password),
+        stdin=CONFIGURATION.format(socket=path, password=password),
     )
     server = Redis(process, path, log, password)
     try:
@@ -109,10 +110,6 @@ def start(var: Path, sockets: Path, password: str, *, account: Account | None) -
         server.stop()
         raise
     return server
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _wait(server: Redis, seconds: float = 30) -> None:

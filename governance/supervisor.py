@@ -271,7 +271,8 @@ def why(status: int | None, log: Path) -> str:
 
 def say(text: str) -> None:
     """A line for the person who typed the command."""
-    print(text, flush=True)
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def main() -> int:
@@ -279,7 +280,7 @@ def main() -> int:
     try:
         supervisor = Supervisor(read_plan(os.environ))
     except PlanError as error:
-        print(f"muniment: {error}", file=sys.stderr)
+        sys.stderr.write(f"muniment: {error}\n")
         return 2
 
     def ask_to_stop(number: int, frame: object) -> None:
@@ -292,7 +293,7 @@ def main() -> int:
     except Stopped:
         say("stopped")
     except (Failure, EmbeddedError, PermissionError) as error:
-        print(f"muniment: {error}", file=sys.stderr)
+        sys.stderr.write(f"muniment: {error}\n")
         return 1
     return 0
 

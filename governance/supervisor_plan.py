@@ -1,6 +1,5 @@
 """What the supervisor runs and what each process is given: decided here, run in supervisor.py."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ def read_plan(environment: Mapping[str, str]) -> Plan:
             "owns the tables), or neither, to have a PostgreSQL of our own"
         )
     return Plan(
-        var=Path(os.path.abspath(environment.get("MUNIMENT_VAR") or "var")),
+        var=Path(environment.get("MUNIMENT_VAR") or "var").resolve(),
         port=_number(environment, "MUNIMENT_PORT", 8000, 65535),
         web_processes=_number(environment, "MUNIMENT_WEB_PROCESSES", 2, 64),
         database_url=urls["DATABASE_URL"],

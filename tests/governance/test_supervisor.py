@@ -74,15 +74,16 @@ def free_port() -> int:
 
 
 def marked(var: Path) -> dict[int, str]:
-    """Pid and command line of each process of this instance: by our mark, or by its working folder."""
+    """Pid and command line of each process of this instance: by our mark, or by the folder that it serves."""
     found = {}
     for proc in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if not proc.name.isdecimal():
                 continue
-            entries = (proc / "environ").read_bytes().split(b"\0")
-            if f"{MARK}={var}".encode() in entries or Path(os.readlink(proc / "cwd")).is_relative_to(var):
-                found[int(proc.name)] = (proc / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            words = (proc / "cmdline").read_bytes().split(b"\0")
+            ours = any(os.fsencode(var / name) in words for name in ("postgres", "redis"))
+            if ours or f"{MARK}={var}".encode() in (proc / "environ").read_bytes().split(b"\0"):
+                found[int(proc.name)] = b" ".join(words).decode()
     return found
 
 
