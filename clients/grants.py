@@ -161,10 +161,10 @@ def _refuse_duplicate(wanted: Identity, but: int | None = None) -> None:
             "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"muniment.grant {wanted!r}"]
         )
     alike = active().filter(
-        effect=wanted.effect, client_id=wanted.client, subject_id=wanted.subject, tool_id=wanted.tool
+        effect=wanted.effect, client=wanted.client, subject=wanted.subject, tool=wanted.tool
     )
-    for grant in alike.exclude(pk=but).prefetch_related("scopes"):
-        if identity(grant) == wanted:
+    for grant in alike.prefetch_related("scopes"):
+        if grant.pk != but and identity(grant) == wanted:
             raise GrantError(
                 f"Grant {grant.pk} already says this and is active; extend it, or revoke it first."
             )
