@@ -1,6 +1,7 @@
-"""The outbox and its drain: what other processes, staff and psql did becomes records, in version order, exactly
-once (DESIGN.md section 6, Policy changes)."""
+"""The outbox and its drain: what other processes, staff and psql did becomes records, in version order,
+exactly once (DESIGN.md section 6, Policy changes)."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -13,19 +14,21 @@ from django.db import transaction
 from psycopg.rows import dict_row
 
 from audit.entries import Entry, entry
-from muniment import statements
+from muniment import disclosures, statements
 
 WAITING = "SELECT EXISTS (SELECT 1 FROM audit_outbox WHERE record_index IS NULL)"
 EVENTS = "SELECT * FROM audit_outbox WHERE record_index IS NULL AND version IS NULL ORDER BY id LIMIT 200"
 CHANGES = """SELECT * FROM audit_outbox WHERE record_index IS NULL AND version > %(drained)s
     AND version <= %(drained)s + 20 ORDER BY version, id"""
+# Records of these types come from nowhere but a web process that decided.
+DECIDED = frozenset({"decision", "evaluation", "outcome", "denials", "policy"})
 # A policy record stays well below the statement's bound; a larger change is told in parts.
 PART_BYTES = 48_000
 
 
 @contextmanager
 def acting(actor: str, name: str = "", reason: str = "") -> Iterator[None]:
-    """A transaction whose changes are recorded as this actor's (`staff:<id>`, `backend:<slug>`), for this reason.
+    """A transaction whose changes are recorded as this actor's (`staff:<id>`, `backend:<slug>`), and why.
 
     The words reach the triggers as transaction-local settings; in the log they are protected."""
     with transaction.atomic(), django_connection.cursor() as cursor:
@@ -71,36 +74,69 @@ def _holder(actor: str) -> str:
 
 
 def _policy(version: int, rows: list[dict[str, Any]]) -> list[Entry]:
-    """The records of one policy version: one, or parts when much was changed at once."""
-    parts: list[list[dict[str, Any]]] = [[]]
+    """The records of one policy version: one, or parts when much was changed at once, or by several."""
+    parts: list[list[dict[str, Any]]] = []
     size = 0
     for row in rows:
-        change = _change(row)
-        length = len(statements.dump(change))
-        if size + length > PART_BYTES and parts[-1]:
+        row["change"] = _change(row)
+        length = len(statements.dump(row["change"]))
+        if not parts or size + length > PART_BYTES or parts[-1][0]["actor"] != row["actor"]:
             parts.append([])
             size = 0
-        parts[-1].append(change)
+        parts[-1].append(row)
         size += length
-    actor = rows[0]["actor"]
     made = []
-    for number, changes in enumerate(parts):
+    for number, part in enumerate(parts):
+        actor = part[0]["actor"]
         statement = {"type": "policy", "policy": {"version": version, "digest": None}, "actor": actor}
-        statement |= {"changes": changes, "part": number + 1, "parts": len(parts)}
-        made.append(entry(statement, rows[0]["private"] or {}, _holder(actor)))
+        statement |= {"changes": [row["change"] for row in part], "part": number + 1, "parts": len(parts)}
+        made.append(entry(statement, _why(part), _holder(actor)))
     made[-1].outbox = [row["id"] for row in rows]
     return made
 
 
+def _why(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Who by name, and the reason. Where changes have reasons of their own (grants made by psql or from a
+    file), `reason` is the first and `reasons` has each beside its row."""
+    given = [(f"{row['table_name']}/{row['row_key']}", row["private"] or {}) for row in rows]
+    name = next((private["actor_name"] for _, private in given if "actor_name" in private), None)
+    reasons = {row: private["reason"] for row, private in given if "reason" in private}
+    why = {"actor_name": name, "reason": next(iter(reasons.values()), None)}
+    return why | ({"reasons": reasons} if len(set(reasons.values())) > 1 else {})
+
+
 def _change(row: dict[str, Any]) -> dict[str, Any]:
-    """What changed in one row; a row too large for a statement is named by its digests."""
+    """What changed in one row; a row that a statement cannot hold is named by its digests."""
     change = {"table": row["table_name"], "op": row["operation"], "key": row["row_key"]}
-    if len(statements.dump([row["old"], row["new"]])) <= PART_BYTES:
+    if _fits([row["old"], row["new"]]):
         return change | {"old": row["old"], "new": row["new"]}
     sides = {f"{side}_sha256": sha256(statements.dump(row[side])).hexdigest() for side in ("old", "new")}
     return change | sides
 
 
+def _fits(value: object) -> bool:
+    try:
+        statements.check(value)
+    except statements.StatementError:
+        return False
+    return len(statements.dump(value)) <= PART_BYTES
+
+
 def _event(row: dict[str, Any]) -> Entry:
-    statement = {"type": row["kind"], "actor": row["actor"], **(row["members"] or {})}
-    return entry(statement, row["private"] or {}, _holder(row["actor"]), outbox=[row["id"]])
+    statement = {**(row["members"] or {}), "type": row["kind"], "actor": row["actor"]}
+    holder, numbers = _holder(row["actor"]), [row["id"]]
+    if row["kind"] in DECIDED:
+        # Only a web writer knows these; to write them here would be to have a forgery signed.
+        return by_digest(entry(statement, {}, holder, outbox=numbers))
+    try:
+        return entry(statement, row["private"] or {}, holder, outbox=numbers)
+    except disclosures.DisclosureError:
+        return by_digest(entry(statement, {}, holder, outbox=numbers))
+
+
+def by_digest(unfit: Entry) -> Entry:
+    """What cannot be a statement, as a notice that names it by the digest of its JSON. Always recordable."""
+    said = unfit.statement
+    digest = sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    notice = {"type": "notice", "action": "outbox.unfit", "actor": said["actor"], "outbox": unfit.outbox}
+    return Entry({**notice, "kind": said["type"], "content_sha256": digest}, outbox=unfit.outbox)

@@ -1,8 +1,8 @@
 """The recorder: the only writer of records (DESIGN.md section 6, Writing).
 
-One thread and one connection in each web process take all that is queued and write it in one transaction of two
-round trips, under the lock of the head row: index order is commit order, without gaps, and all batches of all
-processes form one signed chain. An answer leaves only after its record has committed.
+One thread and one connection in each web process take all that is queued and write it in one transaction of
+two round trips, under the lock of the head row: index order is commit order, without gaps, and all batches of
+all processes form one signed chain. An answer leaves only after its record has committed.
 """
 
 import logging
@@ -30,13 +30,16 @@ PAUSE = 0.1  # seconds between attempts to reach the database
 # What callers without a verified token may not use of the queue.
 RESERVED = 0.25
 
+# The server said no before the commit, so that nothing of the batch can be there.
+REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.NotSupportedError)
+
 Result = Receipt | Exception
 
 
 class Submission:
     """Some entries that one caller waits for together."""
 
-    __slots__ = ("entries", "results", "left", "done", "deadline")
+    __slots__ = ("deadline", "done", "entries", "left", "results")
 
     def __init__(self, entries: Sequence[Entry], deadline: float) -> None:
         self.entries = entries
@@ -47,7 +50,10 @@ class Submission:
         self.done.acquire()
 
     def resolve(self, position: int, result: Result) -> None:
-        """Called by the writer alone; the last one wakes the caller."""
+        """Called by the writer alone; the last one wakes the caller. The first result counts: were a second
+        one counted, the caller would wake while others of its entries are still being written."""
+        if self.results[position] is not None:
+            return
         self.results[position] = result
         self.left -= 1
         if self.left == 0:
@@ -64,9 +70,9 @@ def resolve(jobs: Sequence[Job], result: Result) -> None:
 
 
 class Recorder:
-    """The writer thread of one web process. `connect` opens its connection; `clock`, in demo mode and tests only,
-    sets record time (which never goes back); `periodic` is asked about four times a second what else there is to
-    record."""
+    """The writer thread of one web process. `connect` opens its connection; `clock`, in demo mode and tests
+    only, sets record time (which never goes back); `periodic` is asked about four times a second what else
+    there is to record."""
 
     def __init__(
         self,
@@ -77,13 +83,14 @@ class Recorder:
         clock: Callable[[], datetime] | None = None,
         periodic: Callable[[], list[Entry]] = list,
     ) -> None:
-        self.connect, self.signer, self.capacity, self.timeout, self.clock = connect, signer, capacity, timeout, clock
-        self.periodic = periodic
+        self.connect, self.signer, self.clock, self.periodic = connect, signer, clock, periodic
+        self.capacity, self.timeout = capacity, timeout
         self.queue: deque[Job] = deque()
         self.ready = Condition(Lock())
         self.stopping = Event()
         self.unsettled: tuple[Batch, list[Job]] | None = None
         self.connection: psycopg.Connection | None = None
+        self.own = Submission([], float("inf"))
         self.drained_at = 0.0
         self.thread = Thread(target=self._run, name="recorder", daemon=True)
 
@@ -94,17 +101,21 @@ class Recorder:
 
     def stop(self) -> None:
         """Write what is queued, then stop."""
-        self.stopping.set()
         with self.ready:
+            self.stopping.set()
             self.ready.notify()
         self.thread.join(timeout=10)
 
     def record(self, entries: Sequence[Entry]) -> list[Result]:
         """Record entries and wait until their transaction has committed; one result for each, in order: a
-        Receipt, or Stale, SubjectChanged, AlreadyRecorded or another exception. Raises QueueFull or Unavailable
-        for all of them; then they may or may not be in the log, and must not be answered."""
+        Receipt, or Stale, SubjectChanged, AlreadyRecorded or another exception. Raises QueueFull or
+        Unavailable for all of them; then they may or may not be in the log, and must not be answered."""
+        if not entries:
+            return []
         submission = Submission(entries, time.monotonic() + self.timeout)
         with self.ready:
+            if self.stopping.is_set():
+                raise Unavailable("the recorder is stopping")
             room = self.capacity if all(e.established for e in entries) else self.capacity * (1 - RESERVED)
             if len(self.queue) + len(entries) > room:
                 raise QueueFull
@@ -114,7 +125,7 @@ class Recorder:
             raise Unavailable("the record could not be written in time")
         return [result for result in submission.results if result is not None]
 
-    # --- the thread --------------------------------------------------------------------------------------------
+    # --- the thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not (self.stopping.is_set() and not self.queue):
@@ -129,8 +140,7 @@ class Recorder:
             except Exception as error:
                 logger.exception("recording failed")
                 self._disconnect()
-                close_old_connections()
-                resolve([job for job in jobs if job[0].results[job[1]] is None], Unavailable(type(error).__name__))
+                resolve(self._undecided(jobs), Unavailable(type(error).__name__))
         self._disconnect()
 
     def _take(self) -> list[Job]:
@@ -146,12 +156,14 @@ class Recorder:
         """The database is away: keep the jobs that nobody can have recorded, first in line, and try again."""
         logger.warning("database connection lost: %s", type(error).__name__)
         self._disconnect()
-        close_old_connections()
-        unknown = {(id(s), i) for s, i in self.unsettled[1]} if self.unsettled else set()
-        waiting = [(s, i) for s, i in jobs if s.results[i] is None and (id(s), i) not in unknown]
         with self.ready:
-            self.queue.extendleft(reversed(waiting))
-        self.stopping.wait(PAUSE)
+            self.queue.extendleft(reversed(self._undecided(jobs)))
+        time.sleep(PAUSE)
+
+    def _undecided(self, jobs: list[Job]) -> list[Job]:
+        """Those without a result, but for those of a commit whose outcome is unknown: `_settle` tells it."""
+        unknown = {(id(s), i) for s, i in self.unsettled[1]} if self.unsettled else set()
+        return [(s, i) for s, i in jobs if s.results[i] is None and (id(s), i) not in unknown]
 
     def _connected(self) -> psycopg.Connection:
         if self.connection is None or self.connection.closed:
@@ -159,13 +171,18 @@ class Recorder:
         return self.connection
 
     def _disconnect(self) -> None:
-        if self.connection is not None:
-            self.connection.close()
-        self.connection = None
+        """Let go of both connections, ours and Django's of this thread; nothing here may end the thread."""
+        connection, self.connection = self.connection, None
+        try:
+            if connection is not None:
+                connection.close()
+            close_old_connections()
+        except Exception as error:
+            logger.warning("closing a connection failed: %s", type(error).__name__)
 
     def _settle(self) -> None:
-        """After a connection was lost during a commit: find out whether the batch is there, before anything else
-        is written. What is absent is decided again by its caller."""
+        """After a connection was lost during a commit: find out whether the batch is there, before anything
+        else is written. What is absent is decided again by its caller."""
         if self.unsettled is None:
             return
         batch, jobs = self.unsettled
@@ -188,8 +205,9 @@ class Recorder:
         begun = begin(self._connected(), entries, version)
         if begun is None:  # the policy has moved on
             resolve([job for job in jobs if job[0].entries[job[1]].version is not None], Stale())
-            unbound = [job for job in jobs if job[0].entries[job[1]].version is None]
-            return self._write(unbound) if unbound else None
+            if unbound := [job for job in jobs if job[0].entries[job[1]].version is None]:
+                self._write(unbound)
+            return
         kept = []
         for job, entry in zip(jobs, entries, strict=True):
             if fault := begun.fault(entry):
@@ -210,11 +228,29 @@ class Recorder:
             self._connected().rollback()
             return
         self.unsettled = (batch, kept)
-        finish(self._connected(), batch)
-        self.unsettled = None
-        self._answer(batch, kept)
+        try:
+            finish(self._connected(), batch)
+        except REFUSED as error:
+            self.unsettled = None
+            self._connected().rollback()
+            self._apart(kept, error)
+        else:
+            self.unsettled = None
+            self._answer(batch, kept)
+
+    def _apart(self, jobs: list[Job], error: Exception) -> None:
+        """The database refuses something in this batch: find it by halves, so that it fails alone."""
+        if len(jobs) == 1:
+            logger.error("an entry cannot be recorded: %s", type(error).__name__)
+            resolve(jobs, Unavailable(type(error).__name__))
+        else:
+            middle = len(jobs) // 2
+            self._write(jobs[:middle])
+            self._write(jobs[middle:])
 
     def _answer(self, batch: Batch, jobs: list[Job]) -> None:
+        if not jobs:  # it was the outbox's: nobody waits
+            return
         for receipt, (submission, position) in zip(batch.receipts(), jobs, strict=True):
             submission.resolve(position, receipt)
 
@@ -227,22 +263,37 @@ class Recorder:
         """Put what waits in the outbox, and what came up by itself, into the log."""
         if time.monotonic() - self.drained_at < DRAIN_EVERY:
             return
-        connection = self._connected()
-        if entries := self.periodic():
-            submission = Submission(entries, float("inf"))
-            self._write([(submission, position) for position in range(len(entries))])
-        while outbox.waiting(connection):
-            begun = begin(connection, [], None)
-            assert begun is not None
-            entries, drained = outbox.entries(connection, begun.drained)
-            if not entries:
-                connection.rollback()
-                break
-            batch, faults = build(begun, entries, self.signer, self._time(begun), drained=drained)
-            if batch is None or any(faults):
-                connection.rollback()
-                raise RuntimeError(f"an outbox entry cannot be recorded: {next(filter(None, faults))}")
-            self.unsettled = (batch, [])
-            finish(connection, batch)
-            self.unsettled = None
+        # Noted before the work: a drain that fails must not be tried again with every batch.
         self.drained_at = time.monotonic()
+        connection = self._connected()
+        self._write_own()
+        while outbox.waiting(connection) and self._drain_some(connection):
+            if self.queue:  # callers are waiting: one batch of theirs, then on
+                self.drained_at = 0.0
+                return
+
+    def _write_own(self) -> None:
+        """Record what `periodic` brings; what a lost connection kept from being recorded is still at hand."""
+        results = zip(self.own.entries, self.own.results, strict=True)
+        entries = [entry for entry, result in results if result is None or isinstance(result, Stale)]
+        self.own = Submission(entries + self.periodic(), float("inf"))
+        if self.own.entries:
+            self._write([(self.own, position) for position in range(len(self.own.entries))])
+
+    def _drain_some(self, connection: psycopg.Connection) -> bool:
+        """One batch of the outbox. False when another process was faster."""
+        begun = begin(connection, [], None)
+        assert begun is not None, "the head row is missing"
+        entries, drained = outbox.entries(connection, begun.drained)
+        batch, faults = build(begun, entries, self.signer, self._time(begun), drained=drained)
+        if any(faults):
+            # Left waiting, it would hold up all that comes after it, for ever.
+            entries = [outbox.by_digest(e) if fault else e for e, fault in zip(entries, faults, strict=True)]
+            batch, faults = build(begun, entries, self.signer, self._time(begun), drained=drained)
+        if batch is None or any(faults):
+            connection.rollback()
+            return False
+        self.unsettled = (batch, [])
+        finish(connection, batch)
+        self.unsettled = None
+        return True
