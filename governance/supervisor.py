@@ -93,7 +93,7 @@ class Supervisor:
             cleanup.callback(self._stop_children)
             self._start_children(urls)
             self._wait_until_ready()
-            say(self._hello(urls))
+            say(f"{self._hello(urls).strip()}\n\nCtrl-C stops it.")
             self._until(lambda: False, None, "")
 
     # --- starting -------------------------------------------------------------------------------------------
