@@ -29,9 +29,7 @@ class Run:
     def __init__(self, var: Path, port: int, **variables: str) -> None:
         self.var, self.port = var, port
         self.output = var.parent / f"{var.name}.output"
-        clean = {
-            name: text for name, text in os.environ.items() if not name.startswith(("MUNIMENT_", "DJANGO_"))
-        }
+        clean = {name: text for name, text in os.environ.items() if not name.startswith(("MUNIMENT_", "DJANGO_"))}
         for name in ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL", "CELERY_BROKER_URL"):
             clean.pop(name, None)
         clean |= {
@@ -199,9 +197,7 @@ def children(parent: int) -> list[int]:
     found = []
     for proc in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if proc.name.isdecimal() and (proc / "stat").read_text().rpartition(")")[2].split()[1] == str(
-                parent
-            ):
+            if proc.name.isdecimal() and (proc / "stat").read_text().rpartition(")")[2].split()[1] == str(parent):
                 found.append(int(proc.name))
     return sorted(found)
 
@@ -272,9 +268,7 @@ def test_each_process_is_given_its_own_keys_and_no_others(tmp_path: Path, proces
 
 def test_the_operators_servers_are_used_where_they_are_given(tmp_path: Path) -> None:
     (tmp_path / "url").write_text("redis://file\n")
-    plan = read_plan(
-        {"DATABASE_URL": "a", "DATABASE_OWNER_URL": "b", "REDIS_URL_FILE": str(tmp_path / "url")}
-    )
+    plan = read_plan({"DATABASE_URL": "a", "DATABASE_OWNER_URL": "b", "REDIS_URL_FILE": str(tmp_path / "url")})
     assert (plan.database_url, plan.owner_url, plan.redis_url) == ("a", "b", "redis://file")
 
 
