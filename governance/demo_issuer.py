@@ -1,1 +1,147 @@
-urlpatterns: list = []
+"""The demo's own authorization server: discovery, keys, and tokens for anybody who asks. Never in production:
+importing this module there stops the process.
+
+Its name has the port in it, as its discovery document must be found under it (OpenID Connect Discovery 1.0,
+section 4.3); an instance that moves to another port is another issuer, and `demo_load` tells the database.
+"""
+
+import json
+import re
+import secrets
+import time
+from base64 import urlsafe_b64encode
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest, JsonResponse
+from django.urls import path
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_GET, require_POST
+
+from governance import devkeys
+
+if not settings.MUNIMENT_DEMO:
+    raise ImproperlyConfigured("The demo issuer gives tokens to anybody: it exists in demo mode only.")
+
+SUFFIX = "/demo-issuer"
+AUDIENCE = "https://inner.example/mcp"
+USERS = ("alice", "bob")
+# Of each client that the demo knows, the OAuth client id under which the demo issuer knows it.
+CLIENT_IDS = {"chatgpt": "chatgpt-app", "claude": "claude-app", "inner-ios": "inner-ios-app"}
+LIFETIME = 8 * 3600  # seconds
+MAX_LIFETIME = 24 * 3600
+_CLIENT = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_SCOPES = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]{0,1000}")  # RFC 6749 section 3.3
+
+
+def issuer() -> str:
+    """The issuer's name, where its discovery document is."""
+    return f"{settings.MUNIMENT_URL}{SUFFIX}"
+
+
+@cache
+def private_key() -> rsa.RSAPrivateKey:
+    """Its signing key, made once for each instance."""
+    directory = Path(settings.MUNIMENT_VAR) / "keys"
+    devkeys.private_directory(directory)
+    pem = devkeys.read_or_make(directory / "demo_issuer.pem", _new_key)
+    key = load_pem_private_key(pem.encode(), password=None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    return key
+
+
+def _new_key() -> str:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+@cache
+def key_set() -> dict[str, Any]:
+    """Its JWKS (RFC 7517); the key's id is its thumbprint (RFC 7638)."""
+    public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(private_key().public_key()))
+    members = {"e": public["e"], "kty": "RSA", "n": public["n"]}
+    thumbprint = sha256(json.dumps(members, separators=(",", ":"), sort_keys=True).encode()).digest()
+    kid = urlsafe_b64encode(thumbprint).rstrip(b"=").decode()
+    return {"keys": [members | {"use": "sig", "alg": "RS256", "kid": kid}]}
+
+
+def mint(user: str, client: str, scope: str, *, lifetime: int = LIFETIME, **claims: Any) -> str:
+    """An access token (RFC 9068) for a demo user. `client` is a demo client's slug or any OAuth client id;
+    `claims` replace those made here."""
+    now = int(time.time())
+    payload = {
+        "iss": issuer(),
+        "aud": AUDIENCE,
+        "sub": user,
+        "email": f"{user}@example.com",
+        "client_id": CLIENT_IDS.get(client, client),
+        "scope": scope,
+        "iat": now,
+        "exp": now + lifetime,
+        "jti": secrets.token_urlsafe(12),
+    }
+    headers = {"kid": key_set()["keys"][0]["kid"], "typ": "at+jwt"}
+    return jwt.encode(payload | claims, private_key(), algorithm="RS256", headers=headers)
+
+
+@require_GET
+def discovery(request: HttpRequest) -> JsonResponse:
+    """OpenID Connect Discovery 1.0, section 3, and RFC 8414."""
+    return JsonResponse(
+        {
+            "issuer": issuer(),
+            "jwks_uri": f"{issuer()}/jwks",
+            "token_endpoint": f"{issuer()}/token",
+            "response_types_supported": [],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+            "service_documentation": "A demo: it gives tokens to anybody who asks. Not for production.",
+        }
+    )
+
+
+@require_GET
+def jwks(request: HttpRequest) -> JsonResponse:
+    """Its public key."""
+    return JsonResponse(key_set())
+
+
+@csrf_exempt
+@require_POST
+def token(request: HttpRequest) -> JsonResponse:
+    """A form of `user`, `client_id` and `scope`, as RFC 6749 section 4.4 but for the user, who is simply
+    believed. Another site's page can send the form, but cannot read what comes back."""
+    user, client = request.POST.get("user", ""), request.POST.get("client_id", "")
+    scope = request.POST.get("scope", "")
+    if user not in USERS:
+        return _error("invalid_grant", f"the demo's users are {' and '.join(USERS)}")
+    if not _CLIENT.fullmatch(client):
+        return _error("invalid_request", "client_id must be a client's slug or an OAuth client id")
+    if not _SCOPES.fullmatch(scope):
+        return _error("invalid_scope", "scope must be scope names with spaces between")
+    answer = {"access_token": mint(user, client, scope), "token_type": "Bearer", "expires_in": LIFETIME}
+    return JsonResponse(answer | {"scope": scope}, headers={"Cache-Control": "no-store"})
+
+
+def _error(code: str, description: str) -> JsonResponse:
+    """RFC 6749 section 5.2."""
+    return JsonResponse({"error": code, "error_description": description}, status=400)
+
+
+urlpatterns = [
+    path(".well-known/openid-configuration", discovery),
+    path("jwks", jwks),
+    path("token", token),
+]
