@@ -29,19 +29,12 @@ class Run:
     def __init__(self, var: Path, port: int, **variables: str) -> None:
         self.var, self.port = var, port
         self.output = var.parent / f"{var.name}.output"
-        clean = {name: text for name, text in os.environ.items() if not name.startswith(("MUNIMENT_", "DJANGO_"))}
-        for name in ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL", "CELERY_BROKER_URL"):
-            clean.pop(name, None)
-        clean |= {
-            "MUNIMENT_VAR": str(var),
-            "MUNIMENT_PORT": str(port),
-            "MUNIMENT_WEB_PROCESSES": "1",
-        } | variables
+        given = {"MUNIMENT_VAR": str(var), "MUNIMENT_PORT": str(port), "MUNIMENT_WEB_PROCESSES": "1"}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "governance.supervisor"],
                 cwd=ROOT,
-                env=clean,
+                env=newcomers_environment() | given | variables,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -64,6 +57,12 @@ class Run:
             return connection.getresponse().status
         finally:
             connection.close()
+
+
+def newcomers_environment() -> dict[str, str]:
+    """Our environment without what the test suite set for itself."""
+    ours = ("MUNIMENT_", "DJANGO_", "DATABASE_", "REDIS_", "CELERY_")
+    return {name: text for name, text in os.environ.items() if not name.startswith(ours)}
 
 
 def free_port() -> int:
@@ -135,11 +134,10 @@ def test_it_starts_serves_tells_how_and_ctrl_c_leaves_nothing(run: Run) -> None:
     token = re.search(r"eyJ[\w.-]+", run.said)
     assert token is not None
     assert not any(token.group().encode() in log.read_bytes() for log in run.var.glob("log/*"))
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("MUNIMENT_")}
     joined = subprocess.run(
         [sys.executable, "manage.py", "check", "--database", "default"],
         cwd=ROOT,
-        env=environment | {"MUNIMENT_VAR": str(run.var)},
+        env=newcomers_environment() | {"MUNIMENT_VAR": str(run.var)},
         capture_output=True,
         text=True,
         check=False,
