@@ -13,7 +13,8 @@ FLUSH_EVERY = 1.0  # seconds
 
 UPSERT = """
     INSERT INTO audit_sighting (kind, source, name, count, first_seen, last_seen)
-    SELECT k, s, n, c, %(now)s, %(now)s FROM unnest(%(kinds)s, %(sources)s, %(names)s, %(counts)s) AS x(k, s, n, c)
+    SELECT k, s, n, c, %(now)s, %(now)s FROM unnest(
+        %(kinds)s::text[], %(sources)s::text[], %(names)s::text[], %(counts)s::bigint[]) AS x(k, s, n, c)
     WHERE (SELECT count(*) FROM audit_sighting) < %(most)s
        OR EXISTS (SELECT 1 FROM audit_sighting a WHERE a.kind = k AND a.source = s AND a.name = n)
     ORDER BY k, s, n
@@ -28,25 +29,22 @@ _flushed_at = 0.0
 
 def note(kind: str, source: str, name: str) -> None:
     """Count one call that named an unknown client (source: its issuer) or tool (source: the backend)."""
-    global _flushed_at
     with _lock:
         key = (kind, source, name)
         if key in _counts or len(_counts) < MAX_NAMES:
             _counts[key] = _counts.get(key, 0) + 1
-        now = time.monotonic()
-        if now - _flushed_at < FLUSH_EVERY:
-            return
-        _flushed_at = now
-    flush()
 
 
 def flush() -> None:
-    """Add what was counted to the table."""
+    """Add what was counted to the table, at most once a second; the recorder's thread calls it."""
+    global _flushed_at
+    now = time.monotonic()
+    if not _counts or now - _flushed_at < FLUSH_EVERY:
+        return
+    _flushed_at = now
     with _lock:
         counted = dict(_counts)
         _counts.clear()
-    if not counted:
-        return
     kinds, sources, names = zip(*counted, strict=True)
     with connection.cursor() as cursor:
         cursor.execute(

@@ -1,13 +1,13 @@
 """Keeping the log's tables in shape, as their owner."""
 
 import time
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from django.db import OperationalError, connections, transaction
 
 MONTHS_AHEAD = 3
 ATTEMPTS = 20
-KEEP_DRAINED = "7 days"
+KEEP_DRAINED = timedelta(days=7)
 
 
 def months(start: date, count: int) -> list[date]:
@@ -43,6 +43,6 @@ def clear_outbox() -> int:
     """Delete what was drained more than a week ago; the log has it. Returns how many."""
     with connections["owner"].cursor() as cursor:
         cursor.execute(
-            f"DELETE FROM audit_outbox WHERE record_index IS NOT NULL AND at < now() - interval '{KEEP_DRAINED}'"
+            "DELETE FROM audit_outbox WHERE record_index IS NOT NULL AND at < now() - %s", [KEEP_DRAINED]
         )
         return cursor.rowcount

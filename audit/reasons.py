@@ -27,7 +27,11 @@ def _register(code: str, status: int, remedy: str, title: str, sentence: str) ->
 _register("granted", 200, "none", "Granted", "Every check passed.")
 _register("token_missing", 401, "reauthenticate", "No token", "The call carried no access token.")
 _register(
-    "token_malformed", 401, "reauthenticate", "Not a token", "What was sent is not a well-formed access token."
+    "token_malformed",
+    401,
+    "reauthenticate",
+    "Not a token",
+    "What was sent is not a well-formed access token.",
 )
 _register(
     "issuer_unknown", 401, "reauthenticate", "Unknown issuer",
@@ -42,13 +46,27 @@ _register(
     "The token's signature or one of its claims does not hold.",
 )  # fmt: skip
 _register(
-    "audience_mismatch", 401, "reauthenticate", "Made for another service", "The token was not made for this backend."
+    "audience_mismatch",
+    401,
+    "reauthenticate",
+    "Made for another service",
+    "The token was not made for this backend.",
 )
 _register("token_expired", 401, "reauthenticate", "Token expired", "The token's time is over.")
 _register(
-    "proof_required", 401, "reauthenticate", "Proof missing", "The token is bound to a key and came without its proof."
+    "proof_required",
+    401,
+    "reauthenticate",
+    "Proof missing",
+    "The token is bound to a key and came without its proof.",
 )
-_register("proof_invalid", 401, "reauthenticate", "Proof not valid", "The proof that came with the token does not hold.")
+_register(
+    "proof_invalid",
+    401,
+    "reauthenticate",
+    "Proof not valid",
+    "The proof that came with the token does not hold.",
+)
 _register(
     "client_unknown", 403, "ask_administrator", "Unknown client",
     "The AI client is not registered. It waits in the inbox.",
@@ -56,7 +74,11 @@ _register(
 _register("client_suspended", 403, "ask_administrator", "Client suspended", "The AI client is suspended.")
 _register("subject_blocked", 403, "none", "User blocked", "The user is blocked.")
 _register(
-    "tenant_mismatch", 403, "none", "Another tenant", "The call names a tenant that is not the one in the user's token."
+    "tenant_mismatch",
+    403,
+    "none",
+    "Another tenant",
+    "The call names a tenant that is not the one in the user's token.",
 )
 _register(
     "tool_unknown", 403, "ask_administrator", "Unknown tool",

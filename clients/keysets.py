@@ -51,6 +51,11 @@ class Claim:
     at: datetime
 
 
+def last_attempt_failed(issuer_id: int) -> bool:
+    """Whether the newest fetch of this issuer's keys ended in an error: an outage, not a forgery."""
+    return KeySet.objects.filter(issuer_id=issuer_id).exclude(error="").exists()
+
+
 def refresh(issuer_id: int) -> bool:
     """Fetch an enabled issuer's keys now; True when the set changed. A failure keeps the keys that we have.
 

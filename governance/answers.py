@@ -62,7 +62,9 @@ def answer(verdict: Verdict) -> dict[str, Any]:
 def subject_body(verdict: Verdict) -> dict[str, Any] | None:
     """The verified user; None where nobody was established."""
     identity = verdict.identity
-    return identity and {
+    if identity is None:
+        return None
+    return {
         "uid": verdict.uid,
         "issuer": identity.issuer,
         "sub": identity.sub,
@@ -122,7 +124,11 @@ def assertion(verdict: Verdict, receipt: Receipt) -> str | None:
     """A signed JWT about the verified user for one registered audience, at most 60 s (RFC 7519); None when the
     audience is not registered for this backend."""
     audience, decision = verdict.call.assertion, verdict.decision
-    if audience not in verdict.backend.assertion_audiences or decision.client is None or verdict.identity is None:
+    if (
+        audience not in verdict.backend.assertion_audiences
+        or decision.client is None
+        or verdict.identity is None
+    ):
         return None
     key, now = signer("ASSERTION_KEY", "assertion"), int(time.time())
     claims = {

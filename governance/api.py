@@ -7,14 +7,13 @@ from typing import Any
 
 import msgspec
 from django.http import HttpRequest, HttpResponse
-from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from governance import idempotency, schema
 from governance.answers import answer, subject_body
 from governance.budgets import budgets
 from governance.contract import Call, Calls
-from governance.problems import Problem, not_authenticated
+from governance.problems import Problem, from_exception, method_not_allowed, not_authenticated
 from governance.verification import NotAuthenticated, Verdict, authenticate, judge, verify
 from tools import credentials
 from tools.credentials import Credential
@@ -32,7 +31,9 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes | msgspec.Raw) -> Any
     except msgspec.ValidationError as error:
         raise Problem(400, "invalid-member", "A member of the body is not valid", str(error)) from None
     except (msgspec.DecodeError, ValueError, RecursionError):
-        raise Problem(400, "invalid-json", "The body is not JSON", "It must be one JSON object in UTF-8.") from None
+        raise Problem(
+            400, "invalid-json", "The body is not JSON", "It must be one JSON object in UTF-8."
+        ) from None
 
 
 def json_response(body: Any, status: int = 200) -> HttpResponse:
@@ -44,12 +45,29 @@ def json_response(body: Any, status: int = 200) -> HttpResponse:
 
 class BackendView(APIView):
     """A view for backends. Authentication is by the policy snapshot, so that a revoked key ends with the policy
-    version; bodies are decoded by msgspec."""
+    version; bodies are decoded by msgspec. DRF gives the description (OpenAPI); its dispatch, which negotiates
+    and authenticates what is settled here, would cost as much as the decision."""
 
+    METHODS = frozenset({"POST", "PUT"})
     authentication_classes: list[Any] = []
     permission_classes: list[Any] = []
 
-    def credential(self, request: Request) -> Credential:
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Call the method's handler; a known error is a problem document."""
+        handler = (
+            getattr(self, (request.method or "").lower(), None) if request.method in self.METHODS else None
+        )
+        if handler is None:
+            return method_not_allowed(self.allowed_methods).response()
+        try:
+            response: HttpResponse = handler(request, *args, **kwargs)
+        except Exception as error:
+            if problem := from_exception(error):
+                return problem.response()
+            raise
+        return response
+
+    def credential(self, request: HttpRequest) -> Credential:
         """The backend key that was sent. Raises a 401 Problem, after noting the failure."""
         credential = credentials.read(request.META.get("HTTP_AUTHORIZATION"))
         source = request.META.get("REMOTE_ADDR", "")
@@ -79,31 +97,31 @@ class VerifyView(BackendView):
     """POST /v1/verify: verify the user's token, decide, record, answer."""
 
     @schema.verify
-    def post(self, request: Request) -> HttpResponse:
+    def post(self, request: HttpRequest) -> HttpResponse:
         """Allow or deny one call of a tool; a denial is a 200."""
         credential = self.credential(request)
-        body = request._request.body
+        body = request.body
         call = decode(_call, body)
         if key := request.META.get("HTTP_IDEMPOTENCY_KEY"):
-            return json_response(once(credential, key, body, call, request._request))
-        return json_response(decided(credential, [call], request._request)[0])
+            return json_response(once(credential, key, body, call, request))
+        return json_response(decided(credential, [call], request)[0])
 
 
 class VerifyBatchView(BackendView):
     """POST /v1/verify/batch: up to 100 calls, answered in order."""
 
     @schema.verify_batch
-    def post(self, request: Request) -> HttpResponse:
+    def post(self, request: HttpRequest) -> HttpResponse:
         """Each item is decided by itself; one that is not valid has a problem document in its place."""
         credential = self.credential(request)
         items: list[Call | dict[str, Any]] = []
-        for raw in decode(_calls, request._request.body).items:
+        for raw in decode(_calls, request.body).items:
             try:
                 items.append(decode(_call, raw))
             except Problem as problem:
                 items.append(problem.document())
         calls = [item for item in items if isinstance(item, Call)]
-        answers = iter(decided(credential, calls, request._request) if calls else [])
+        answers = iter(decided(credential, calls, request) if calls else [])
         return json_response({"items": [next(answers) if isinstance(item, Call) else item for item in items]})
 
 
@@ -129,7 +147,9 @@ def decided(credential: Credential, calls: list[Call], request: HttpRequest) -> 
 def once(credential: Credential, key: str, body: bytes, call: Call, request: HttpRequest) -> dict[str, Any]:
     """The answer to a call that carries an Idempotency-Key: the first one again, where it still holds."""
     if not (len(key) <= MAX_IDEMPOTENCY_KEY and key.isascii() and key.isprintable()):
-        raise Problem(400, "invalid-idempotency-key", "Idempotency-Key is not valid", "Printable ASCII, at most 255.")
+        raise Problem(
+            400, "invalid-idempotency-key", "Idempotency-Key is not valid", "Printable ASCII, at most 255."
+        )
     try:
         slot = idempotency.claim(credential.key_id, key, body)
     except idempotency.OtherBody:
@@ -160,4 +180,3 @@ def repeated(kept: dict[str, Any], credential: Credential, call: Call) -> dict[s
         if not current or call.assertion is not None or not verdict.holds():
             return None
     return kept | {"subject": subject_body(verdict)}
-

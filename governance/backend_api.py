@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from django.conf import settings
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
@@ -28,10 +28,10 @@ class ToolsView(BackendView):
     """PUT /v1/tools: a backend declares its tools."""
 
     @schema.declare
-    def put(self, request: Request) -> HttpResponse:
+    def put(self, request: HttpRequest) -> HttpResponse:
         """Idempotent. New tools wait for approval by staff."""
         _, backend = authenticate(self.credential(request))
-        declared = decode(_declaration, request._request.body)
+        declared = decode(_declaration, request.body)
         try:
             results = declarations.declare(backend.id, backend.slug, declared.tools)
         except declarations.DeclarationError as error:
@@ -50,7 +50,9 @@ class KeysView(APIView):
     @schema.keys
     def get(self, request: Request) -> HttpResponse:
         """A JWKS (RFC 7517, RFC 8037) in which each key also has its use, validity and C2SP vkey."""
-        return json_response({"keys": [_jwk(key) for key in PublishedKey.objects.order_by("not_before", "key_id")]})
+        return json_response(
+            {"keys": [_jwk(key) for key in PublishedKey.objects.order_by("not_before", "key_id")]}
+        )
 
 
 def _jwk(key: PublishedKey) -> dict[str, Any]:

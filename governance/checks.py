@@ -1,1 +1,70 @@
-"""System checks: what is dangerous in production, with numbers."""
+"""System checks: what would be dangerous or broken in production, each with a number (muniment.W001, muniment.E001).
+
+`manage.py check --deploy` runs them; errors of the untagged ones stop every command.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+
+# Answered in a second or so; a longer leeway lets a withdrawn token live on.
+LONGEST_COOLDOWN = 30
+LONGEST_STALE = 7 * 24 * 3600
+
+
+@register(Tags.security)
+def mode_is_whole(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """E001: demo mode hands out tokens and logins, and serves loopback only; it takes no public names."""
+    if settings.MUNIMENT_DEMO and (os.environ.get("MUNIMENT_HOSTS") or os.environ.get("MUNIMENT_URL")):
+        hint = "Unset MUNIMENT_HOSTS and MUNIMENT_URL, or set MUNIMENT_MODE=production."
+        return [Error("Demo mode is on together with a public name.", hint=hint, id="muniment.E001")]
+    return []
+
+
+@register(Tags.security, deploy=True)
+def served_safely(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """E002 to E004 and W001: where and how it is served."""
+    found: list[CheckMessage] = []
+    if settings.MUNIMENT_DEMO:
+        found.append(Error("Demo mode must not be deployed.", hint="MUNIMENT_MODE=production", id="muniment.E002"))
+    if not settings.ALLOWED_HOSTS or "*" in settings.ALLOWED_HOSTS:
+        hint = "List the names it is served under in MUNIMENT_HOSTS."
+        found.append(Error("ALLOWED_HOSTS is empty or allows every name.", hint=hint, id="muniment.E003"))
+    if urlsplit(settings.MUNIMENT_URL).scheme != "https" and not settings.MUNIMENT_DEMO:
+        hint = "Set MUNIMENT_URL to the https:// URL that backends and staff use."
+        found.append(Error("The platform's own URL is not https.", hint=hint, id="muniment.E004"))
+    if not settings.SECURE_PROXY_SSL_HEADER and not settings.MUNIMENT_DEMO:
+        hint = "If TLS ends at a proxy that sets X-Forwarded-Proto, set MUNIMENT_PROXY_TLS=1; else ignore this."
+        found.append(Warning("No proxy is trusted to say that a request came by TLS.", hint=hint, id="muniment.W001"))
+    return found
+
+
+@register(Tags.security, deploy=True)
+def roles_are_apart(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """E005 and W002: web processes serve as a role that owns nothing."""
+    default, owner = settings.DATABASES["default"], settings.DATABASES.get("owner")
+    found: list[CheckMessage] = []
+    if owner and owner["USER"] == default["USER"]:
+        hint = "Give DATABASE_URL a role that owns no tables; rights are granted to it by `manage.py migrate`."
+        found.append(Error("The serving role owns the tables.", hint=hint, id="muniment.E005"))
+    if owner and settings.MUNIMENT_PROCESS == "web":
+        hint = "Unset DATABASE_OWNER_URL for web processes."
+        found.append(Warning("A web process has the owner's database URL.", hint=hint, id="muniment.W002"))
+    return found
+
+
+@register(Tags.security, deploy=True)
+def bounds_are_sane(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """W003 and W004: settings that keep a withdrawn key or a flood alive for long."""
+    found: list[CheckMessage] = []
+    if settings.MUNIMENT_JWKS_MAX_STALE > LONGEST_STALE:
+        hint = "MUNIMENT_JWKS_MAX_STALE is in seconds; a day is usual."
+        found.append(Warning("Key sets may be used for over a week without a fetch.", hint=hint, id="muniment.W003"))
+    if settings.MUNIMENT_JWKS_COOLDOWN > LONGEST_COOLDOWN:
+        hint = "MUNIMENT_JWKS_COOLDOWN is in seconds; 30 is usual."
+        found.append(Warning("A rotated key is seen only after long.", hint=hint, id="muniment.W004"))
+    return found

@@ -183,7 +183,9 @@ def _subject(decision: Decision, question: Question, state: SubjectState) -> Dec
         return decision.stop("subject", "subject_blocked")
     # RFC 7519 `iat` is optional; a token that does not say when it was issued cannot show that it is newer.
     if state.signed_out_at is not None and (question.issued_at or 0) < state.signed_out_at:
-        return decision.stop("subject", "token_expired", "The user was signed out everywhere after it was issued.")
+        return decision.stop(
+            "subject", "token_expired", "The user was signed out everywhere after it was issued."
+        )
     decision.passed("subject", "The user is not blocked.")
     if question.asked_tenant is not None and question.asked_tenant != question.tenant:
         return decision.stop("tenant", "tenant_mismatch")
@@ -211,7 +213,9 @@ def _consent(decision: Decision, policy: Policy, question: Question) -> Decision
     if missing:
         decision.missing = tuple(missing)
         return decision.stop("consent", "insufficient_scope", f"Missing: {' '.join(missing)}.")
-    decision.passed("consent", f"The user consented: the token carries {' '.join(question.token_scopes) or 'none'}.")
+    decision.passed(
+        "consent", f"The user consented: the token carries {' '.join(question.token_scopes) or 'none'}."
+    )
     return None
 
 
@@ -250,7 +254,9 @@ def _grants(decision: Decision, policy: Policy, question: Question, now: float) 
     used = [g for g in allowing if covered[g.id] & required or (not required and g.tool_id == tool.id)]
     decision.grants = tuple(g.id for g in used)
     decision.flagged = any(g.effect == "flag" for g in used)
-    decision.passed("grants", f"{decision.client.name} is granted {' '.join(decision.required) or tool.name}.")
+    decision.passed(
+        "grants", f"{decision.client.name} is granted {' '.join(decision.required) or tool.name}."
+    )
     return None
 
 

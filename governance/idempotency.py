@@ -81,8 +81,8 @@ def claim(key_id: str, idempotency_key: str, body: bytes) -> Slot | None:
     name = "idem:" + keyed_hash("idempotency", f"{key_id}\x00{idempotency_key}").hex()
     slot = Slot(name, keyed_hash("idempotency_body", body.hex()).hex())
     deadline = time.monotonic() + WAIT
+    mark = json.dumps({"body": slot.body, "answer": None})
     while True:
-        mark = json.dumps({"body": slot.body, "answer": None})
         if _try(lambda: store().set(name, mark, nx=True, ex=IN_FLIGHT)):
             return slot
         kept = _try(lambda: store().get(name))

@@ -5,8 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from django.http import HttpResponse
-from rest_framework.request import Request
+from django.http import HttpRequest, HttpResponse
 
 from audit import search
 from audit.entries import Entry, entry
@@ -29,12 +28,14 @@ class OutcomeView(BackendView):
     """What an allowed call came to."""
 
     @schema.outcome
-    def post(self, request: Request, record: UUID) -> HttpResponse:
+    def post(self, request: HttpRequest, record: UUID) -> HttpResponse:
         """201 when it was recorded, 200 with the first one when there is one already."""
         credential = self.credential(request)
-        outcome = decode(_outcome, request._request.body)
+        outcome = decode(_outcome, request.body)
         found, first = append(credential, record, outcome)
-        return json_response({"record": str(found), "parent": str(record), "first": first}, 201 if first else 200)
+        return json_response(
+            {"record": str(found), "parent": str(record), "first": first}, 201 if first else 200
+        )
 
 
 def append(credential: Credential, call: UUID, outcome: Outcome) -> tuple[UUID, bool]:
@@ -47,7 +48,9 @@ def append(credential: Credential, call: UUID, outcome: Outcome) -> tuple[UUID, 
         parent = search.by_id(call)
         # Another backend's record is answered like none: its existence is none of the caller's business.
         if parent is None or parent.type != "decision" or parent.backend != backend.slug:
-            raise Problem(404, "record-unknown", "No such record", "This backend has no decision with this id.")
+            raise Problem(
+                404, "record-unknown", "No such record", "This backend has no decision with this id."
+            )
         if parent.decision != "allow":
             raise Problem(409, "not-allowed", "The call was denied", "Only an allowed call has an outcome.")
         [result] = recorder().record([_entry(parent, outcome, snapshot.version)])

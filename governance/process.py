@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.conf import settings
 from django.db import connections
 
+from audit import inbox
 from audit.batching import Signer
+from audit.entries import Entry
 from audit.models import PublishedKey
 from audit.recording import Recorder
 from governance.budgets import budgets
@@ -55,6 +57,12 @@ def connect() -> psycopg.Connection:
     )
 
 
+def _periodic() -> list[Entry]:
+    """What the recorder's thread looks after besides records: the inbox, and what was turned away."""
+    inbox.flush()
+    return budgets.denials()
+
+
 def recorder() -> Recorder:
     """The recorder of this process, started at the first call."""
     if _recorder is not None:
@@ -72,7 +80,7 @@ def start_recorder(clock: Callable[[], datetime] | None = None) -> Recorder:
         capacity=settings.MUNIMENT_QUEUE,
         timeout=settings.MUNIMENT_RECORD_TIMEOUT,
         clock=clock,
-        periodic=budgets.denials,
+        periodic=_periodic,
     ).start()
     return _recorder
 

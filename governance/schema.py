@@ -16,14 +16,37 @@ _text = {"type": "string"}
 _nullable = {"type": ["string", "null"]}
 _texts = {"type": "array", "items": _text}
 _count = {"type": "integer", "minimum": 0}
-_batch = {"first": _count, "size": _count, "previous": _text, "root": _text, "position": _count, "path": _texts}
+_batch = {
+    "first": _count,
+    "size": _count,
+    "previous": _text,
+    "root": _text,
+    "position": _count,
+    "path": _texts,
+}
 RECEIPT = {
     "index": _count, "leaf": _text, "signature": _text, "key": _text, "batch": {"type": "object", "properties": _batch},
 }  # fmt: skip
-SUBJECT = {"uid": _text, "issuer": _text, "sub": _text, "email": _nullable, "tenant": _nullable, "roles": _texts}
+SUBJECT = {
+    "uid": _text,
+    "issuer": _text,
+    "sub": _text,
+    "email": _nullable,
+    "tenant": _nullable,
+    "roles": _texts,
+}
 ANSWER: dict[str, Any] = {
     "type": "object",
-    "required": ["decision", "reason", "explanation", "flagged", "record", "policy_version", "receipt", "status"],
+    "required": [
+        "decision",
+        "reason",
+        "explanation",
+        "flagged",
+        "record",
+        "policy_version",
+        "receipt",
+        "status",
+    ],
     "properties": {
         "decision": {"enum": ["allow", "deny"]},
         "reason": _text,
@@ -36,7 +59,7 @@ ANSWER: dict[str, Any] = {
         "tool": {"type": ["object", "null"], "properties": {"name": _text, "access": _text}},
         "scopes": {
             "type": "object",
-            "properties": {name: _texts for name in ("required", "token", "granted", "effective", "missing")},
+            "properties": dict.fromkeys(("required", "token", "granted", "effective", "missing"), _texts),
         },
         "receipt": {"type": "object", "properties": RECEIPT},
         "status": {"enum": [200, 401, 403, 429, 503]},
@@ -63,7 +86,9 @@ def add_components(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     """drf-spectacular's postprocessing hook: put our types beside its own."""
     result["components"] = {
         "schemas": COMPONENTS,
-        "securitySchemes": {"backendKey": {"type": "http", "scheme": "bearer", "bearerFormat": "mk_<key id>_<secret>"}},
+        "securitySchemes": {
+            "backendKey": {"type": "http", "scheme": "bearer", "bearerFormat": "mk_<key id>_<secret>"}
+        },
     }
     result["security"] = [{"backendKey": []}]
     return result
@@ -81,7 +106,10 @@ def _responses(success: dict[int, Any], *errors: int) -> dict[Any, Any]:
 
 
 _idempotency = OpenApiParameter(
-    "Idempotency-Key", str, OpenApiParameter.HEADER, description="A retry with the same body gets the first answer."
+    "Idempotency-Key",
+    str,
+    OpenApiParameter.HEADER,
+    description="A retry with the same body gets the first answer.",
 )
 
 
@@ -128,7 +156,9 @@ def declare(view: View) -> View:
 
 def keys(view: View) -> View:
     """GET /v1/keys."""
-    key = _object(kty=_text, crv=_text, x=_text, kid=_text, use=_text, vkey=_text, not_before=_text, not_after=_nullable)
+    key = _object(
+        kty=_text, crv=_text, x=_text, kid=_text, use=_text, vkey=_text, not_before=_text, not_after=_nullable
+    )
     return extend_schema(
         operation_id="keys",
         auth=[],

@@ -90,7 +90,9 @@ else:
     ALLOWED_HOSTS = env.list("MUNIMENT_HOSTS", default=[])
     MUNIMENT_URL = env.str("MUNIMENT_URL", f"https://{ALLOWED_HOSTS[0]}" if ALLOWED_HOSTS else "")
 CSRF_TRUSTED_ORIGINS = [MUNIMENT_URL] if MUNIMENT_URL else []
-SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("MUNIMENT_PROXY_TLS", False) else None
+SECURE_PROXY_SSL_HEADER = (
+    ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("MUNIMENT_PROXY_TLS", False) else None
+)
 SECURE_SSL_REDIRECT = not MUNIMENT_DEMO
 SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$"]
 SECURE_HSTS_SECONDS = 0 if MUNIMENT_DEMO else 31536000
@@ -135,6 +137,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "governance.shortcut.ApiShortcut",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -168,8 +171,9 @@ AUTH_PASSWORD_VALIDATORS = [
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
 LOGIN_URL = "admin:login"
 STATIC_URL = "/static/"
-STATIC_ROOT = MUNIMENT_VAR / "static"
-WHITENOISE_USE_FINDERS = True
+# The demo serves static files from where they are; production from where `manage.py collectstatic` put them.
+STATIC_ROOT = None if MUNIMENT_DEMO else MUNIMENT_VAR / "static"
+WHITENOISE_USE_FINDERS = MUNIMENT_DEMO
 LANGUAGE_CODE = "en"
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -202,7 +206,8 @@ if read_secret("DATABASE_OWNER_URL"):
     # Owns the tables: migrations, partitions, retention. Web processes are not given it.
     DATABASES["owner"] = database("DATABASE_OWNER_URL")
 MUNIMENT_SERVING_ROLE = str(DATABASES["default"]["USER"])
-if not (REDIS_URL := read_secret("REDIS_URL")):
+REDIS_URL = read_secret("REDIS_URL") or ""
+if not REDIS_URL:
     raise ImproperlyConfigured("REDIS_URL (or REDIS_URL_FILE) is missing")
 
 CELERY_BROKER_URL = read_secret("CELERY_BROKER_URL") or REDIS_URL

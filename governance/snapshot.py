@@ -121,7 +121,9 @@ def build(version: int, tables: dict[str, list[Row]], unlogged: Unlogged) -> Sna
         digest=digest_of(tables),
         policy=_policy(tables, unlogged.client_names),
         backends=_backends(tables, _issuers(tables["clients_issuer"], unlogged.jwks)),
-        keys={row["key_id"]: _key(row, unlogged.secrets[row["key_id"]]) for row in tables["tools_backendkey"]},
+        keys={
+            row["key_id"]: _key(row, unlogged.secrets[row["key_id"]]) for row in tables["tools_backendkey"]
+        },
         keys_fetched=unlogged.fetched_at,
     )
 
@@ -213,7 +215,12 @@ def _related(rows: Iterable[Row], owner: str, names: dict[int, str]) -> dict[int
 
 def _tool(row: Row, scopes: tuple[str, ...], sensitive: set[str]) -> ToolPolicy:
     return ToolPolicy(
-        row["id"], row["name"], row["access"], row["status"], scopes, any(scope in sensitive for scope in scopes)
+        row["id"],
+        row["name"],
+        row["access"],
+        row["status"],
+        scopes,
+        any(scope in sensitive for scope in scopes),
     )
 
 

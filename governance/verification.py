@@ -12,9 +12,8 @@ from typing import Any
 
 from audit import inbox, subjects
 from audit.entries import Entry, Receipt, entry
-from audit.protection import KeyDestroyed, token_digest
-from audit.reasons import REASONS
-from audit.recording import QueueFull, Stale, SubjectChanged, Unavailable
+from audit.protection import token_digest
+from audit.recording import Stale, SubjectChanged, Unavailable
 from clients import keysets
 from clients.tokens import Identity, Refused, UnknownKey, identify
 from governance.contract import Call
@@ -169,6 +168,8 @@ def fetch_keys(snapshot: Snapshot, refusal: Refused) -> Snapshot:
     outcome = keysets.claim_and_refresh(refusal.issuer_id)
     if outcome == "busy":
         raise Refused("issuer_unavailable", "Its keys are being fetched.") from None
+    if outcome == "failed" or (outcome == "too_soon" and keysets.last_attempt_failed(refusal.issuer_id)):
+        raise Refused("issuer_unavailable", "Its newest keys could not be fetched.") from None
     newer = snapshots.at_head()
     if newer.version == snapshot.version:
         raise refusal
@@ -223,7 +224,7 @@ def to_entry(verdict: Verdict) -> Entry:
     }
     # Callers that could not be established fall under a key of the backend's day, with a retention of its own.
     holder = verdict.uid or f"backend:{verdict.backend.slug}:{datetime.now(UTC):%Y-%m-%d}"
-    bound = {"version": verdict.snapshot.version, "established": verdict.uid is not None}
+    bound: dict[str, Any] = {"version": verdict.snapshot.version, "established": verdict.uid is not None}
     if verdict.uid:
         bound |= {"subject": verdict.uid, "subject_state": verdict.state}
     return entry(statement, private, holder, **bound)
@@ -237,6 +238,3 @@ def note_unknown(verdict: Verdict) -> None:
         inbox.note("tool", verdict.backend.slug, verdict.call.tool)
     elif identity.client_id is not None:
         inbox.note("client", identity.issuer, identity.client_id)
-
-
-

@@ -16,7 +16,9 @@ def reset() -> None:
     """Empty every table as its owner, start the head anew, and forget what this process remembers."""
     process.stop_recorder()
     connections["default"].close()
-    tables = [m._meta.db_table for m in apps.get_models(include_auto_created=True) if m._meta.app_label in OURS]
+    tables = [
+        m._meta.db_table for m in apps.get_models(include_auto_created=True) if m._meta.app_label in OURS
+    ]
     tables = [t for t in tables if t not in ("auth_permission", "audit_head")]
     with connections["owner"].cursor() as cursor:
         cursor.execute("SELECT relid::regclass::text FROM pg_partition_tree('audit_record')")

@@ -25,7 +25,9 @@ def jwks() -> dict[str, Any]:
     return {"keys": [key | {"kid": "k1", "use": "sig", "alg": "RS256"}]}
 
 
-def token(sub: str = "alice", client: str = "claude-app", scope: str = "memory:read memory:write", **claims: Any) -> str:
+def token(
+    sub: str = "alice", client: str = "claude-app", scope: str = "memory:read memory:write", **claims: Any
+) -> str:
     """A real access token."""
     now = int(time.time())
     payload = {

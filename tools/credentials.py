@@ -88,4 +88,6 @@ def touch(key_id: str) -> None:
         if now - _touched.get(key_id, -TOUCH_EVERY) < TOUCH_EVERY:
             return
         _touched[key_id] = now
-    BackendKey.objects.filter(key_id=key_id).update(last_used=datetime.now(UTC).replace(second=0, microsecond=0))
+    BackendKey.objects.filter(key_id=key_id).update(
+        last_used=datetime.now(UTC).replace(second=0, microsecond=0)
+    )

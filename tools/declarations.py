@@ -85,7 +85,9 @@ def _declare_one(
     needed = [scopes[name] for name in sorted(set(tool.scopes))]
     about = {"description": tool.description, "input_schema": tool.input_schema, "definition": digest}
     if known is None:
-        made = Tool.objects.create(backend=backend, name=tool.name, access=tool.access, status="pending", **about)
+        made = Tool.objects.create(
+            backend=backend, name=tool.name, access=tool.access, status="pending", **about
+        )
         made.scopes.set(needed)
         return Result(tool.name, "pending", "created")
     if known.definition == digest:

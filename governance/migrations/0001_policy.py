@@ -7,16 +7,20 @@ from audit.policy_sql import Columns, policy_rows, watch
 
 TABLES = {
     "clients_issuer": Columns(
-        ("id", "issuer", "enabled", "algorithms", "jwks_uri", "tenant_claim", "roles_claim", "leeway")
-        + ("max_lifetime", "allowed_networks")
+        (
+            "id", "issuer", "enabled", "algorithms", "jwks_uri", "tenant_claim", "roles_claim", "leeway",
+            "max_lifetime", "allowed_networks",
+        )  # fmt: skip
     ),
     "clients_keyset": Columns(("id", "issuer_id"), ("jwks",)),
     "clients_client": Columns(("id", "slug", "kind", "status"), ("name",)),
     "clients_oauthclientid": Columns(("id", "client_id", "issuer_id", "oauth_id")),
     "clients_acceptedissuer": Columns(("id", "backend_id", "issuer_id")),
     "clients_grant": Columns(
-        ("id", "effect", "client_id", "subject_id", "role", "tenant", "tool_id", "modes", "starts_at")
-        + ("expires_at", "revoked_at")
+        (
+            "id", "effect", "client_id", "subject_id", "role", "tenant", "tool_id", "modes", "starts_at",
+            "expires_at", "revoked_at",
+        )  # fmt: skip
     ),
     "clients_grant_scopes": Columns(("id", "grant_id", "scope_id")),
     "tools_backend": Columns(

@@ -15,7 +15,11 @@ def test_a_granted_call_is_allowed_and_recorded(world: World) -> None:
     answer = world.verify()
     assert (answer["decision"], answer["reason"], answer["status"]) == ("allow", "granted", 200)
     record = Record.objects.get(id=answer["record"])
-    assert (record.client, record.tool, record.subject) == ("claude", "memory.recall", answer["subject"]["uid"])
+    assert (record.client, record.tool, record.subject) == (
+        "claude",
+        "memory.recall",
+        answer["subject"]["uid"],
+    )
 
 
 def test_a_revoked_grant_denies_the_very_next_call(world: World) -> None:

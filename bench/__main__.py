@@ -1,0 +1,26 @@
+"""`make bench`: ratios in one run on one machine (DESIGN.md section 8)."""
+
+import platform as machine
+import sys
+
+from bench import platform
+
+
+def main() -> None:
+    """Every measurement, on a clean database; the server's figures first, then what is measured in this process."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
+    print(f"Python {machine.python_version()}, {machine.machine()}, {seconds:g} s a measurement\n")
+    with platform.servers():
+        # Django is set up now, so what uses its models can be imported.
+        from bench import deciding, revoking, verifying
+        from tests.world import build
+
+        world = build()
+        with platform.web():
+            verifying.measure(world, seconds)
+            revoking.measure(world, seconds)
+        deciding.measure(world)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""The platform's WSGI application with the bench's paths."""
+
+from governance.wsgi import application
+
+__all__ = ["application"]
