@@ -1,0 +1,185 @@
+"""What the pages show of a record: a row of the list, and the record in full with what the log proves of it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from audit import record_words, search
+from audit.models import Batch, Record
+from audit.reasons import REASONS
+from audit.record_words import Statement
+from muniment import merkle, statements
+
+UNREADABLE = "A record whose bytes are not a statement"
+
+
+@dataclass(frozen=True, slots=True)
+class Pill:
+    """Colour and words: allow, deny, flag or plain."""
+
+    kind: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the list."""
+
+    record: Record
+    title: str
+    why: str
+    pill: Pill
+    user: str | None
+
+
+def read(record: Record) -> Statement:
+    """The statement; empty when the stored bytes are none any more."""
+    try:
+        found = statements.load(bytes(record.statement))
+    except statements.StatementError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def pill(statement: Statement) -> Pill:
+    """The decision; for a record without one, its kind."""
+    match statement.get("decision"), bool(statement.get("flagged")):
+        case "allow", True:
+            return Pill("flag", "Allowed, flagged")
+        case "allow", False:
+            return Pill("allow", "Allowed")
+        case "deny", _:
+            return Pill("deny", "Denied")
+    kind = str(statement.get("type"))
+    return Pill("plain", record_words.TYPES.get(kind, kind))
+
+
+def row(record: Record, names: Mapping[str, str]) -> Row:
+    """A line of the list, in sentences."""
+    statement = read(record)
+    if not statement:
+        return Row(record, UNREADABLE, "Verify the log.", Pill("deny", "Unreadable"), None)
+    user = statement.get("subject")
+    return Row(
+        record,
+        record_words.title(statement, names),
+        record_words.why(statement),
+        pill(statement),
+        record_words.short_uid(user) if user else None,
+    )
+
+
+def page(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
+    """The context of the record page."""
+    statement = read(record)
+    is_call = statement.get("type") in ("decision", "evaluation")
+    context: dict[str, Any] = {
+        "record": record,
+        "statement": statement,
+        "title": record_words.title(statement, names) if statement else UNREADABLE,
+        "pill": pill(statement) if statement else Pill("deny", "Unreadable"),
+        "is_call": is_call,
+        "facts": facts(statement, names),
+        "receipt": receipt(record),
+        "protected": len(statement.get("_sd") or []),
+        "raw": json.dumps(statement, indent=2, ensure_ascii=False) if statement else None,
+    }
+    if is_call:
+        context |= call(record, statement, names)
+    if statement.get("type") == "policy":
+        context["changes"] = [
+            (record_words.change_words(change), record_words.changes(change))
+            for change in statement.get("changes") or []
+        ]
+        context["actor"] = record_words.actor_words(statement.get("actor"))
+    return context
+
+
+def call(record: Record, statement: Statement, names: Mapping[str, str]) -> dict[str, Any]:
+    """How a call was decided, what would help, and what came of it."""
+    reason = REASONS.get(str(statement.get("reason")))
+    outcome = search.outcome_of(record) if statement.get("decision") == "allow" else None
+    return {
+        "steps": record_words.steps(statement, names),
+        "remedy": record_words.REMEDIES.get(reason.remedy, "") if reason else "",
+        "status": reason.status if reason else None,
+        "outcome": outcome and read(outcome).get("outcome"),
+        "outcome_record": outcome,
+        # A refusal leads to what would solve it.
+        "grantable": statement.get("reason") == "not_granted" and statement.get("client"),
+    }
+
+
+def receipt(record: Record) -> dict[str, Any]:
+    """What the log says of the record: its place, its batch, and whether its bytes give its leaf."""
+    data = bytes(record.statement)
+    batch = Batch.objects.filter(first__lte=record.index).order_by("-first").first()
+    if batch is not None and record.index >= batch.first + batch.size:
+        batch = None
+    return {
+        "size": len(data),
+        "sha256": sha256(data).hexdigest(),
+        "leaf": bytes(record.leaf).hex(),
+        "leaf_holds": merkle.leaf_hash(data) == bytes(record.leaf),
+        "batch": batch,
+        "position": record.index - batch.first + 1 if batch else None,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One line of the call's description. `value` None reads "not established". `link` is the filter that finds
+    more records like it."""
+
+    name: str
+    value: str | None
+    link: str | None = None
+    mono: bool = False
+
+
+def facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
+    """What the statement says, member by member, in the words of people."""
+    get = statement.get
+    if get("type") in ("decision", "evaluation"):
+        return _call_facts(statement, names)
+    if get("type") == "outcome":
+        return [
+            Fact("Client", record_words.client_words(statement, names), "client"),
+            Fact("Tool", get("tool"), "tool"),
+            Fact("User", get("subject"), "subject", mono=True),
+            Fact("Backend", get("backend"), "backend"),
+        ]
+    told = {"v", "id", "at", "_sd", "type", "changes", "part", "parts", "policy", "counts"}
+    found = [
+        Fact(record_words.column_words(name).capitalize(), record_words.value_words(value))
+        for name, value in sorted(statement.items())
+        if name not in told and value is not None and not isinstance(value, (dict, list))
+    ]
+    return [*found, Fact("Why", record_words.why(statement))] if get("counts") else found
+
+
+def _call_facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
+    get = statement.get
+    agent = get("agent") or {}
+    policy = get("policy") or {}
+    chain = " → ".join(agent.get("chain") or [])
+    listed = lambda member: " ".join(get(member) or []) or "none"  # noqa: E731
+    found = [
+        Fact("User", get("subject"), "subject", mono=True),
+        Fact("Client", record_words.client_words(statement, names), "client"),
+        Fact("OAuth client id", get("client_id"), mono=True),
+        Fact("Issuer", get("issuer"), mono=True),
+        Fact("Backend", get("backend"), "backend"),
+        Fact("Tool", get("tool"), "tool"),
+        Fact("Access", get("access") and f"{get('access')}{', sensitive' if get('sensitive') else ''}"),
+        Fact("Agent", f"{agent.get('mode')}{', through ' + chain if chain else ''}"),
+        Fact("Scopes needed", listed("required")),
+        Fact("In the token", listed("token_scopes") if get("issuer") else None),
+        Fact("In effect", listed("effective")),
+    ]
+    found += [Fact("Tenant", get("tenant"))] if get("tenant") else []
+    found += [Fact("Roles", ", ".join(get("roles")))] if get("roles") else []
+    digest = str(policy.get("digest") or "")
+    return [*found, Fact("Policy", f"version {policy.get('version')}, digest {digest[:12]}…")]

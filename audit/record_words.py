@@ -1,0 +1,255 @@
+"""Records in words: pure functions from a statement (DESIGN.md section 6) to sentences and steps for people.
+
+Nothing here guesses: what a statement does not establish is said to be not established. `names` maps a client's
+slug to the name that staff know it by today; the statement holds the slug alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from audit.reasons import REASONS
+
+Statement = Mapping[str, Any]
+TYPES = {
+    "decision": "Call", "outcome": "Outcome", "policy": "Policy change", "staff": "Staff action",
+    "denials": "Calls turned away", "key": "Key", "notice": "Notice", "retention": "Retention", "hold": "Hold",
+    "erasure": "Erasure",
+}  # fmt: skip
+REMEDIES = {
+    "none": "", "reauthenticate": "The user signs in again, so that the client gets a new token.",
+    "request_scope": "The user is asked to consent to the missing scopes.",
+    "ask_administrator": "Staff decide: grant it, or leave it refused.", "retry_later": "Try again later.",
+}  # fmt: skip
+STAFF_ACTIONS = {
+    "subject.block": "blocked user {subject}", "subject.unblock": "unblocked user {subject}",
+    "subject.sign_out": "signed user {subject} out everywhere",
+}  # fmt: skip
+TABLES = {
+    "clients_issuer": "issuer", "clients_keyset": "key set", "clients_client": "client",
+    "clients_oauthclientid": "OAuth client id", "clients_acceptedissuer": "accepted issuer",
+    "clients_grant": "grant", "clients_grant_scopes": "scope of a grant", "tools_backend": "backend",
+    "tools_backendkey": "backend key", "tools_scope": "scope", "tools_scope_implies": "implication of a scope",
+    "tools_tool": "tool", "tools_tool_scopes": "scope of a tool",
+}  # fmt: skip
+OPERATIONS = {"insert": "added", "update": "changed", "delete": "removed"}
+# Reasons of the rows 1 to 8 of the decision table: who calls could not be established.
+NOT_ESTABLISHED = frozenset(
+    code for code, reason in REASONS.items() if reason.status == 401 or code == "issuer_unavailable"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rule: `state` is passed, stopped or unknown."""
+
+    state: str
+    words: str
+
+
+def short_uid(uid: str) -> str:
+    """A uid that fits a line; the whole is where it leads to."""
+    return uid if len(uid) <= 13 else f"{uid[:10]}…{uid[-3:]}"
+
+
+def actor_words(actor: str | None) -> str:
+    """Who acted. Names of staff are protected; the statement has their number."""
+    kind, _, rest = (actor or "").partition(":")
+    match kind:
+        case "staff":
+            return f"Staff member {rest}"
+        case "backend":
+            return f"Backend {rest}"
+        case "database":
+            return f"Somebody in the database as {rest}"
+        case "command":
+            return f"The command {rest}"
+    return actor or "Somebody"
+
+
+def title(statement: Statement, names: Mapping[str, str]) -> str:
+    """The record in one sentence, without its full stop."""
+    match statement.get("type"):
+        case "decision" | "evaluation":
+            return _decision(statement, names)
+        case "outcome":
+            return _outcome(statement, names)
+        case "policy":
+            return _policy(statement)
+        case "staff":
+            return _staff(statement)
+        case "denials":
+            counts = statement.get("counts") or {}
+            return f"{sum(counts.values()):,} calls of {statement.get('backend') or 'no backend'} were turned away"
+    return f"{TYPES.get(str(statement.get('type')), str(statement.get('type')).capitalize())}"
+
+
+def client_words(statement: Statement, names: Mapping[str, str]) -> str | None:
+    """The client's name; None where no registered client was established."""
+    slug = statement.get("client")
+    return None if slug is None else names.get(slug, slug)
+
+
+def _decision(statement: Statement, names: Mapping[str, str]) -> str:
+    caller = client_words(statement, names)
+    if caller is None:
+        caller = "An unregistered client" if statement.get("issuer") else "An unidentified caller"
+    tool = statement.get("tool")
+    if statement.get("decision") == "allow":
+        return f"{caller} was allowed {tool}" + (", marked for review" if statement.get("flagged") else "")
+    reason = REASONS.get(str(statement.get("reason")))
+    why = reason.title if reason else str(statement.get("reason"))
+    return f"{caller} was refused {tool}: {why[:1].lower()}{why[1:]}"
+
+
+def _outcome(statement: Statement, names: Mapping[str, str]) -> str:
+    outcome = statement.get("outcome") or {}
+    ended = "ended well" if outcome.get("status") == "ok" else "ended in an error"
+    counted = "" if outcome.get("count") is None else f", {amount(outcome['count'], 'item')}"
+    return f"{statement.get('tool')} for {client_words(statement, names) or 'a client'} {ended}{counted}"
+
+
+def _policy(statement: Statement) -> str:
+    changes = statement.get("changes") or []
+    actor = actor_words(statement.get("actor"))
+    what = change_words(changes[0]) if changes else "changed nothing"
+    more = f" and {amount(len(changes) - 1, 'more change')}" if len(changes) > 1 else ""
+    return f"{actor} {what}{more}"
+
+
+def _staff(statement: Statement) -> str:
+    action = str(statement.get("action"))
+    words = STAFF_ACTIONS.get(action, f"did {action}")
+    return f"{actor_words(statement.get('actor'))} {words.format(subject=short_uid(str(statement.get('subject'))))}"
+
+
+def change_words(change: Mapping[str, Any]) -> str:
+    """One change of one row: `added grant 3`."""
+    done = OPERATIONS.get(str(change.get("op")), str(change.get("op")))
+    side = change.get("new") or change.get("old") or {}
+    called = side.get("slug") or side.get("issuer") or side.get("oauth_id") or side.get("name")
+    revoked = (change.get("new") or {}).get("revoked_at") and not (change.get("old") or {}).get("revoked_at")
+    done = "revoked" if revoked and change.get("op") == "update" else done
+    table = TABLES.get(str(change.get("table")), str(change.get("table")))
+    return f"{done} {table} {called or change.get('key')}"
+
+
+def amount(number: int, noun: str) -> str:
+    """`1 item`, `1,200 items`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def why(statement: Statement) -> str:
+    """The second line of a record in a list."""
+    kind, code = statement.get("type"), str(statement.get("reason"))
+    if kind == "outcome":
+        duration = (statement.get("outcome") or {}).get("duration_ms")
+        return "" if duration is None else f"took {duration:,} ms"
+    if kind == "policy":
+        version = (statement.get("policy") or {}).get("version")
+        return f"policy version {version}"
+    if kind == "denials":
+        counts = statement.get("counts") or {}
+        return ", ".join(f"{REASONS[c].title if c in REASONS else c}: {n:,}" for c, n in sorted(counts.items()))
+    if kind not in ("decision", "evaluation"):
+        return ""
+    if statement.get("decision") == "allow":
+        grants = statement.get("grants") or []
+        return f"by grant {', '.join(map(str, grants))}" if grants else "granted"
+    return REASONS[code].sentence if code in REASONS else code
+
+
+def steps(statement: Statement, names: Mapping[str, str]) -> list[Step]:
+    """How a call was decided: the rules in their order (DESIGN.md section 5), read back from the statement, up to
+    the one that decided."""
+    reason = str(statement.get("reason"))
+    stop = _stopped_at(statement, reason)
+    sentence = REASONS[reason].sentence if reason in REASONS else reason
+    found: list[Step] = []
+    for rule, words in _rules(statement, names):
+        if rule == stop:
+            found.append(Step("stopped", sentence))
+            found.append(Step("unknown", "What would have come after it was not checked."))
+            return found
+        if words:
+            found.append(Step("passed", words))
+    if statement.get("decision") != "allow":  # a reason that this version does not know
+        found.append(Step("stopped", sentence))
+    return found
+
+
+RULE_OF_REASON = {
+    "client_unknown": "client", "client_suspended": "client", "subject_blocked": "subject",
+    "tenant_mismatch": "tenant", "tool_unknown": "tool", "tool_suspended": "tool",
+    "insufficient_scope": "consent", "not_granted": "grants", "grant_denied": "grants",
+    "delegation_exceeded": "delegation", "rate_limited": "limits",
+}  # fmt: skip
+
+
+def _stopped_at(statement: Statement, reason: str) -> str | None:
+    if statement.get("decision") == "allow":
+        return None
+    if reason in NOT_ESTABLISHED:
+        # A user who was established by a good token, and then signed out everywhere.
+        return "subject" if reason == "token_expired" and statement.get("subject") else "token"
+    return RULE_OF_REASON.get(reason)
+
+
+def _rules(statement: Statement, names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Each rule, with the words for when it held."""
+    get = statement.get
+    client = client_words(statement, names) or "the client"
+    agent = get("agent") or {}
+    needs = " ".join(get("required") or []) or "no scope, but a grant that names it"
+    grants = ", ".join(str(number) for number in get("grants") or [])
+    handed = agent.get("scopes")
+    return [
+        ("token", f"The token is genuine: issued by {get('issuer')}, made for {get('backend')}, in its time"),
+        ("client", f"It was issued to {client}, an active client"),
+        ("subject", f"The user is {short_uid(str(get('subject')))}, not blocked"),
+        ("tenant", f"The user belongs to tenant {get('tenant')}" if get("tenant") else ""),
+        ("tool", f"The tool {get('tool')} is active and needs {needs}"),
+        (
+            "consent",
+            f"The user consented: the token carries {' '.join(get('token_scopes') or []) or 'no scope'}",
+        ),
+        ("grants", f"{client} is granted it" + (f", by grant {grants}" if grants else "")),
+        ("delegation", "" if handed is None else f"The agent was handed {' '.join(handed) or 'no scope'}"),
+        ("limits", ""),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One column of a changed row, in words."""
+
+    column: str
+    old: str
+    new: str
+
+
+def changes(change: Mapping[str, Any]) -> list[Change]:
+    """The columns of one changed row that differ; all of them for a row that is new or gone."""
+    old, new = change.get("old") or {}, change.get("new") or {}
+    columns = [c for c in sorted({*old, *new}) if c != "id" and old.get(c) != new.get(c)]
+    return [Change(column_words(c), value_words(old.get(c)), value_words(new.get(c))) for c in columns]
+
+
+def column_words(column: str) -> str:
+    """`jwks_sha256` -> `jwks (digest)`."""
+    words = column.removesuffix("_sha256").removesuffix("_id").replace("_", " ")
+    return f"{words} (digest)" if column.endswith("_sha256") else words
+
+
+def value_words(value: Any) -> str:
+    """A value for people; empty is said, and a digest is cut."""
+    match value:
+        case None | "" | []:
+            return "—"
+        case True | False:
+            return "yes" if value else "no"
+        case list():
+            return ", ".join(map(str, value))
+        case str() if len(value) == 64 and set(value) <= set("0123456789abcdef"):
+            return f"{value[:12]}…"
+    return str(value)

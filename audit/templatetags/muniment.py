@@ -1,0 +1,82 @@
+"""Times, pills and sizes in the admin's templates."""
+
+from datetime import datetime
+
+from django import template
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+register = template.Library()
+UNITS = [(31_557_600, "year"), (2_629_800, "month"), (86_400, "day"), (3_600, "hour"), (60, "minute")]
+
+
+def relative(at: datetime, now: datetime) -> str:
+    """`6 minutes ago`, `in 3 days`, `just now`."""
+    seconds = (at - now).total_seconds()
+    for size, unit in UNITS:
+        if (number := int(abs(seconds) // size)) >= 1:
+            counted = f"{number} {unit}{'' if number == 1 else 's'}"
+            return f"in {counted}" if seconds > 0 else f"{counted} ago"
+    return "in a moment" if seconds > 5 else "just now"
+
+
+def exact(at: datetime) -> str:
+    """`23 Nov 2026, 10:03:58.204 UTC`."""
+    utc = at.astimezone(timezone.get_default_timezone())
+    return f"{utc.day} {utc:%b %Y, %H:%M:%S}.{utc.microsecond // 1000:03d} UTC"
+
+
+@register.filter
+def when(at: datetime | None, empty: str = "—") -> SafeString | str:
+    """How long ago, with the exact time in UTC on hover."""
+    if at is None:
+        return empty
+    return format_html(
+        '<time datetime="{}" title="{}">{}</time>', at.isoformat(), exact(at), relative(at, timezone.now())
+    )
+
+
+@register.filter
+def exactly(at: datetime | None, empty: str = "—") -> SafeString | str:
+    """The exact time in UTC, and how long ago."""
+    if at is None:
+        return empty
+    return format_html(
+        '<time datetime="{}">{}</time> <span class="quiet">({})</span>',
+        at.isoformat(), exact(at), relative(at, timezone.now()),
+    )  # fmt: skip
+
+
+@register.filter
+def day(at: datetime | None, empty: str = "—") -> SafeString | str:
+    """A date, with the exact time on hover."""
+    if at is None:
+        return empty
+    utc = at.astimezone(timezone.get_default_timezone())
+    shown = f"{utc.day} {utc:%b %Y}"
+    return format_html('<time datetime="{}" title="{}">{}</time>', at.isoformat(), exact(at), shown)
+
+
+@register.filter
+def moment(at: datetime) -> str:
+    """The exact time in UTC, as text."""
+    return exact(at)
+
+
+@register.filter
+def format_number(number: int) -> str:
+    """`81,204`."""
+    return f"{number:,}"
+
+
+@register.filter
+def pluralize_text(counted: str) -> str:
+    """The plural's ending for a number in words (`1`, `12`, `99+`)."""
+    return "" if counted == "1" else "s"
+
+
+@register.filter
+def member(thing: object, name: str) -> object:
+    """An attribute whose name is in a variable; only those that the template's own code names."""
+    return getattr(thing, name, "")
