@@ -61,13 +61,9 @@ class Grants:
         """The entry's references, as an unsaved grant."""
         tool = entry.tool
         return Grant(
-            client=None
-            if entry.client is None
-            else find(self.clients, entry.client, f"{path}.client", "client"),
+            client=None if entry.client is None else find(self.clients, entry.client, f"{path}.client", "client"),
             subject=self._subject(f"{path}.subject", entry),
-            tool=None
-            if tool is None
-            else find(self.tools, (tool.backend, tool.name), f"{path}.tool", "tool"),
+            tool=None if tool is None else find(self.tools, (tool.backend, tool.name), f"{path}.tool", "tool"),
         )
 
     def _subject(self, path: str, entry: GrantEntry) -> Subject | None:

@@ -141,8 +141,6 @@ curl -s {url}/v1/verify -H "Authorization: Bearer {key_file().read_text().strip(
 Another token (users alice and bob; clients chatgpt, claude and inner-ios):
 
 {prefix()}.venv/bin/python manage.py demo_token --user bob --client chatgpt --scope "memory:read memory:write"
-
-Ctrl-C stops it; what it has recorded stays.
 """
 
 
