@@ -19,6 +19,8 @@ from governance import devkeys, embedded
 from governance.supervisor_plan import MARK, PlanError, Urls, environment_for, instance_lines, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(300)  # each starts a whole instance, on a small machine perhaps twice
+
 UP = "Ctrl-C stops it."
 URLS = Urls(database="postgresql://d", owner="postgresql://o", redis="redis://r")
 
@@ -166,7 +168,11 @@ def test_a_second_one_on_the_same_folder_or_port_is_refused_and_harms_nothing(ru
 
 @pytest.mark.parametrize(
     ("words", "name"),
-    [("-m granian", "web"), ("celery -A governance worker", "worker"), ("bin/postgres -D", "postgres")],
+    [
+        ("bin/postgres -D", "postgres"),
+        pytest.param("-m granian", "web", marks=pytest.mark.soak),
+        pytest.param("celery -A governance worker", "worker", marks=pytest.mark.soak),
+    ],
 )
 def test_when_a_process_dies_it_says_which_and_stops_all(run: Run, words: str, name: str) -> None:
     os.kill(pid_of(run.var, words), signal.SIGKILL)
