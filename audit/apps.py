@@ -6,18 +6,22 @@ from django.apps import AppConfig
 from django.db.models.signals import post_migrate
 
 
-def grant_rights(sender: AppConfig, using: str, **kwargs: Any) -> None:
-    """After every migration, give the serving role what it needs and no more."""
+def prepare_database(sender: AppConfig, using: str, **kwargs: Any) -> None:
+    """After every migration, give the serving role what it needs and no more, and make the partitions that are
+    due, so that a new installation does not begin in the default one."""
+    from audit.maintenance import make_partitions
     from audit.rights import grant
 
     grant(using)
+    if using == "owner":
+        make_partitions()
 
 
 class AuditConfig(AppConfig):
-    """Registers that rights are granted anew after each migration."""
+    """Registers what follows each migration."""
 
     name = "audit"
 
     def ready(self) -> None:
         """Connect to Django's own signal for it; no signal is on the verify path."""
-        post_migrate.connect(grant_rights, sender=self)
+        post_migrate.connect(prepare_database, sender=self)

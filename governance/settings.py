@@ -219,9 +219,13 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BEAT_SCHEDULE = {
-    "refresh key sets": {"task": "clients.tasks.refresh_key_sets", "schedule": 300.0},
-    "make partitions": {"task": "audit.tasks.make_partitions", "schedule": 3600.0},
-    "clear outbox": {"task": "audit.tasks.clear_outbox", "schedule": 3600.0},
+    # What was not begun before the next one is due is dropped, so that runs cannot pile up behind an outage.
+    name: {"task": task, "schedule": seconds, "options": {"expires": seconds}}
+    for name, task, seconds in [
+        ("refresh key sets", "clients.tasks.refresh_key_sets", 300.0),
+        ("make partitions", "audit.tasks.make_partitions", 3600.0),
+        ("clear outbox", "audit.tasks.clear_outbox", 3600.0),
+    ]
 }
 DJANGO_CELERY_BEAT_TZ_AWARE = True
 

@@ -1,0 +1,92 @@
+"""Failure budgets: a flood is answered 429 and counted once a second; it fills no log and stops no user."""
+
+import json
+import time
+
+import pytest
+
+from audit.models import Record
+from governance.budgets import Budgets, budgets
+from tests.world import World, build, token
+
+
+@pytest.fixture
+def world(db: None, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(budgets, "burst", 20)
+    monkeypatch.setattr(budgets, "rate", 5)
+    return build()
+
+
+def status(world: World, text: str, ip: str = "203.0.113.7") -> int:
+    body = {"token": text, "tool": "memory.recall", "request": {"ip": ip}}
+    found: int = world.post("/v1/verify", body).status_code
+    return found
+
+
+def denials() -> list[dict[str, int]]:
+    records = Record.objects.filter(type="denials").order_by("at")
+    return [json.loads(bytes(record.statement))["counts"] for record in records]
+
+
+def test_beyond_the_budget_failures_are_answered_429_and_not_recorded_one_by_one(world: World) -> None:
+    seen = [status(world, "x.y.z") for _ in range(40)]
+    assert seen[:20] == [200] * 20
+    assert 429 in seen[20:]
+    assert Record.objects.filter(type="decision").count() == seen.count(200)
+
+
+def test_what_was_turned_away_is_counted_in_a_denials_record(world: World) -> None:
+    seen = [status(world, "x.y.z") for _ in range(40)]
+    deadline = time.monotonic() + 5
+    while sum(count["over_budget"] for count in denials()) < seen.count(429) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert sum(count["over_budget"] for count in denials()) == seen.count(429)
+    assert len(denials()) <= 3
+
+
+def test_a_user_whose_token_was_verified_is_served_through_the_flood(world: World) -> None:
+    good = token()
+    assert status(world, good) == 200
+    while status(world, "x.y.z") != 429:
+        pass
+    assert status(world, good) == 200
+
+
+def test_another_source_has_a_budget_of_its_own(world: World) -> None:
+    while status(world, "x.y.z") != 429:
+        pass
+    assert status(world, "x.y.z", ip="198.51.100.1") == 200
+
+
+def test_made_up_sources_do_not_multiply_the_budget_without_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "rate", 0.001)
+    monkeypatch.setattr(budgets, "burst", 3)
+    statuses = [status(world, "x.y.z", ip=f"198.51.100.{n}") for n in range(40)]
+    assert statuses == [200] * 30 + [429] * 10
+
+
+def test_the_budget_comes_back(world: World) -> None:
+    while status(world, "x.y.z") != 429:
+        pass
+    time.sleep(0.5)
+    assert status(world, "x.y.z") == 200
+
+
+def test_wrong_backend_keys_have_a_budget_too(world: World) -> None:
+    body = {"token": None, "tool": "memory.recall"}
+    statuses = [world.post("/v1/verify", body, key="mk_wrong").status_code for _ in range(30)]
+    assert statuses[:20] == [401] * 20
+    assert statuses[-1] == 429
+
+
+def test_levels_never_exceed_the_burst_nor_fall_below_zero() -> None:
+    found = Budgets(rate=1000, burst=3)
+    found.charge("b", "s", failures=100)
+    assert found.spent("b", "s")
+    time.sleep(0.05)
+    for _ in range(3):
+        assert not found.spent("b", "s")
+        found.charge("b", "s")
+    assert found.spent("b", "s")
