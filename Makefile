@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: run test check bench soak
 
 run: .venv/.installed
-	$(BIN)/python -m governance.supervisor
+	@$(BIN)/python -m governance.supervisor
 
 test: .venv/.installed
 	$(BIN)/python -m pytest
@@ -28,7 +28,8 @@ soak: .venv/.installed
 	$(BIN)/python -m pytest -m soak
 
 .venv/.installed: requirements.lock sdk/pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --no-deps --no-build-isolation -e sdk
-	touch $@
+	@echo "installing into .venv; this takes about a minute"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e sdk
+	@touch $@

@@ -43,6 +43,7 @@ def clear_outbox() -> int:
     """Delete what was drained more than a week ago; the log has it. Returns how many."""
     with connections["owner"].cursor() as cursor:
         cursor.execute(
-            "DELETE FROM audit_outbox WHERE record_index IS NOT NULL AND at < now() - %s", [KEEP_DRAINED]
+            "DELETE FROM audit_outbox WHERE record_index IS NOT NULL AND at < %s",
+            [datetime.now(UTC) - KEEP_DRAINED],
         )
         return cursor.rowcount
