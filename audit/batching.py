@@ -36,7 +36,7 @@ COLUMNS = {
 }  # fmt: skip
 # Characters that a column holds (audit/migrations/0002_log.py): a longer value would spoil the whole batch.
 LIMITS = {
-    "type": 20, "decision": 5, "reason": 40, "backend": 64, "client": 64, "subject": 40, "tenant": 128,
+    "type": 20, "decision": 5, "reason": 40, "backend": 64, "client": 64, "subject": 40, "tenant": 255,
     "tool": 128,
 }  # fmt: skip
 # One statement, so that the second round trip costs one plan and one parse.

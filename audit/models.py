@@ -14,7 +14,9 @@ class Head(models.Model):
     recorded (DESIGN.md section 5, Fresh by construction)."""
 
     id = models.SmallIntegerField(primary_key=True, default=1)
-    policy = models.BigIntegerField(default=0, help_text="policy version, raised by every change at its commit")
+    policy = models.BigIntegerField(
+        default=0, help_text="policy version, raised by every change at its commit"
+    )
     next = models.BigIntegerField(default=0, help_text="index of the next record")
     at = models.DateTimeField(help_text="the log's monotone clock: the time of the newest record")
     batch = models.BinaryField(help_text="digest of the newest write batch, 32 bytes")
@@ -69,7 +71,7 @@ class Record(models.Model):
     backend = models.CharField(max_length=64, null=True)
     client = models.CharField(max_length=64, null=True)
     subject = models.CharField(max_length=40, null=True)
-    tenant = models.CharField(max_length=128, null=True)
+    tenant = models.CharField(max_length=255, null=True)
     tool = models.CharField(max_length=128, null=True)
     parent = models.UUIDField(null=True)
     request_key = models.BinaryField(null=True, help_text="keyed hash of the request id")
@@ -112,7 +114,9 @@ class Subject(models.Model):
 
     uid = models.CharField(primary_key=True, max_length=40)
     issuer = models.CharField(max_length=255)
-    identity_key = models.BinaryField(null=True, unique=True, help_text="keyed hash of iss and sub; finds a caller")
+    identity_key = models.BinaryField(
+        null=True, unique=True, help_text="keyed hash of iss and sub; finds a caller"
+    )
     sub = models.BinaryField(null=True, help_text="protected")
     email = models.BinaryField(null=True, help_text="protected")
     email_key = models.BinaryField(null=True, help_text="keyed hash of the e-mail address, lower case")
@@ -146,7 +150,9 @@ class Outbox(models.Model):
     old = models.JSONField(null=True, help_text="allow-listed columns before")
     new = models.JSONField(null=True, help_text="allow-listed columns after")
     members = models.JSONField(null=True, help_text="members of the statement, for kinds other than policy")
-    private = models.JSONField(null=True, help_text="what becomes protected disclosures; cleared by the drain")
+    private = models.JSONField(
+        null=True, help_text="what becomes protected disclosures; cleared by the drain"
+    )
     actor = models.CharField(max_length=120, help_text="staff:<id>, backend:<slug>, database:<role>")
     record_index = models.BigIntegerField(null=True, help_text="where the log has it, once drained")
 
@@ -169,7 +175,9 @@ class PublishedKey(models.Model):
 
     USES = ["writer", "log", "export", "assertion"]
 
-    key_id = models.CharField(max_length=64, primary_key=True, help_text="RFC 7638 thumbprint of the public key")
+    key_id = models.CharField(
+        max_length=64, primary_key=True, help_text="RFC 7638 thumbprint of the public key"
+    )
     use = models.CharField(max_length=10, choices=[(u, u) for u in USES])
     public = models.BinaryField(help_text="Ed25519 public key, 32 bytes")
     not_before = models.DateTimeField(auto_now_add=True)
@@ -199,5 +207,3 @@ class Sighting(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
-
-

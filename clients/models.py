@@ -43,7 +43,9 @@ class Issuer(models.Model):
         ordering = ["issuer"]
         constraints = [
             models.CheckConstraint(condition=~Q(issuer=""), name="issuer_not_empty"),
-            models.CheckConstraint(condition=Q(algorithms__contained_by=ALGORITHMS), name="issuer_algorithms"),
+            models.CheckConstraint(
+                condition=Q(algorithms__contained_by=ALGORITHMS), name="issuer_algorithms"
+            ),
             models.CheckConstraint(condition=Q(leeway__gte=0, leeway__lte=300), name="issuer_leeway"),
             models.CheckConstraint(condition=Q(max_lifetime__gte=60), name="issuer_max_lifetime"),
         ]
@@ -85,7 +87,9 @@ class Client(models.Model):
         ordering = ["slug"]
         constraints = [
             models.CheckConstraint(condition=Q(status__in=["active", "suspended"]), name="client_status"),
-            models.CheckConstraint(condition=Q(kind__in=["mcp", "chatgpt", "mobile", "other"]), name="client_kind"),
+            models.CheckConstraint(
+                condition=Q(kind__in=["mcp", "chatgpt", "mobile", "other"]), name="client_kind"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -134,8 +138,8 @@ class Grant(models.Model):
     subject = models.ForeignKey(
         Subject, on_delete=models.CASCADE, null=True, blank=True, verbose_name="user", related_name="+"
     )
-    role = models.CharField(max_length=128, null=True, blank=True)
-    tenant = models.CharField(max_length=128, null=True, blank=True)
+    role = models.CharField(max_length=255, null=True, blank=True)
+    tenant = models.CharField(max_length=255, null=True, blank=True)
     tool = models.ForeignKey(Tool, on_delete=models.CASCADE, null=True, blank=True, related_name="grants")
     modes = ArrayField(
         models.CharField(max_length=11), default=list, blank=True, help_text="agent modes; empty: every mode"

@@ -50,7 +50,7 @@ class Call(msgspec.Struct):
 
     token: str | None
     tool: ToolName
-    tenant: Name | None = None
+    tenant: Text | None = None
     resource: Resource | None = None
     agent: Agent = msgspec.field(default_factory=Agent)
     request: RequestInfo = msgspec.field(default_factory=RequestInfo)

@@ -24,7 +24,7 @@ class Migration(migrations.Migration):
                 ('backend', models.CharField(max_length=64, null=True)),
                 ('client', models.CharField(max_length=64, null=True)),
                 ('subject', models.CharField(max_length=40, null=True)),
-                ('tenant', models.CharField(max_length=128, null=True)),
+                ('tenant', models.CharField(max_length=255, null=True)),
                 ('tool', models.CharField(max_length=128, null=True)),
                 ('parent', models.UUIDField(null=True)),
                 ('request_key', models.BinaryField(help_text='keyed hash of the request id', null=True)),

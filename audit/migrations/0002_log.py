@@ -19,7 +19,7 @@ RECORD = """
     CREATE TABLE audit_record (
         id uuid NOT NULL, index bigint NOT NULL, at timestamptz NOT NULL, type varchar(20) NOT NULL,
         decision varchar(5), reason varchar(40), flagged boolean NOT NULL DEFAULT false,
-        backend varchar(64), client varchar(64), subject varchar(40), tenant varchar(128), tool varchar(128),
+        backend varchar(64), client varchar(64), subject varchar(40), tenant varchar(255), tool varchar(128),
         parent uuid, request_key bytea, trace_key bytea, session_key bytea, resource_key bytea,
         holder varchar(120), statement bytea NOT NULL, leaf bytea NOT NULL, disclosures bytea,
         PRIMARY KEY (at),                                    -- every window; audit.search pages by it; by id too

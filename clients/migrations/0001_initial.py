@@ -70,8 +70,8 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('effect', models.CharField(choices=[('allow', 'allow'), ('flag', 'allow and flag for review'), ('deny', 'deny')], default='allow', max_length=5)),
-                ('role', models.CharField(blank=True, max_length=128, null=True)),
-                ('tenant', models.CharField(blank=True, max_length=128, null=True)),
+                ('role', models.CharField(blank=True, max_length=255, null=True)),
+                ('tenant', models.CharField(blank=True, max_length=255, null=True)),
                 ('modes', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=11), blank=True, default=list, help_text='agent modes; empty: every mode', size=None)),
                 ('starts_at', models.DateTimeField(blank=True, null=True)),
                 ('expires_at', models.DateTimeField(blank=True, null=True)),
