@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,11 +33,12 @@ class Web:
     process: Process
 
     def alive(self) -> list[int]:
-        """The process numbers of the workers that run."""
-        return [pid for pid in children(self.process.pid) if b"spawn_main" in command_line(pid)]
+        """The process numbers of the workers that run, the oldest first."""
+        # They are forked, and so have granian's command line; Python's resource tracker has one of its own.
+        return [pid for pid in children(self.process.pid) if b"granian" in command_line(pid)]
 
     def kill_worker(self) -> int:
-        """kill -9 of one worker; its number."""
+        """kill -9 of the oldest worker; its number. (Granian gives up on one that dies twice in 5 s.)"""
         pid = self.alive()[0]
         os.kill(pid, SIGKILL)
         return pid
@@ -69,10 +71,12 @@ class Web:
 
 
 def children(pid: int) -> list[int]:
-    """The numbers of a process's children."""
+    """The numbers of a process's children, whichever of its threads started them."""
+    found: list[int] = []
     with suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return sorted(found)
 
 
 def command_line(pid: int) -> bytes:
@@ -136,6 +140,7 @@ class Load:
     key: str
     tokens: dict[str, str]
     threads: int = 16
+    name: str = field(default_factory=lambda: secrets.token_hex(4))  # makes request ids unlike any other load's
     answers: list[Answer] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
     lost: int = 0
@@ -169,7 +174,7 @@ class Load:
             for turn in range(1_000_000):
                 if self.stopping.is_set():
                     return
-                self._call(connection, users[(number + turn) % len(users)], f"{number}-{turn}")
+                self._call(connection, users[(number + turn) % len(users)], f"{self.name}-{number}-{turn}")
         except BaseException as error:
             self.faults.append(error)
             raise

@@ -88,7 +88,6 @@ def race(world: World, switches: list[Callable[[bool], None]], times: int, pause
                 time.sleep(pause)
             callers.wait_for(20)
         drained(world)
-    print(f"{len(callers.answers)} answers, {len(callers.refused)} refused, {len(toggles)} changes")
     assert not callers.faults and not callers.lost
     assert len(callers.answers) > 5 * times / 10
     # Five refusals in a row are answered 503: rare, and never an answer.
