@@ -7,6 +7,7 @@ as history; the policy snapshot leaves them out.
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
+from unicodedata import category
 
 from django.db import connection
 from django.db.models import Q, QuerySet
@@ -157,17 +158,11 @@ def _refuse_duplicate(wanted: Identity, but: int | None = None) -> None:
     """Raise GrantError where another active grant is the same."""
     with connection.cursor() as cursor:
         # Two who make the same grant at once must not overlook each other; other grants do not wait.
-        cursor.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"muniment.grant {wanted!r}"]
-        )
-    alike = active().filter(
-        effect=wanted.effect, client=wanted.client, subject=wanted.subject, tool=wanted.tool
-    )
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"muniment.grant {wanted!r}"])
+    alike = active().filter(effect=wanted.effect, client=wanted.client, subject=wanted.subject, tool=wanted.tool)
     for grant in alike.prefetch_related("scopes"):
         if grant.pk != but and identity(grant) == wanted:
-            raise GrantError(
-                f"Grant {grant.pk} already says this and is active; extend it, or revoke it first."
-            )
+            raise GrantError(f"Grant {grant.pk} already says this and is active; extend it, or revoke it first.")
 
 
 def _check(grant: Grant, scopes: Sequence[Scope]) -> None:
@@ -199,7 +194,7 @@ def _reason(reason: str) -> str:
         raise GrantError("A reason is needed.")
     if len(text) > MAX_REASON:
         raise GrantError(f"The reason is longer than {MAX_REASON} characters.")
-    if not all(character.isprintable() or character in "\r\n\t" for character in text):
+    if any(category(character)[0] == "C" and character not in "\r\n\t" for character in text):
         raise GrantError("The reason holds characters that cannot be printed.")
     return text
 

@@ -73,6 +73,8 @@ SCENES = (
     Scene(12, "token_expired", RECALL, "claude", fresh("claude", READ, **EXPIRED)),
     Scene(4, "token_invalid", RECALL, "claude", forged),
     Scene(3, "token_missing", RECALL, "chatgpt", lambda user: None),
+    Scene(6, "client_unknown", RECALL, "cursor-dev", fresh("cursor-dev", READ)),
+    Scene(5, "tool_unknown", "memory.export", "chatgpt", fresh("chatgpt", BOTH)),
     Scene(4, "audience_mismatch", RECALL, "claude", fresh("claude", READ, aud="https://files.example/mcp")),
 )
 
