@@ -19,7 +19,7 @@ class Known:
     email: str | None
 
 
-_known: dict[bytes, Known] = {}
+_known: dict[tuple[str, str], Known] = {}
 
 
 def identity_key(issuer: str, sub: str) -> bytes:
@@ -35,18 +35,14 @@ def email_key(email: str) -> bytes:
 def resolve(issuer: str, sub: str, email: str | None = None) -> str:
     """The uid of this user, made at the first call. The e-mail address, when a token brings another, is stored
     anew. A new subject raises no policy version."""
-    key = identity_key(issuer, sub)
-    known = _known.get(key)
+    known = _known.get((issuer, sub))
     if known is None or (email is not None and email != known.email):
-        known = _remember(key, _find(key, email) or _create(key, issuer, sub, email))
+        key = identity_key(issuer, sub)
+        known = _find(key, email) or _create(key, issuer, sub, email)
+        if len(_known) >= MAX_CACHED:
+            _known.clear()
+        _known[issuer, sub] = known
     return known.uid
-
-
-def _remember(key: bytes, known: Known) -> Known:
-    if len(_known) >= MAX_CACHED:
-        _known.clear()
-    _known[key] = known
-    return known
 
 
 def _find(key: bytes, email: str | None) -> Known | None:

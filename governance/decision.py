@@ -3,8 +3,8 @@
 Rows 1 to 8 (who the caller is) are decided in clients.tokens; `refuse` gives them the same shape.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from audit.reasons import REASONS
 
@@ -117,7 +117,7 @@ class Decision:
     effective: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     grants: tuple[int, ...] = ()
-    checks: list[Check] = field(default_factory=list)
+    checks: list[Check] | None = None  # kept where somebody asked to be told
 
     @property
     def allowed(self) -> bool:
@@ -130,14 +130,16 @@ class Decision:
         sentence = REASONS[self.reason].sentence
         return f"{sentence} {self.detail}" if self.detail else sentence
 
-    def passed(self, rule: str, words: str) -> None:
-        """Note a rule that held."""
-        self.checks.append(Check(rule, True, words))
+    def passed(self, rule: str, words: Callable[[], str]) -> None:
+        """Note a rule that held; the words are made only for those who want them."""
+        if self.checks is not None:
+            self.checks.append(Check(rule, True, words()))
 
     def stop(self, rule: str, reason: str, detail: str = "") -> "Decision":
         """Note the rule that decided."""
         self.reason, self.detail = reason, detail
-        self.checks.append(Check(rule, False, self.explanation))
+        if self.checks is not None:
+            self.checks.append(Check(rule, False, self.explanation))
         return self
 
 
@@ -146,9 +148,10 @@ def refuse(reason: str, detail: str = "") -> Decision:
     return Decision().stop("token", reason, detail)
 
 
-def decide(policy: Policy, question: Question, subject: SubjectState, now: float) -> Decision:
-    """Rows 9 to 15 in order; the first that fails gives the reason. `now` is POSIX seconds."""
-    decision = Decision(token_scopes=question.token_scopes)
+def decide(policy: Policy, question: Question, subject: SubjectState, now: float, explain: bool = False) -> Decision:
+    """Rows 9 to 15 in order; the first that fails gives the reason. `now` is POSIX seconds; `explain` keeps every
+    rule that was checked, in words."""
+    decision = Decision(token_scopes=question.token_scopes, checks=[] if explain else None)
     # Known before the rules, so that a denial by an earlier rule still says which tool and what it needs.
     decision.tool = policy.tools.get((question.backend_id, question.tool))
     decision.required = decision.tool.scopes if decision.tool else ()
@@ -173,7 +176,7 @@ def _client(decision: Decision, question: Question) -> Decision | None:
         return decision.stop("client", "client_unknown", words)
     if client.status != "active":
         return decision.stop("client", "client_suspended", f"{client.name} is {client.status}.")
-    decision.passed("client", f"It was issued to {client.name}, an active client.")
+    decision.passed("client", lambda: f"It was issued to {client.name}, an active client.")
     return None
 
 
@@ -183,14 +186,12 @@ def _subject(decision: Decision, question: Question, state: SubjectState) -> Dec
         return decision.stop("subject", "subject_blocked")
     # RFC 7519 `iat` is optional; a token that does not say when it was issued cannot show that it is newer.
     if state.signed_out_at is not None and (question.issued_at or 0) < state.signed_out_at:
-        return decision.stop(
-            "subject", "token_expired", "The user was signed out everywhere after it was issued."
-        )
-    decision.passed("subject", "The user is not blocked.")
+        return decision.stop("subject", "token_expired", "The user was signed out everywhere after it was issued.")
+    decision.passed("subject", lambda: "The user is not blocked.")
     if question.asked_tenant is not None and question.asked_tenant != question.tenant:
         return decision.stop("tenant", "tenant_mismatch")
     if question.tenant is not None:
-        decision.passed("tenant", f"The user belongs to tenant {question.tenant}.")
+        decision.passed("tenant", lambda: f"The user belongs to tenant {question.tenant}.")
     return None
 
 
@@ -202,7 +203,7 @@ def _tool(decision: Decision, question: Question) -> Decision | None:
     if tool.status != "active":
         return decision.stop("tool", "tool_suspended", f"{tool.name} is {tool.status}.")
     needs = " ".join(tool.scopes) or "no scope, but a grant that names it"
-    decision.passed("tool", f"The tool {tool.name} is active and needs {needs}.")
+    decision.passed("tool", lambda: f"The tool {tool.name} is active and needs {needs}.")
     return None
 
 
@@ -214,7 +215,7 @@ def _consent(decision: Decision, policy: Policy, question: Question) -> Decision
         decision.missing = tuple(missing)
         return decision.stop("consent", "insufficient_scope", f"Missing: {' '.join(missing)}.")
     decision.passed(
-        "consent", f"The user consented: the token carries {' '.join(question.token_scopes) or 'none'}."
+        "consent", lambda: f"The user consented: the token carries {' '.join(question.token_scopes) or 'none'}."
     )
     return None
 
@@ -254,9 +255,7 @@ def _grants(decision: Decision, policy: Policy, question: Question, now: float) 
     used = [g for g in allowing if covered[g.id] & required or (not required and g.tool_id == tool.id)]
     decision.grants = tuple(g.id for g in used)
     decision.flagged = any(g.effect == "flag" for g in used)
-    decision.passed(
-        "grants", f"{decision.client.name} is granted {' '.join(decision.required) or tool.name}."
-    )
+    decision.passed("grants", lambda: f"{decision.client.name} is granted {' '.join(decision.required) or tool.name}.")
     return None
 
 
@@ -270,5 +269,5 @@ def _delegation(decision: Decision, policy: Policy, question: Question) -> Decis
     if missing:
         decision.missing = tuple(missing)
         return decision.stop("delegation", "delegation_exceeded", f"Missing: {' '.join(missing)}.")
-    decision.passed("delegation", "The agent was handed the scopes that the tool needs.")
+    decision.passed("delegation", lambda: "The agent was handed the scopes that the tool needs.")
     return None

@@ -48,13 +48,21 @@ def policy(*grants: GrantPolicy, client: ClientPolicy = CLIENT, tools: tuple[Too
 def ask(
     *grants: GrantPolicy, state: SubjectState = SubjectState(), client: ClientPolicy = CLIENT, **question: Any
 ) -> Decision:
-    return decide(policy(*grants, client=client), replace(QUESTION, **question), state, NOW)
+    return decide(policy(*grants, client=client), replace(QUESTION, **question), state, NOW, explain=True)
 
 
 def test_a_granted_call_is_allowed() -> None:
     decision = ask(ALLOW)
     assert (decision.reason, decision.grants, decision.flagged) == ("granted", (1,), False)
+    assert decision.checks
     assert all(check.passed for check in decision.checks)
+
+
+def test_the_rule_that_decided_is_told_last() -> None:
+    decision = ask(tool="memory.capture")
+    assert decision.checks
+    assert [check.passed for check in decision.checks] == [True] * 5 + [False]
+    assert decision.checks[-1].rule == "grants"
 
 
 @pytest.mark.parametrize("client_id", [None, "other"])
