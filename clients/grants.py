@@ -50,10 +50,14 @@ class Identity(NamedTuple):
 
 def identity(grant: Grant) -> Identity:
     """The identity of a grant that is stored; prefetch `scopes` where there are many."""
+    return _identity(grant, grant.scopes.all())
+
+
+def _identity(grant: Grant, scopes: Iterable[Scope]) -> Identity:
     return Identity(
         grant.effect,
         grant.client_id,
-        tuple(sorted(scope.name for scope in grant.scopes.all())),
+        tuple(sorted(scope.name for scope in scopes)),
         grant.subject_id,
         grant.role or None,
         grant.tenant or None,
@@ -102,19 +106,8 @@ def create(
         created_by=(actor.name or actor.id)[:150],
     )
     _check(made, wanted)
-    names = tuple(scope.name for scope in wanted)
-    same = Identity(
-        effect,
-        made.client_id,
-        names,
-        made.subject_id,
-        made.role,
-        made.tenant,
-        made.tool_id,
-        tuple(made.modes),
-    )
     with acting(actor.id, actor.name, made.reason):
-        _refuse_duplicate(same)
+        _refuse_duplicate(_identity(made, wanted))
         made.save(force_insert=True)
         made.scopes.set(wanted)
     return made
