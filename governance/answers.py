@@ -124,11 +124,7 @@ def assertion(verdict: Verdict, receipt: Receipt) -> str | None:
     """A signed JWT about the verified user for one registered audience, at most 60 s (RFC 7519); None when the
     audience is not registered for this backend."""
     audience, decision = verdict.call.assertion, verdict.decision
-    if (
-        audience not in verdict.backend.assertion_audiences
-        or decision.client is None
-        or verdict.identity is None
-    ):
+    if audience not in verdict.backend.assertion_audiences or decision.client is None or verdict.identity is None:
         return None
     key, now = signer("ASSERTION_KEY", "assertion"), int(time.time())
     claims = {

@@ -31,9 +31,7 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes | msgspec.Raw) -> Any
     except msgspec.ValidationError as error:
         raise Problem(400, "invalid-member", "A member of the body is not valid", str(error)) from None
     except (msgspec.DecodeError, ValueError, RecursionError):
-        raise Problem(
-            400, "invalid-json", "The body is not JSON", "It must be one JSON object in UTF-8."
-        ) from None
+        raise Problem(400, "invalid-json", "The body is not JSON", "It must be one JSON object in UTF-8.") from None
 
 
 def json_response(body: Any, status: int = 200) -> HttpResponse:
@@ -54,9 +52,7 @@ class BackendView(APIView):
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """Call the method's handler; a known error is a problem document."""
-        handler = (
-            getattr(self, (request.method or "").lower(), None) if request.method in self.METHODS else None
-        )
+        handler = getattr(self, (request.method or "").lower(), None) if request.method in self.METHODS else None
         if handler is None:
             return method_not_allowed(self.allowed_methods).response()
         try:
@@ -147,9 +143,7 @@ def decided(credential: Credential, calls: list[Call], request: HttpRequest) -> 
 def once(credential: Credential, key: str, body: bytes, call: Call, request: HttpRequest) -> dict[str, Any]:
     """The answer to a call that carries an Idempotency-Key: the first one again, where it still holds."""
     if not (len(key) <= MAX_IDEMPOTENCY_KEY and key.isascii() and key.isprintable()):
-        raise Problem(
-            400, "invalid-idempotency-key", "Idempotency-Key is not valid", "Printable ASCII, at most 255."
-        )
+        raise Problem(400, "invalid-idempotency-key", "Idempotency-Key is not valid", "Printable ASCII, at most 255.")
     try:
         slot = idempotency.claim(credential.key_id, key, body)
     except idempotency.OtherBody:

@@ -36,9 +36,7 @@ class ToolsView(BackendView):
             results = declarations.declare(backend.id, backend.slug, declared.tools)
         except declarations.DeclarationError as error:
             raise Problem(400, "invalid-declaration", "The declaration is not valid", str(error)) from None
-        return json_response(
-            {"tools": [{"name": r.name, "status": r.status, "change": r.change} for r in results]}
-        )
+        return json_response({"tools": [{"name": r.name, "status": r.status, "change": r.change} for r in results]})
 
 
 class KeysView(APIView):
@@ -50,9 +48,7 @@ class KeysView(APIView):
     @schema.keys
     def get(self, request: Request) -> HttpResponse:
         """A JWKS (RFC 7517, RFC 8037) in which each key also has its use, validity and C2SP vkey."""
-        return json_response(
-            {"keys": [_jwk(key) for key in PublishedKey.objects.order_by("not_before", "key_id")]}
-        )
+        return json_response({"keys": [_jwk(key) for key in PublishedKey.objects.order_by("not_before", "key_id")]})
 
 
 def _jwk(key: PublishedKey) -> dict[str, Any]:

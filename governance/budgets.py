@@ -30,9 +30,7 @@ class Budgets:
     def spent(self, backend: str, source: str) -> bool:
         """Whether this backend, or this source at it, has failed too often."""
         now = time.monotonic()
-        return (
-            self._level((backend, source), 1, now) < 1 or self._level((backend, ""), BACKEND_SHARE, now) < 1
-        )
+        return self._level((backend, source), 1, now) < 1 or self._level((backend, ""), BACKEND_SHARE, now) < 1
 
     def charge(self, backend: str, source: str, failures: int = 1) -> None:
         """Note failures."""

@@ -9,9 +9,7 @@ from msgspec import Meta
 # No control characters, so no NUL; lone surrogates do not pass the decoder.
 Text = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 LongText = Annotated[str, Meta(max_length=1024, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
-Name = Annotated[
-    str, Meta(min_length=1, max_length=128, pattern=r"\A[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?\Z")
-]
+Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?\Z")]
 ToolName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[A-Za-z0-9_./:-]+\Z")]
 ScopeName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[\x21\x23-\x5b\x5d-\x7e]+\Z")]
 TypeName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9_.:/-]+\Z")]

@@ -33,9 +33,7 @@ class OutcomeView(BackendView):
         credential = self.credential(request)
         outcome = decode(_outcome, request.body)
         found, first = append(credential, record, outcome)
-        return json_response(
-            {"record": str(found), "parent": str(record), "first": first}, 201 if first else 200
-        )
+        return json_response({"record": str(found), "parent": str(record), "first": first}, 201 if first else 200)
 
 
 def append(credential: Credential, call: UUID, outcome: Outcome) -> tuple[UUID, bool]:
@@ -48,9 +46,7 @@ def append(credential: Credential, call: UUID, outcome: Outcome) -> tuple[UUID, 
         parent = search.by_id(call)
         # Another backend's record is answered like none: its existence is none of the caller's business.
         if parent is None or parent.type != "decision" or parent.backend != backend.slug:
-            raise Problem(
-                404, "record-unknown", "No such record", "This backend has no decision with this id."
-            )
+            raise Problem(404, "record-unknown", "No such record", "This backend has no decision with this id.")
         if parent.decision != "allow":
             raise Problem(409, "not-allowed", "The call was denied", "Only an allowed call has an outcome.")
         [result] = recorder().record([_entry(parent, outcome, snapshot.version)])

@@ -43,9 +43,7 @@ def not_authenticated() -> Problem:
 def method_not_allowed(allowed: list[str]) -> Problem:
     """Another method than the path offers."""
     headers = {"Allow": ", ".join(allowed)}
-    return Problem(
-        405, "method-not-allowed", "Method not allowed", f"Use {headers['Allow']}.", headers=headers
-    )
+    return Problem(405, "method-not-allowed", "Method not allowed", f"Use {headers['Allow']}.", headers=headers)
 
 
 def overloaded(detail: str) -> Problem:
@@ -66,9 +64,7 @@ def from_exception(error: Exception) -> Problem | None:
             limit = settings.MUNIMENT_MAX_BODY // 1024
             return Problem(413, "body-too-large", "Body too large", f"At most {limit} KiB.")
         case exceptions.APIException():
-            return Problem(
-                error.status_code, str(error.default_code), error.__class__.__name__, str(error.detail)
-            )
+            return Problem(error.status_code, str(error.default_code), error.__class__.__name__, str(error.detail))
     return None
 
 

@@ -86,9 +86,7 @@ def add_components(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     """drf-spectacular's postprocessing hook: put our types beside its own."""
     result["components"] = {
         "schemas": COMPONENTS,
-        "securitySchemes": {
-            "backendKey": {"type": "http", "scheme": "bearer", "bearerFormat": "mk_<key id>_<secret>"}
-        },
+        "securitySchemes": {"backendKey": {"type": "http", "scheme": "bearer", "bearerFormat": "mk_<key id>_<secret>"}},
     }
     result["security"] = [{"backendKey": []}]
     return result

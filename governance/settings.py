@@ -90,9 +90,7 @@ else:
     ALLOWED_HOSTS = env.list("MUNIMENT_HOSTS", default=[])
     MUNIMENT_URL = env.str("MUNIMENT_URL", f"https://{ALLOWED_HOSTS[0]}" if ALLOWED_HOSTS else "")
 CSRF_TRUSTED_ORIGINS = [MUNIMENT_URL] if MUNIMENT_URL else []
-SECURE_PROXY_SSL_HEADER = (
-    ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("MUNIMENT_PROXY_TLS", False) else None
-)
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("MUNIMENT_PROXY_TLS", False) else None
 SECURE_SSL_REDIRECT = not MUNIMENT_DEMO
 SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$"]
 SECURE_HSTS_SECONDS = 0 if MUNIMENT_DEMO else 31536000
@@ -168,7 +166,9 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
+PASSWORD_HASHERS = [
+    "governance.demo_hasher.DemoPasswordHasher" if MUNIMENT_DEMO else "django.contrib.auth.hashers.PBKDF2PasswordHasher"
+]
 LOGIN_URL = "admin:login"
 STATIC_URL = "/static/"
 # The demo serves static files from where they are; production from where `manage.py collectstatic` put them.

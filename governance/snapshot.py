@@ -121,9 +121,7 @@ def build(version: int, tables: dict[str, list[Row]], unlogged: Unlogged) -> Sna
         digest=digest_of(tables),
         policy=_policy(tables, unlogged.client_names),
         backends=_backends(tables, _issuers(tables["clients_issuer"], unlogged.jwks)),
-        keys={
-            row["key_id"]: _key(row, unlogged.secrets[row["key_id"]]) for row in tables["tools_backendkey"]
-        },
+        keys={row["key_id"]: _key(row, unlogged.secrets[row["key_id"]]) for row in tables["tools_backendkey"]},
         keys_fetched=unlogged.fetched_at,
     )
 
@@ -139,7 +137,12 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _issuers(rows: Iterable[Row], documents: dict[int, dict[str, Any] | None]) -> dict[int, IssuerPolicy]:
-    return {row["id"]: _issuer(row, documents.get(row["id"])) for row in rows if row["enabled"]}
+    return {
+        row["id"]: _issuer(row, documents.get(row["id"]))
+        for row in rows
+        # The demo's issuer, which gives a token to anybody, must not be believed in production.
+        if row["enabled"] and (settings.MUNIMENT_DEMO or not row["issuer"].startswith("http://"))
+    }
 
 
 def _issuer(row: Row, document: dict[str, Any] | None) -> IssuerPolicy:

@@ -80,9 +80,7 @@ class Supervisor:
         var = embedded.make_var(self.plan.var)
         with contextlib.ExitStack() as cleanup:
             cleanup.enter_context(
-                embedded.lock(
-                    var / "supervisor.lock", f"Muniment already runs in {var}; MUNIMENT_VAR moves this one"
-                )
+                embedded.lock(var / "supervisor.lock", f"Muniment already runs in {var}; MUNIMENT_VAR moves this one")
             )
             self._stop_leftovers()
             cleanup.enter_context(reserved_port(self.plan.port))
@@ -151,7 +149,8 @@ class Supervisor:
         """Run one command of manage.py and return what it printed, which may be a token: no log gets it."""
         name = arguments[0]
         log = self.plan.var / "log" / f"{name}.log"
-        variables = environment_for(process, self.plan, urls, os.environ, owner=process == "manage")
+        # Only commands get the owner's URL: of the servers, only the worker does.
+        variables = environment_for(process, self.plan, urls, os.environ, owner=True)
         with tempfile.TemporaryFile() as output:
             command = launch(
                 manage_command(*arguments),
@@ -189,15 +188,11 @@ class Supervisor:
             self.children.append(Child(name, process, log, grace))
 
     def _wait_until_ready(self) -> None:
-        self._until(
-            lambda: is_ready(self.plan.port), READY_SECONDS, "/readyz", self.plan.var / "log" / "web.log"
-        )
+        self._until(lambda: is_ready(self.plan.port), READY_SECONDS, "/readyz", self.plan.var / "log" / "web.log")
 
     # --- watching and stopping ------------------------------------------------------------------------------
 
-    def _until(
-        self, done: Callable[[], bool], seconds: float | None, what: str, log: Path | None = None
-    ) -> None:
+    def _until(self, done: Callable[[], bool], seconds: float | None, what: str, log: Path | None = None) -> None:
         """Wait while everything runs that must. Stopped when asked to; Failure when it takes too long."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while not done():
@@ -238,9 +233,7 @@ def reserved_port(port: int) -> Iterator[None]:
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             holder.bind(("127.0.0.1", port))
         except OSError as error:
-            reason = (
-                "is taken by another program" if error.errno == errno.EADDRINUSE else f"({error.strerror})"
-            )
+            reason = "is taken by another program" if error.errno == errno.EADDRINUSE else f"({error.strerror})"
             raise Failure(f"port {port} on 127.0.0.1 {reason}; MUNIMENT_PORT=8001 (say) moves it") from None
         yield
 

@@ -8,9 +8,17 @@ from audit.policy_sql import Columns, policy_rows, watch
 TABLES = {
     "clients_issuer": Columns(
         (
-            "id", "issuer", "enabled", "algorithms", "jwks_uri", "tenant_claim", "roles_claim", "leeway",
-            "max_lifetime", "allowed_networks",
-        )  # fmt: skip
+            "id",
+            "issuer",
+            "enabled",
+            "algorithms",
+            "jwks_uri",
+            "tenant_claim",
+            "roles_claim",
+            "leeway",
+            "max_lifetime",
+            "allowed_networks",
+        )
     ),
     "clients_keyset": Columns(("id", "issuer_id"), ("jwks",)),
     "clients_client": Columns(("id", "slug", "kind", "status"), ("name",)),
@@ -18,9 +26,18 @@ TABLES = {
     "clients_acceptedissuer": Columns(("id", "backend_id", "issuer_id")),
     "clients_grant": Columns(
         (
-            "id", "effect", "client_id", "subject_id", "role", "tenant", "tool_id", "modes", "starts_at",
-            "expires_at", "revoked_at",
-        )  # fmt: skip
+            "id",
+            "effect",
+            "client_id",
+            "subject_id",
+            "role",
+            "tenant",
+            "tool_id",
+            "modes",
+            "starts_at",
+            "expires_at",
+            "revoked_at",
+        )
     ),
     "clients_grant_scopes": Columns(("id", "grant_id", "scope_id")),
     "tools_backend": Columns(

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from django.contrib.auth import authenticate
+from django.contrib.auth.models import User
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -86,3 +89,19 @@ def test_a_disabled_backend_a_disabled_issuer_and_an_issuer_not_accepted(world: 
     world.backend.enabled = False
     world.backend.save()
     assert world.post("/v1/verify", {"token": None, "tool": "x"}).status_code == 401
+
+
+def test_an_issuer_without_tls_is_believed_in_the_demo_alone(world: World, settings: Any) -> None:
+    KeySet.objects.get().issuer.__class__.objects.update(issuer="http://127.0.0.1:8000/demo-issuer")
+    text = token(iss="http://127.0.0.1:8000/demo-issuer")
+    assert world.verify(token=text)["decision"] == "allow"
+    settings.MUNIMENT_DEMO = False
+    snapshots.clear()
+    assert world.verify(token=text)["reason"] == "issuer_unknown"
+
+
+def test_a_demo_password_is_worthless_in_production(world: World, settings: Any) -> None:
+    staff = User.objects.create_user("officer", password="muniment-demo-admin")
+    assert authenticate(username="officer", password="muniment-demo-admin") == staff
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
+    assert authenticate(username="officer", password="muniment-demo-admin") is None

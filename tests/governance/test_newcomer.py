@@ -1,0 +1,132 @@
+"""What a newcomer does after `make run`: the printed call, a revoke in the admin, the very next call, a forged
+token, the record list, Ctrl-C, and again."""
+
+import json
+import re
+import shlex
+import signal
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from http.cookiejar import CookieJar
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.governance.test_supervisor import UP, Run, free_port, marked
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def printed_call(said: str) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """URL, headers and body of the curl command that was printed, read as a shell would."""
+    command = re.search(r"^ *curl .*?(?<!\\)$", said, re.MULTILINE | re.DOTALL)
+    assert command, said
+    words = shlex.split(command[0].replace("\\\n", " "))
+    headers = dict(words[i + 1].split(": ", 1) for i, word in enumerate(words) if word == "-H")
+    [url] = [word for word in words if word.startswith("http")]
+    return url, headers, json.loads(words[words.index("-d") + 1])
+
+
+def call(url: str, headers: dict[str, str], body: dict[str, Any]) -> dict[str, Any]:
+    """POST it, and read the answer."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=20) as response:
+        answer: dict[str, Any] = json.loads(response.read())
+    return answer
+
+
+class Staff:
+    """A browser without script: cookies, forms, CSRF."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+
+    def get(self, path: str) -> str:
+        with self.opener.open(self.base + path, timeout=20) as response:
+            return str(response.read().decode())
+
+    def post(self, path: str, **fields: str) -> str:
+        """Fill in the form at this path and send it."""
+        found = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', self.get(path))
+        assert found
+        data = urllib.parse.urlencode(fields | {"csrfmiddlewaretoken": found[1]}).encode()
+        request = urllib.request.Request(self.base + path, data, {"Referer": self.base + path})
+        with self.opener.open(request, timeout=20) as response:
+            return str(response.read().decode())
+
+
+def log_in(run: Run) -> Staff:
+    """With the login that was printed."""
+    login = re.search(r"(\S+) / (\S+)$", next(line for line in run.said.splitlines() if "/admin/" in line))
+    assert login
+    staff = Staff(f"http://127.0.0.1:{run.port}")
+    staff.post("/admin/login/?next=/admin/", username=login[1], password=login[2])
+    return staff
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "var"
+
+
+@pytest.fixture
+def runs(place: Path) -> Iterator[list[Run]]:
+    started: list[Run] = []
+    yield started
+    for run in started:
+        if run.process.poll() is None:
+            run.process.send_signal(signal.SIGINT)
+            run.process.wait(60)
+
+
+def start(runs: list[Run], place: Path, port: int) -> Run:
+    runs.append(Run(place, port))
+    runs[-1].wait_for(UP)
+    return runs[-1]
+
+
+def test_from_the_printed_call_to_the_revoked_grant_and_back_again(runs: list[Run], place: Path) -> None:
+    port = free_port()
+    run = start(runs, place, port)
+    url, headers, body = printed_call(run.said)
+
+    allowed = call(url, headers, body)
+    assert (allowed["decision"], allowed["reason"]) == ("allow", "granted")
+    assert allowed["record"]
+
+    staff = log_in(run)
+    grants = staff.get("/admin/clients/grant/")
+    number = next(
+        found
+        for found in sorted(set(re.findall(r"/admin/clients/grant/(\d+)/", grants)))
+        if re.search(
+            r"Claude\s+may use\s+memory:read",
+            re.sub(r"<[^>]+>", "", staff.get(f"/admin/clients/grant/{found}/change/")),
+        )
+    )
+    staff.post(f"/admin/clients/grant/{number}/act/revoke/", reason="the newcomer's trial", _act="1")
+
+    denied = call(url, headers, body)
+    assert (denied["decision"], denied["reason"], denied["status"]) == ("deny", "not_granted", 403)
+
+    head, payload, signature = body["token"].split(".")
+    other = ("A" if signature[0] != "A" else "B") + signature[1:]
+    forged = call(url, headers, body | {"token": f"{head}.{payload}.{other}"})
+    assert (forged["decision"], forged["reason"], forged["status"]) == ("deny", "token_invalid", 401)
+
+    for answer in (allowed, denied, forged):
+        assert answer["record"] in staff.get(f"/admin/records/{answer['record']}/")
+    listed = staff.get("/admin/records/")
+    for answer in (allowed, denied, forged):
+        assert answer["record"] in listed
+
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(60) == 0
+    assert marked(place) == {}
+
+    again = start(runs, place, port)
+    assert call(*printed_call(again.said))["reason"] == "not_granted", "the data are still there"
+    assert allowed["record"] in log_in(again).get(f"/admin/records/{allowed['record']}/")
