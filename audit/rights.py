@@ -2,13 +2,21 @@
 
 from django.conf import settings
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
 # Tables of the log that the serving role may only add to, and read.
-APPEND_ONLY = ["audit_record", "audit_batch"]
+APPEND_ONLY = ["audit_batch"]
 # The parts of the head that recording moves. The policy version is moved by triggers alone.
 HEAD_COLUMNS = ["next", "at", "batch", "drained"]
 OUTBOX_COLUMNS = ["record_index", "private"]
+
+
+def _append_only(connection: BaseDatabaseWrapper) -> list[str]:
+    """The tables and, of the partitioned one, every partition: rights on a parent say nothing of them."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT relid::regclass::text FROM pg_partition_tree('audit_record')")
+        return [*APPEND_ONLY, *(name for (name,) in cursor.fetchall())]
 
 
 def grant(using: str) -> None:
@@ -23,7 +31,7 @@ def grant(using: str) -> None:
         "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
         "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
         "REVOKE ALL ON FUNCTION muniment_make_partition(date) FROM PUBLIC",
-        *(f"REVOKE UPDATE, DELETE ON {table} FROM {{role}}" for table in APPEND_ONLY),
+        *(f"REVOKE UPDATE, DELETE ON {table} FROM {{role}}" for table in _append_only(connection)),
         "REVOKE INSERT, UPDATE, DELETE ON audit_head FROM {role}",
         f"GRANT UPDATE ({', '.join(HEAD_COLUMNS)}) ON audit_head TO {{role}}",
         "REVOKE UPDATE, DELETE ON audit_outbox FROM {role}",

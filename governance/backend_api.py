@@ -16,6 +16,7 @@ from governance import schema
 from governance.api import BackendView, decode, json_response
 from governance.contract import Declaration
 from governance.problems import Problem
+from governance.snapshot import snapshots
 from governance.verification import authenticate
 from tools import declarations
 
@@ -30,6 +31,7 @@ class ToolsView(BackendView):
     @schema.declare
     def put(self, request: HttpRequest) -> HttpResponse:
         """Idempotent. New tools wait for approval by staff."""
+        snapshots.at_head()  # nothing is recorded here that would refuse a key revoked a moment ago
         _, backend = authenticate(self.credential(request))
         declared = decode(_declaration, request.body)
         try:

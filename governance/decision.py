@@ -235,8 +235,8 @@ def _applies(grant: GrantPolicy, question: Question, tool: ToolPolicy | None, no
 def _grants(decision: Decision, policy: Policy, question: Question, now: float) -> Decision | None:
     """Row 14: deny beats flag beats allow; a tool that needs no scope needs a grant that names it."""
     assert decision.client is not None and decision.tool is not None  # rows 9 and 12 held
-    required, tool = set(decision.required), decision.tool
-    candidates = policy.grants_of_client.get(decision.client.id, ()) + policy.grants_of_client.get(None, ())
+    required, tool, client = set(decision.required), decision.tool, decision.client
+    candidates = policy.grants_of_client.get(client.id, ()) + policy.grants_of_client.get(None, ())
     matching = [grant for grant in candidates if _applies(grant, question, tool, now)]
     denying = [g for g in matching if g.effect == "deny" and (not g.scopes or g.scopes & required)]
     allowing = [g for g in matching if g.effect != "deny"]
@@ -255,7 +255,7 @@ def _grants(decision: Decision, policy: Policy, question: Question, now: float) 
     used = [g for g in allowing if covered[g.id] & required or (not required and g.tool_id == tool.id)]
     decision.grants = tuple(g.id for g in used)
     decision.flagged = any(g.effect == "flag" for g in used)
-    decision.passed("grants", lambda: f"{decision.client.name} is granted {' '.join(decision.required) or tool.name}.")
+    decision.passed("grants", lambda: f"{client.name} is granted {' '.join(decision.required) or tool.name}.")
     return None
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from django.utils import timezone
 
 from audit.models import Head, PublishedKey, Record
 from muniment import batches
 from tests.world import World, build, token
 from tools.credentials import issue
-from tools.models import Backend, Tool
+from tools.models import Backend, BackendKey, Tool
 
 
 @pytest.fixture
@@ -80,6 +81,13 @@ def test_a_declared_tool_waits_for_approval(world: World) -> None:
     assert world.verify("memory.forget")["reason"] == "tool_suspended"
     Tool.objects.filter(name="memory.forget").update(status="active")
     assert world.verify("memory.forget")["reason"] == "insufficient_scope"
+
+
+def test_a_key_revoked_a_moment_ago_declares_nothing(world: World) -> None:
+    world.verify()
+    BackendKey.objects.update(revoked_at=timezone.now())
+    assert declare(world, FORGET).status_code == 401
+    assert not Tool.objects.filter(name="memory.forget").exists()
 
 
 def test_declaring_again_changes_nothing(world: World) -> None:
