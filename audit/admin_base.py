@@ -80,13 +80,20 @@ class ReasonField(forms.CharField):
         )
 
 
-class ReasonForm(forms.Form):
+class PlainForm(forms.Form):
+    """A form whose labels end without a colon."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **{"label_suffix": "", **more})
+
+
+class ReasonForm(PlainForm):
     """A confirmation that says why."""
 
     reason = ReasonField()
 
 
-class ConfirmForm(forms.Form):
+class ConfirmForm(PlainForm):
     """A confirmation of what changes no policy by itself."""
 
 
@@ -95,6 +102,9 @@ class PolicyForm(forms.ModelForm):
 
     change_reason = ReasonField()
     refused: ClassVar[str | None] = None
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **{"label_suffix": "", **more})
 
     def clean(self) -> dict[str, Any] | None:
         if self.refused:
@@ -223,6 +233,10 @@ class BaseAdmin(admin.ModelAdmin):
             if a.offered(obj) and self.may(request, a.permission)
         ]
 
+    def name_of(self, obj: Any) -> str:
+        """What an object is called on its pages."""
+        return str(obj)
+
     def url_of(self, obj: Any, action: str | None = None) -> str:
         """Where an object, or an action on it, is."""
         prefix = f"admin:{self.opts.app_label}_{self.opts.model_name}"
@@ -236,7 +250,7 @@ class BaseAdmin(admin.ModelAdmin):
         """The form; what the database refuses is shown in it instead of failing."""
         context: dict[str, Any] = {"show_save_and_add_another": False, **(extra_context or {})}
         if object_id is not None and (obj := self.get_object(request, object_id)) is not None:
-            context |= {"act_buttons": self.offered(request, obj), "title": str(obj), "subtitle": None}
+            context |= {"act_buttons": self.offered(request, obj), "title": self.name_of(obj), "subtitle": None}
         try:
             return super().changeform_view(request, object_id, form_url, context)
         except (IntegrityError, DataError) as error:
@@ -258,16 +272,23 @@ class BaseAdmin(admin.ModelAdmin):
         if request.method == "POST" and form.is_valid():
             try:
                 messages.success(request, self._do(request, chosen, obj, form.cleaned_data))
-                return HttpResponseRedirect(self.url_of(obj))
+                return HttpResponseRedirect(self._after(obj))
             except Refused as error:
                 form.add_error(None, str(error))
             except (IntegrityError, DataError) as error:
                 form.add_error(None, words_of(error))
         context = {
             **self.admin_site.each_context(request), "opts": self.opts, "object": obj, "action": chosen,
-            "form": form, "title": f"{chosen.label}: {obj}", "back": self.url_of(obj),
+            "form": form, "title": f"{chosen.label}: {self.name_of(obj)}", "name": self.name_of(obj),
+            "back": self.url_of(obj),
         }  # fmt: skip
         return TemplateResponse(request, "admin/act.html", context)
+
+    def _after(self, obj: Any) -> str:
+        """The object's page, or the list when the action removed it."""
+        if self.model._default_manager.filter(pk=obj.pk).exists():
+            return self.url_of(obj)
+        return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist")
 
     def _do(self, request: HttpRequest, action: Action, obj: Any, data: dict[str, Any]) -> str:
         """Do it, on the object as it is now, if it is still allowed and still makes sense."""

@@ -65,7 +65,7 @@ def row(record: Record, names: Mapping[str, str]) -> Row:
     return Row(
         record,
         record_words.title(statement, names),
-        record_words.why(statement),
+        record_words.why(statement, names),
         pill(statement),
         record_words.short_uid(user) if user else None,
     )
@@ -86,6 +86,8 @@ def page(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
         "protected": len(statement.get("_sd") or []),
         "raw": json.dumps(statement, indent=2, ensure_ascii=False) if statement else None,
     }
+    if statement.get("actor"):
+        context["actor"] = record_words.actor_words(statement["actor"])
     if is_call:
         context |= call(record, statement, names)
     if statement.get("type") == "policy":
@@ -93,7 +95,6 @@ def page(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
             (record_words.change_words(change), record_words.changes(change))
             for change in statement.get("changes") or []
         ]
-        context["actor"] = record_words.actor_words(statement.get("actor"))
     return context
 
 
@@ -151,13 +152,13 @@ def facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
             Fact("User", get("subject"), "subject", mono=True),
             Fact("Backend", get("backend"), "backend"),
         ]
-    told = {"v", "id", "at", "_sd", "type", "changes", "part", "parts", "policy", "counts"}
+    told = {"actor", "v", "id", "at", "_sd", "type", "changes", "part", "parts", "policy", "counts"}
     found = [
         Fact(record_words.column_words(name).capitalize(), record_words.value_words(value))
         for name, value in sorted(statement.items())
         if name not in told and value is not None and not isinstance(value, (dict, list))
     ]
-    return [*found, Fact("Why", record_words.why(statement))] if get("counts") else found
+    return [*found, Fact("Why", record_words.why(statement, names))] if get("counts") else found
 
 
 def _call_facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:

@@ -139,9 +139,9 @@ def amount(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def why(statement: Statement) -> str:
+def why(statement: Statement, names: Mapping[str, str]) -> str:
     """The second line of a record in a list."""
-    kind, code = statement.get("type"), str(statement.get("reason"))
+    kind = statement.get("type")
     if kind == "outcome":
         duration = (statement.get("outcome") or {}).get("duration_ms")
         return "" if duration is None else f"took {duration:,} ms"
@@ -156,6 +156,21 @@ def why(statement: Statement) -> str:
     if statement.get("decision") == "allow":
         grants = statement.get("grants") or []
         return f"by grant {', '.join(map(str, grants))}" if grants else "granted"
+    return refusal(statement, names)
+
+
+def refusal(statement: Statement, names: Mapping[str, str]) -> str:
+    """Why a call was refused, as exactly as the statement says it."""
+    code, get = str(statement.get("reason")), statement.get
+    needs = " ".join(get("required") or [])
+    match code:
+        case "not_granted" if needs:
+            return f"No grant lets {client_words(statement, names) or 'this client'} use {needs}."
+        case "insufficient_scope" if needs:
+            carried = " ".join(get("token_scopes") or []) or "no scope"
+            return f"The user has not consented: the token carries {carried}, and the tool needs {needs}."
+        case "grant_denied" if get("grants"):
+            return f"Grant {get('grants')[0]} forbids it."
     return REASONS[code].sentence if code in REASONS else code
 
 
@@ -164,7 +179,7 @@ def steps(statement: Statement, names: Mapping[str, str]) -> list[Step]:
     the one that decided."""
     reason = str(statement.get("reason"))
     stop = _stopped_at(statement, reason)
-    sentence = REASONS[reason].sentence if reason in REASONS else reason
+    sentence = refusal(statement, names)
     found: list[Step] = []
     for rule, words in _rules(statement, names):
         if rule == stop:

@@ -21,7 +21,7 @@ NAVIGATION = [
     ]),
     ("Evidence", [
         ("Records", "admin:records", "audit.view_record"),
-        ("Waiting for the log", "admin:audit_outbox_changelist", "audit.view_outbox"),
+        ("Outbox", "admin:audit_outbox_changelist", "audit.view_outbox"),
         ("Published keys", "admin:audit_publishedkey_changelist", "audit.view_publishedkey"),
     ]),
     ("System", [
@@ -70,11 +70,6 @@ def navigation(request: HttpRequest) -> list[tuple[str, list[Link]]]:
     return sections
 
 
-def greeting() -> str:
-    """By the clock of the log, which is in UTC, so that it never claims a morning that is not one."""
-    return "Welcome"
-
-
 class MunimentAdminSite(AdminSite):
     """The admin under our own name."""
 
@@ -93,7 +88,8 @@ class MunimentAdminSite(AdminSite):
         """With the navigation, for members of staff only."""
         context = super().each_context(request)
         if context["has_permission"]:
-            context["navigation"] = navigation(request)
+            context["navigation"] = sections = navigation(request)
+            context["here"] = next((link for _, links in sections for link in links if link.here), None)
         return context
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
@@ -101,8 +97,9 @@ class MunimentAdminSite(AdminSite):
         from audit.models import Head
 
         head = Head.objects.get()
+        name = request.user.get_short_name() if request.user.is_authenticated else ""
         context = {
-            **self.each_context(request), "title": greeting(), "head": head,
+            **self.each_context(request), "title": f"Welcome{name and chr(32)}{name}", "head": head,
             "newest": head.at if head.next else None, "waiting": waiting(), "now": timezone.now(),
             "undrained": head.policy - head.drained, **(extra_context or {}),
         }  # fmt: skip

@@ -211,12 +211,6 @@ class ScopeAdmin(PolicyAdmin):
     def implied(self, scope: Scope) -> str:
         return ", ".join(other.name for other in scope.implies.all()) or "—"
 
-    def url_of(self, obj: Any, action: str | None = None) -> str:
-        """A scope that was removed has no page any more."""
-        if obj.pk is None:
-            return super().url_of(Scope(pk=0)).rsplit("/0/", 1)[0] + "/"
-        return super().url_of(obj, action)
-
     def remove(self, request: HttpRequest, scope: Scope, data: dict[str, Any]) -> str:
         """Delete it, if nothing uses it."""
         if scope.tools.exists() or scope.grants.exists() or scope.implied_by.exists():  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from audit.admin_base import (
 )
 from audit.templatetags.muniment import when
 from clients import keysets
-from clients.models import ALGORITHMS, AcceptedIssuer, Client, Issuer, KeySet, OAuthClientId
+from clients.models import ALGORITHMS, AcceptedIssuer, Client, Issuer, KeySet, OAuthClientId, default_algorithms
 from tools.admin import BackendAdmin, pill
 from tools.models import Backend
 
@@ -38,7 +38,9 @@ def network(text: str) -> str:
 class IssuerForm(PolicyForm):
     """Algorithms from the list, networks in CIDR form."""
 
-    algorithms = ChoicesField(ALGORITHMS, help_text="Its tokens are refused when signed with any other.")
+    algorithms = ChoicesField(
+        ALGORITHMS, initial=default_algorithms, help_text="Its tokens are refused when signed with any other."
+    )
     jwks_uri = forms.URLField(
         label="JWKS URI", required=False, max_length=500, assume_scheme="https", empty_value=None,
         help_text="Empty: found by discovery.",

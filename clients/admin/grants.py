@@ -13,7 +13,7 @@ from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.html import format_html
 
-from audit.admin_base import Action, BaseAdmin, ReasonField, Refused, actor_of, words_of
+from audit.admin_base import Action, BaseAdmin, PlainForm, ReasonField, Refused, actor_of, words_of
 from audit.models import Subject
 from audit.templatetags.muniment import day, exactly, when
 from clients import grants
@@ -28,6 +28,11 @@ ENDS = [
     ("365", "in a year"),
     ("on", "at a time of your choice"),
     ("never", "never"),
+]
+EFFECTS = [
+    ("allow", "may use"),
+    ("flag", "may use, and each call is marked for review"),
+    ("deny", "must not use"),
 ]
 DATETIME = forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M")
 
@@ -60,7 +65,7 @@ def state(grant: Grant) -> tuple[str, str]:
     return {"allow": ("allow", "active"), "flag": ("flag", "active, flags"), "deny": ("deny", "blocks")}[grant.effect]
 
 
-class EndsForm(forms.Form):
+class EndsForm(PlainForm):
     """Why, and until when."""
 
     ends = forms.ChoiceField(label="It ends", choices=ENDS, initial="90", widget=forms.RadioSelect)
@@ -95,7 +100,7 @@ class GrantForm(EndsForm):
     client = forms.ModelChoiceField(Client.objects.all(), required=False, empty_label="any client")
     effect = forms.ChoiceField(
         label="Effect", initial="allow", widget=forms.RadioSelect,
-        choices=[("allow", "may use"), ("flag", "may use, and each call is marked for review"), ("deny", "must not use")],
+        choices=EFFECTS,
     )  # fmt: skip
     scopes = forms.ModelMultipleChoiceField(
         Scope.objects.all(), required=False, widget=forms.CheckboxSelectMultiple,
@@ -108,8 +113,8 @@ class GrantForm(EndsForm):
         label="Only for the user", required=False, max_length=40,
         widget=forms.TextInput(attrs={"placeholder": "usr_…", "autocomplete": "off"}),
     )  # fmt: skip
-    role = forms.CharField(label="Only for the role", required=False, max_length=128)
-    tenant = forms.CharField(label="Only in the tenant", required=False, max_length=128)
+    role = forms.CharField(label="Only for the role", required=False, max_length=255)
+    tenant = forms.CharField(label="Only in the tenant", required=False, max_length=255)
     modes = forms.MultipleChoiceField(
         label="Only as", required=False, choices=[(m, m) for m in MODES], widget=forms.CheckboxSelectMultiple,
         help_text="None ticked: in every mode.",
@@ -175,6 +180,9 @@ class GrantAdmin(BaseAdmin):
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """What a grant says never changes: what differs is another grant."""
         return False
+
+    def name_of(self, obj: Grant) -> str:
+        return sentence(obj)
 
     @admin.display(description="grant")
     def says(self, grant: Grant) -> str:

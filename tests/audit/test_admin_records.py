@@ -108,18 +108,19 @@ def test_pages_are_walked_both_ways_without_gap_or_repeat(
 def test_the_list_never_counts_and_never_skips(world: World, http: HttpClient) -> None:
     world.verify()
     drained()
-    before = search.Query.__name__
     for query in ("?window=1h", "?decision=allow&client=claude", "?before=4000000000000000", "?after=0&reason=granted"):
-        with CaptureQueriesContext(connection, ) as captured:
+        with CaptureQueriesContext(connection) as captured:
             page(http, query)
         statements = [q["sql"] for q in captured.captured_queries]
         over_records = [sql for sql in statements if "audit_record" in sql]
-        assert len(over_records) == 1 and before
+        assert len(over_records) == 1
         assert re.search(r'"at" >= .*"at" < ', over_records[0]) and "LIMIT 51" in over_records[0]
         assert not [sql for sql in statements if re.search(r"\bCOUNT\s*\(|\bOFFSET\b|LIKE", sql, re.IGNORECASE)]
 
 
-@pytest.mark.parametrize("query", ["?window=9y", "?before=x", "?after=-1", "?before=99999999999999999999", "?request_key=zz"])
+@pytest.mark.parametrize(
+    "query", ["?window=9y", "?before=x", "?after=-1", "?before=99999999999999999999", "?request_key=zz"]
+)
 def test_nonsense_in_the_url_is_said_not_crashed_on(http: HttpClient, query: str) -> None:
     page(http, query, status=400)
 
@@ -170,7 +171,10 @@ def test_nobody_adds_changes_or_deletes_a_record_by_any_url(world: World, http: 
     drained()
     before = sorted((r.index, bytes(r.statement)) for r in Record.objects.all())
     pages = ["/admin/records/", f"/admin/records/{record.id}/", "/admin/records/find/"]
-    stock = [f"/admin/audit/record/{tail}" for tail in ("", "add/", f"{record.id}/", f"{record.id}/change/", f"{record.id}/delete/")]
+    stock = [
+        f"/admin/audit/record/{tail}"
+        for tail in ("", "add/", f"{record.id}/", f"{record.id}/change/", f"{record.id}/delete/")
+    ]
     api = [f"/v1/records/{record.id}", "/v1/records"]
     for url in [*pages, *stock, *api]:
         for method in ("post", "put", "patch", "delete"):

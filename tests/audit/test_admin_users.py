@@ -49,7 +49,11 @@ def test_nothing_happens_without_a_reason_or_by_get(world: World, http: HttpClie
 
 
 def test_identifiers_are_not_shown(world: World, http: HttpClient, uid: str) -> None:
-    for url in ("/admin/audit/subject/", f"/admin/audit/subject/{uid}/change/", f"/admin/audit/subject/{uid}/act/block/"):
+    for url in (
+        "/admin/audit/subject/",
+        f"/admin/audit/subject/{uid}/change/",
+        f"/admin/audit/subject/{uid}/act/block/",
+    ):
         text = http.get(url).content.decode()
         assert uid in text and "alice" not in text
     assert http.post(f"/admin/audit/subject/{uid}/change/", {"issuer": "https://other/"}).status_code == 403
