@@ -1,0 +1,160 @@
+"""What is revoked is over for the very next call: keys of backends, users, issuers' keys, at every endpoint."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from django.utils import timezone
+
+from audit import subjects
+from audit.models import Head, Record, Subject
+from audit.protection import keyring
+from clients import keysets
+from clients.models import Client, Issuer, KeySet, OAuthClientId
+from tests.world import World, build, jwks, token
+from tools.models import Backend, BackendKey, Tool
+
+
+@pytest.fixture
+def world(db: None) -> World:
+    made = build()
+    assert made.verify()["decision"] == "allow"  # the process has a snapshot, the token is known
+    return made
+
+
+def revoke_key() -> None:
+    BackendKey.objects.update(revoked_at=timezone.now())
+
+
+ENDS: dict[str, tuple[Callable[[], Any], str]] = {
+    "grant": (lambda: psql("UPDATE clients_grant SET revoked_at = now()"), "not_granted"),
+    "grant's scope": (lambda: psql("DELETE FROM clients_grant_scopes"), "not_granted"),
+    "client suspended": (lambda: Client.objects.update(status="suspended"), "client_suspended"),
+    "client id removed": (lambda: OAuthClientId.objects.all().delete(), "client_unknown"),
+    "tool suspended": (lambda: Tool.objects.update(status="suspended"), "tool_suspended"),
+    "issuer disabled": (lambda: Issuer.objects.update(enabled=False), "issuer_unknown"),
+    "issuer's keys withdrawn": (lambda: KeySet.objects.update(jwks={"keys": []}), "token_invalid"),
+    "issuer's algorithm": (lambda: Issuer.objects.update(algorithms=["ES256"]), "token_invalid"),
+    "audience": (lambda: Backend.objects.update(audiences=["https://other"]), "audience_mismatch"),
+    "issuer no more accepted": (lambda: Backend.objects.update(accepts_every_issuer=False), "issuer_unknown"),
+}
+
+
+def psql(statement: str) -> None:
+    with psycopg.connect(os.environ["DATABASE_OWNER_URL"]) as owner:
+        owner.execute(statement)
+
+
+@pytest.mark.parametrize("what", ENDS)
+def test_a_known_token_is_refused_on_the_next_call(world: World, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keysets, "claim_and_refresh", lambda issuer: "unchanged")
+    asked = token()
+    assert world.verify(token=asked)["decision"] == "allow"
+    change, reason = ENDS[what]
+    change()
+    answer = world.verify(token=asked)
+    assert (answer["decision"], answer["reason"]) == ("deny", reason)
+    assert answer["policy_version"] == Head.objects.get().policy
+
+
+@pytest.mark.parametrize("end", [revoke_key, lambda: Backend.objects.update(enabled=False), BackendKey.objects.all])
+def test_a_backend_that_is_no_more_let_in_is_told_nothing(world: World, end: Callable[[], Any]) -> None:
+    ended = end()
+    if hasattr(ended, "delete"):
+        ended.delete()
+    before = Record.objects.filter(type="decision").count()
+    assert world.post("/v1/verify", {"token": token(), "tool": "memory.recall"}).status_code == 401
+    assert Record.objects.filter(type="decision").count() == before
+
+
+def test_an_outcome_by_a_revoked_key_is_refused(world: World) -> None:
+    record = world.verify()["record"]
+    revoke_key()
+    assert world.post(f"/v1/records/{record}/outcome", {"status": "ok"}).status_code == 401
+    assert not Record.objects.filter(type="outcome").exists()
+
+
+def test_a_declaration_by_a_revoked_key_is_refused(world: World) -> None:
+    revoke_key()
+    declared = {"tools": [{"name": "memory.forget", "access": "destructive", "scopes": ["memory:write"]}]}
+    response = world.http.put(
+        "/v1/tools", json.dumps(declared), content_type="application/json",
+        headers={"Authorization": f"Bearer {world.key}"},
+    )  # fmt: skip
+    assert response.status_code == 401
+    assert not Tool.objects.filter(name="memory.forget").exists()
+
+
+@pytest.mark.xfail(strict=True, reason="governance/api.py repeats a denial by a snapshot that may be old")
+def test_a_kept_denial_is_not_repeated_to_a_revoked_key(world: World) -> None:
+    body, once = {"token": None, "tool": "memory.recall"}, {"Idempotency-Key": "k1"}
+    assert world.post("/v1/verify", body, **once).status_code == 200
+    revoke_key()
+    assert world.post("/v1/verify", body, **once).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(
+            revoke_key,
+            marks=pytest.mark.xfail(
+                strict=True, reason="governance/verification.py does not authenticate again after it fetched keys"
+            ),
+        ),
+        lambda: Backend.objects.update(enabled=False),
+    ],
+)
+def test_a_backend_that_ends_while_keys_are_fetched_is_refused(
+    world: World, end: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    KeySet.objects.update(jwks={"keys": []})
+
+    def fetch(issuer: int) -> str:
+        end()
+        KeySet.objects.update(jwks=jwks())
+        return "refreshed"
+
+    monkeypatch.setattr(keysets, "claim_and_refresh", fetch)
+    assert world.post("/v1/verify", {"token": token(), "tool": "memory.recall"}).status_code == 401
+
+
+@pytest.mark.xfail(strict=True, reason="a change of tools_backendkey.digest raises no policy version")
+def test_another_secret_for_a_key_is_no_silent_change(world: World) -> None:
+    before = Head.objects.get().policy
+    try:
+        psql("UPDATE tools_backendkey SET digest = decode(repeat('00', 32), 'hex')")
+    except psycopg.Error:
+        return  # refused: keys are replaced, never changed
+    assert Head.objects.get().policy == before + 1
+    assert world.post("/v1/verify", {"token": token(), "tool": "memory.recall"}).status_code == 401
+
+
+@pytest.mark.xfail(strict=True, reason="governance/verification.py: KeyDestroyed is imported and never caught")
+def test_an_erased_user_whose_key_left_memory_is_met_as_a_new_one(world: World) -> None:
+    uid = world.verify()["subject"]["uid"]
+    Subject.objects.filter(uid=uid).update(erased_at=timezone.now(), identity_key=None)
+    psql(f"DELETE FROM audit_datakey WHERE holder = '{uid}'")
+    keyring.clear()
+    world.http.raise_request_exception = False
+    answer = world.verify()
+    assert answer["decision"] == "allow" and answer["subject"]["uid"] != uid
+    assert uid not in {known.uid for known in subjects._known.values()}
+
+
+@pytest.mark.xfail(strict=True, reason="whoever may insert into the outbox may make up a policy change")
+def test_the_serving_role_cannot_make_up_policy_changes(world: World) -> None:
+    before = Head.objects.get().policy
+    with (
+        psycopg.connect(os.environ["DATABASE_URL"]) as serving,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        serving.execute(
+            "INSERT INTO audit_outbox (kind, xact, at, table_name, operation, row_key, new, actor)"
+            " VALUES ('policy', '1', now(), 'clients_grant', 'insert', '99', '{\"id\": 99}', 'staff:1')"
+        )
+        serving.commit()
+    assert Head.objects.get().policy == before
