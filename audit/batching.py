@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from audit import wire
 from audit.entries import Entry, Receipt
 from audit.faults import AlreadyRecorded, Stale, SubjectChanged
 from audit.protection import protect
@@ -21,33 +22,44 @@ from muniment import batches, disclosures, merkle, statements
 EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 MICROSECOND = timedelta(microseconds=1)
 GONE = (False, None, True)
+TRUE = wire.BOOLEAN.encode(True)
 
 HEAD = """SELECT next, at, batch, drained, clock_timestamp() FROM audit_head
-    WHERE %(version)s::bigint IS NULL OR policy = %(version)s FOR UPDATE"""
+    WHERE $1::bigint IS NULL OR policy = $1 FOR UPDATE"""
 SUBJECTS = """SELECT uid, blocked_at IS NOT NULL, signed_out_at, erased_at IS NOT NULL
-    FROM audit_subject WHERE uid = ANY(%s)"""
-OUTCOMES = "SELECT parent, id FROM audit_record WHERE parent = ANY(%s) AND type = 'outcome'"
+    FROM audit_subject WHERE uid = ANY($1::text[])"""
+OUTCOMES = "SELECT parent, id FROM audit_record WHERE parent = ANY($1::uuid[]) AND type = 'outcome'"
 COLUMNS = {
-    "id": "uuid", "index": "bigint", "at": "timestamptz", "type": "varchar", "decision": "varchar",
-    "reason": "varchar", "flagged": "boolean", "backend": "varchar", "client": "varchar",
-    "subject": "varchar", "tenant": "varchar", "tool": "varchar", "parent": "uuid", "request_key": "bytea",
-    "trace_key": "bytea", "session_key": "bytea", "resource_key": "bytea", "holder": "varchar",
-    "statement": "bytea", "leaf": "bytea", "disclosures": "bytea",
+    "id": wire.UUID_, "index": wire.BIGINT, "at": wire.TIMESTAMPTZ, "type": wire.TEXT, "decision": wire.TEXT,
+    "reason": wire.TEXT, "flagged": wire.BOOLEAN, "backend": wire.TEXT, "client": wire.TEXT,
+    "subject": wire.TEXT, "tenant": wire.TEXT, "tool": wire.TEXT, "parent": wire.UUID_, "request_key": wire.BYTEA,
+    "trace_key": wire.BYTEA, "session_key": wire.BYTEA, "resource_key": wire.BYTEA, "holder": wire.TEXT,
+    "statement": wire.BYTEA, "leaf": wire.BYTEA, "disclosures": wire.BYTEA,
+}  # fmt: skip
+BATCH = {
+    "first": wire.BIGINT, "size": wire.INTEGER, "previous": wire.BYTEA, "root": wire.BYTEA, "digest": wire.BYTEA,
+    "signature": wire.BYTEA, "key_id": wire.TEXT, "at": wire.TIMESTAMPTZ,
 }  # fmt: skip
 # Characters that a column holds (audit/migrations/0002_log.py): a longer value would spoil the whole batch.
 LIMITS = {
     "type": 20, "decision": 5, "reason": 40, "backend": 64, "client": 64, "subject": 40, "tenant": 255,
     "tool": 128,
 }  # fmt: skip
-# One statement, so that the second round trip costs one plan and one parse.
-APPEND = f"""WITH batch AS (
-        INSERT INTO audit_batch (first, size, previous, root, digest, signature, key_id, at)
-        VALUES (%b, %b, %b, %b, %b, %b, %b, %b)
-    ), records AS (
-        INSERT INTO audit_record ({", ".join(COLUMNS)})
-        SELECT * FROM unnest({", ".join(f"%b::{kind}[]" for kind in COLUMNS.values())})
-    )
-    UPDATE audit_head SET next = %b, at = %b, batch = %b, drained = coalesce(%b::bigint, drained)"""  # noqa: S608
+
+
+def _append() -> str:
+    """One statement for batch, records and head, so that the second round trip costs one plan."""
+    batch = ", ".join(f"${n}::{kind.name}" for n, kind in enumerate(BATCH.values(), 1))
+    records = ", ".join(f"${n}::{kind.name}[]" for n, kind in enumerate(COLUMNS.values(), len(BATCH) + 1))
+    n = len(BATCH) + len(COLUMNS)
+    return f"""
+        WITH batch AS (INSERT INTO audit_batch ({", ".join(BATCH)}) VALUES ({batch})),
+             records AS (INSERT INTO audit_record ({", ".join(COLUMNS)}) SELECT * FROM unnest({records}))
+        UPDATE audit_head SET next = ${n + 1}::bigint, at = ${n + 2}::timestamptz, batch = ${n + 3}::bytea,
+            drained = coalesce(${n + 4}::bigint, drained)"""  # noqa: S608 - names are ours
+
+
+APPEND = _append()
 DRAINED = """UPDATE audit_outbox o SET record_index = d.index, private = NULL
     FROM unnest(%b::bigint[], %b::bigint[]) AS d(id, index) WHERE o.id = d.id"""
 
@@ -122,16 +134,23 @@ def begin(connection: psycopg.Connection, entries: Sequence[Entry], version: int
     """
     uids = list({entry.subject for entry in entries if entry.subject is not None})
     parents = [entry.parent for entry in entries if entry.parent is not None]
-    with connection.pipeline():
-        head = connection.execute(HEAD, {"version": version}, prepare=True)
-        subjects = connection.execute(SUBJECTS, [uids], prepare=True) if uids else None
-        outcomes = connection.execute(OUTCOMES, [parents], prepare=True) if parents else None
-    row = head.fetchone()
-    if row is None:
+    wire.begin(connection)
+    head = wire.run(connection, "head", HEAD, [None if version is None else wire.BIGINT.encode(version)])
+    if not head:
         connection.rollback()
         return None
-    states = {uid: (blocked, out, gone) for uid, blocked, out, gone in subjects} if subjects else {}
-    return Begun(row[0], row[1], bytes(row[2]), row[3], row[4], states, dict(outcomes) if outcomes else {})
+    states, outcomes = {}, {}
+    if uids:
+        rows = wire.run(connection, "subjects", SUBJECTS, [wire.array(wire.TEXT, uids)])
+        states = {bytes(uid).decode(): (blocked == TRUE, wire.timestamp(out), gone == TRUE)
+                  for uid, blocked, out, gone in rows if uid is not None}  # fmt: skip
+    if parents:
+        rows = wire.run(connection, "outcomes", OUTCOMES, [wire.array(wire.UUID_, parents)])
+        outcomes = {wire.uuid(parent): wire.uuid(record) for parent, record in rows}
+    first, at, previous, drained, now = head[0]
+    clock, moment = wire.timestamp(at), wire.timestamp(now)
+    assert previous is not None and clock is not None and moment is not None  # the columns are NOT NULL
+    return Begun(wire.integer(first), clock, bytes(previous), wire.integer(drained), moment, states, outcomes)
 
 
 def uuid7(at: datetime) -> UUID:
@@ -197,15 +216,16 @@ def finish(connection: psycopg.Connection, batch: Batch) -> None:
     """The second round trip: batch, records, head, commit. When it raises OperationalError, the outcome is
     unknown: see `landed`."""
     size = len(batch.rows)
-    values = [list(column) for column in zip(*batch.rows, strict=True)]
-    head = [batch.first + size, batch.rows[-1][2], batch.digest, batch.drained]
-    about = [batch.first, size, batch.previous, batch.root, batch.digest, batch.signature]
-    about += [batch.key_id, batch.at]
-    with connection.pipeline():
-        connection.execute(APPEND, [*about, *values, *head], prepare=True)
-        if batch.outbox:
-            connection.execute(DRAINED, [list(column) for column in zip(*batch.outbox, strict=True)])
-        connection.commit()
+    about = (batch.first, size, batch.previous, batch.root, batch.digest, batch.signature, batch.key_id, batch.at)
+    values: list[bytes | None] = [kind.encode(value) for kind, value in zip(BATCH.values(), about, strict=True)]
+    columns = zip(*batch.rows, strict=True)
+    values += [wire.array(kind, column) for kind, column in zip(COLUMNS.values(), columns, strict=True)]
+    values += [wire.BIGINT.encode(batch.first + size), wire.TIMESTAMPTZ.encode(batch.rows[-1][2]), batch.digest]
+    values.append(None if batch.drained is None else wire.BIGINT.encode(batch.drained))
+    wire.run(connection, "append", APPEND, values)
+    if batch.outbox:
+        connection.execute(DRAINED, [list(column) for column in zip(*batch.outbox, strict=True)])
+    connection.commit()
 
 
 def landed(connection: psycopg.Connection, batch: Batch) -> bool:

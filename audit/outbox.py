@@ -13,6 +13,7 @@ from django.db import connection as django_connection
 from django.db import transaction
 from psycopg.rows import dict_row
 
+from audit import wire
 from audit.entries import Entry, entry
 from muniment import disclosures, statements
 
@@ -46,10 +47,8 @@ def attribute(cursor: Any, actor: str, name: str = "", reason: str = "") -> None
 
 
 def waiting(connection: psycopg.Connection) -> bool:
-    """Whether anything waits, without taking a lock."""
-    row = connection.execute(WAITING, prepare=True).fetchone()
-    connection.rollback()
-    return bool(row and row[0])
+    """Whether anything waits, without a transaction and without taking a lock."""
+    return wire.run(connection, "waiting", WAITING, []) == [[wire.BOOLEAN.encode(True)]]
 
 
 def entries(connection: psycopg.Connection, drained: int) -> tuple[list[Entry], int | None]:
