@@ -6,6 +6,7 @@ all processes form one signed chain. An answer leaves only after its record has 
 """
 
 import logging
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,8 +31,12 @@ PAUSE = 0.1  # seconds between attempts to reach the database
 # What callers without a verified token may not use of the queue.
 RESERVED = 0.25
 
-# The server said no before the commit, so that nothing of the batch can be there.
-REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.NotSupportedError)
+# The server said no before the commit, or a value could not even be written or read: nothing of the batch can be
+# in the log.
+REFUSED = (
+    psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.NotSupportedError,
+    ValueError, TypeError, AttributeError, ArithmeticError, struct.error,
+)  # fmt: skip
 
 Result = Receipt | Exception
 
@@ -202,7 +207,12 @@ class Recorder:
         resolve(older, Stale())
         jobs = [job for job in jobs if job[0].results[job[1]] is None]
         entries = [submission.entries[position] for submission, position in jobs]
-        begun = begin(self._connected(), entries, version)
+        try:
+            begun = begin(self._connected(), entries, version)
+        except REFUSED as error:
+            self._connected().rollback()
+            self._apart(jobs, error)
+            return
         if begun is None:  # the policy has moved on
             resolve([job for job in jobs if job[0].entries[job[1]].version is not None], Stale())
             if unbound := [job for job in jobs if job[0].entries[job[1]].version is None]:

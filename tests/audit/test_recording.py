@@ -225,6 +225,34 @@ def test_what_the_database_refuses_fails_alone(db: None, monkeypatch: pytest.Mon
     sound()
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    [{"holder": "\ud800"}, {"holder": "a\0b"}, {"holder": 5}, {"parent": "no uuid"}, {"subject": "a\0b"},
+     {"subject": "\ud800"}, {"lookups": {"request_key": "text"}}, {"holder": "x" * 500}],
+)  # fmt: skip
+def test_what_cannot_even_be_sent_fails_alone(db: None, hostile: dict[str, Any]) -> None:
+    with running() as recorder:
+        entries = [entry(f"t{number}") for number in range(20)]
+        entries[13] = entry(**{"subject_state": OPEN} | hostile)
+        results = recorder.record(entries)
+        receipts(recorder.record([entry("after")]))
+    assert isinstance(results[13], Exception)
+    receipts(results[:13] + results[14:])
+    assert Record.objects.count() == 20
+    sound()
+
+
+def test_a_user_with_an_odd_date_fails_alone(db: None, owner_url: str) -> None:
+    """What nobody can enter but by psql: signed out for ever."""
+    uid, other = subjects.resolve("https://id.example/", "alice"), subjects.resolve("https://id.example/", "bob")
+    with psycopg.connect(owner_url) as owner:
+        owner.execute("UPDATE audit_subject SET signed_out_at = 'infinity' WHERE uid = %s", [uid])
+    with running() as recorder:
+        results = recorder.record([entry(subject=who, subject_state=OPEN) for who in (other, uid, other)])
+    assert isinstance(results[1], Exception)
+    receipts([results[0], results[2]])
+
+
 def test_a_value_longer_than_its_column_fails_alone(db: None) -> None:
     with running() as recorder:
         entries = [entry(said={"tenant": "x" * 300 if number == 3 else "t"}) for number in range(20)]

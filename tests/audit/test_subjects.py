@@ -132,7 +132,9 @@ def test_a_block_while_calls_are_under_way_lets_none_through_afterwards(world: W
     answers: list[tuple[float, str]] = []
 
     def call() -> None:
-        for _ in range(25):
+        for _ in range(500):
+            if sum(started > ended[0] for started, _ in answers) > 5 if ended else False:
+                break
             started = time.monotonic()
             answers.append((started, world.verify(token=asked)["decision"]))
         connection.close()

@@ -1,5 +1,6 @@
 """What is revoked is over for the very next call: keys of backends, users, issuers' keys, at every endpoint."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -143,6 +144,16 @@ def test_an_erased_user_whose_key_left_memory_is_met_as_a_new_one(world: World) 
     answer = world.verify()
     assert answer["decision"] == "allow" and answer["subject"]["uid"] != uid
     assert uid not in {known.uid for known in subjects._known.values()}
+
+
+@pytest.mark.xfail(strict=True, reason="a date that Python cannot hold stops every call; no constraint refuses it")
+@pytest.mark.parametrize("date", ["infinity", "10000-01-01", "0044-03-15 BC"])
+@pytest.mark.parametrize("column", ["clients_grant SET expires_at", "tools_backendkey SET expires_at"])
+def test_a_date_by_psql_that_python_cannot_hold_stops_nobody(world: World, column: str, date: str) -> None:
+    with contextlib.suppress(psycopg.Error):
+        psql(f"UPDATE {column} = '{date}'")
+    world.http.raise_request_exception = False
+    assert world.post("/v1/verify", {"token": token(), "tool": "memory.recall"}).status_code in (200, 401)
 
 
 @pytest.mark.xfail(strict=True, reason="whoever may insert into the outbox may make up a policy change")
