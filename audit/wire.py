@@ -102,7 +102,8 @@ def run(
         _checked(connection, connection.pgconn.prepare(name.encode(), sql.encode()))
         prepared.add(name)
     formats = [pq.Format.BINARY] * len(values)
-    result = connection.pgconn.exec_prepared(name.encode(), values, formats, pq.Format.BINARY)
+    # NULL is None, which the stub of psycopg forgets.
+    result = connection.pgconn.exec_prepared(name.encode(), values, formats, pq.Format.BINARY)  # type: ignore[arg-type]
     _checked(connection, result)
     return [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
 

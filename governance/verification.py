@@ -12,7 +12,7 @@ from typing import Any
 
 from audit import inbox, subjects
 from audit.entries import Entry, Receipt, entry
-from audit.protection import token_digest
+from audit.protection import KeyDestroyed, token_digest
 from audit.recording import Stale, SubjectChanged, Unavailable
 from clients import keysets
 from clients.tokens import Identity, Refused, UnknownKey, identify
@@ -78,10 +78,10 @@ def verify(credential: Credential | None, calls: Sequence[Call]) -> list[Verdict
     waiting = list(range(len(calls)))
     for _ in range(ATTEMPTS):
         snapshot, backend = authenticate(credential)
-        made = {position: judge(snapshot, backend, calls[position], states[position]) for position in waiting}
-        results = recorder().record([to_entry(verdict) for verdict in made.values()])
-        waiting = []
-        for (position, verdict), result in zip(made.items(), results, strict=True):
+        made = [prepared(snapshot, backend, calls[position], states[position]) for position in waiting]
+        results = recorder().record([entry for _, entry in made])
+        asked, waiting = waiting, []
+        for position, (verdict, _), result in zip(asked, made, results, strict=True):
             match result:
                 case Receipt():
                     verdict.receipt = result
@@ -97,6 +97,17 @@ def verify(credential: Credential | None, calls: Sequence[Call]) -> list[Verdict
             return [verdict for verdict in verdicts if verdict is not None]
         snapshots.at_head()
     raise Unavailable("the policy kept changing")
+
+
+def prepared(snapshot: Snapshot, backend: BackendPolicy, call: Call, state: State) -> tuple[Verdict, Entry]:
+    """A decided call and its record to be."""
+    verdict = judge(snapshot, backend, call, state)
+    try:
+        return verdict, to_entry(verdict)
+    except KeyDestroyed:  # the user was erased a moment ago, and is met as a new one
+        subjects.forget(verdict.uid or "")
+        verdict = judge(snapshot, backend, call)
+        return verdict, to_entry(verdict)
 
 
 def subject_changed(verdict: Verdict, state: State) -> State:
@@ -178,10 +189,20 @@ def fetch_keys(snapshot: Snapshot, refusal: Refused) -> Snapshot:
 
 def to_entry(verdict: Verdict) -> Entry:
     """The record of a decision: its statement, and what of it is private (DESIGN.md section 6)."""
-    call, decision, identity = verdict.call, verdict.decision, verdict.identity
-    if decision.reason in ("client_unknown", "tool_unknown") and identity is not None:
+    if verdict.decision.reason in ("client_unknown", "tool_unknown"):
         note_unknown(verdict)
-    statement: dict[str, Any] = {
+    # Callers that could not be established fall under a key of the backend's day, with a retention of its own.
+    holder = verdict.uid or f"backend:{verdict.backend.slug}:{datetime.now(UTC):%Y-%m-%d}"
+    bound: dict[str, Any] = {"version": verdict.snapshot.version, "established": verdict.uid is not None}
+    if verdict.uid:
+        bound |= {"subject": verdict.uid, "subject_state": verdict.state}
+    return entry(statement(verdict), private(verdict), holder, **bound)
+
+
+def statement(verdict: Verdict) -> dict[str, Any]:
+    """What is hashed: nothing in it names a person, or is free for a caller to fill."""
+    call, decision, identity, tool = verdict.call, verdict.decision, verdict.identity, verdict.decision.tool
+    return {
         "type": "decision",
         "backend": verdict.backend.slug,
         "client": decision.client.slug if decision.client else None,
@@ -203,14 +224,18 @@ def to_entry(verdict: Verdict) -> Entry:
             "chain": [*call.agent.chain, *(reversed(identity.actors) if identity else ())],
             "scopes": call.agent.scopes,
         },
-        "access": decision.tool.access if decision.tool else None,
-        "sensitive": decision.tool.sensitive if decision.tool else False,
+        "access": tool.access if tool else None,
+        "sensitive": tool.sensitive if tool else False,
         "flagged": decision.flagged,
         "token": verdict.digest.hex() if verdict.digest else None,
         "parent": None,
     }
-    info = call.request
-    private = {
+
+
+def private(verdict: Verdict) -> dict[str, Any]:
+    """What becomes protected disclosures; None is left out."""
+    call, identity, info = verdict.call, verdict.identity, verdict.call.request
+    return {
         "sub": identity.sub if identity else None,
         "email": identity.email if identity else None,
         "request_id": info.id,
@@ -222,18 +247,13 @@ def to_entry(verdict: Verdict) -> Entry:
         "arguments_digest": call.arguments_digest,
         "asked_tenant": call.tenant,
     }
-    # Callers that could not be established fall under a key of the backend's day, with a retention of its own.
-    holder = verdict.uid or f"backend:{verdict.backend.slug}:{datetime.now(UTC):%Y-%m-%d}"
-    bound: dict[str, Any] = {"version": verdict.snapshot.version, "established": verdict.uid is not None}
-    if verdict.uid:
-        bound |= {"subject": verdict.uid, "subject_state": verdict.state}
-    return entry(statement, private, holder, **bound)
 
 
 def note_unknown(verdict: Verdict) -> None:
     """Let the unknown client or tool land in the inbox."""
     identity = verdict.identity
-    assert identity is not None
+    if identity is None:
+        return
     if verdict.decision.reason == "tool_unknown":
         inbox.note("tool", verdict.backend.slug, verdict.call.tool)
     elif identity.client_id is not None:

@@ -158,7 +158,7 @@ def test_verify_never_accepts_an_assertion(world: World) -> None:
 
 def test_a_challenge_lists_all_scopes_of_the_operation(world: World) -> None:
     capture = Tool.objects.get(name="memory.capture")
-    capture.scopes.add(*[s for s in capture.backend.tools.get(name="memory.recall").scopes.all()])
+    capture.scopes.add(*capture.backend.tools.get(name="memory.recall").scopes.all())
     answer = world.verify("memory.capture", token=token(scope="memory:read"))
     assert answer["reason"] == "insufficient_scope"
     assert 'scope="memory:read memory:write"' in answer["www_authenticate"]

@@ -19,6 +19,7 @@ from governance.decision import (
 )
 
 NOW = 1_000_000.0
+FREE = SubjectState()
 CLIENT = ClientPolicy(1, "claude", "Claude", "active")
 RECALL = ToolPolicy(1, "memory.recall", "read", "active", ("memory:read",), False)
 CAPTURE = ToolPolicy(2, "memory.capture", "write", "active", ("memory:write",), True)
@@ -46,7 +47,7 @@ def policy(*grants: GrantPolicy, client: ClientPolicy = CLIENT, tools: tuple[Too
 
 
 def ask(
-    *grants: GrantPolicy, state: SubjectState = SubjectState(), client: ClientPolicy = CLIENT, **question: Any
+    *grants: GrantPolicy, state: SubjectState = FREE, client: ClientPolicy = CLIENT, **question: Any
 ) -> Decision:
     return decide(policy(*grants, client=client), replace(QUESTION, **question), state, NOW, explain=True)
 
