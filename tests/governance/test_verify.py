@@ -48,7 +48,8 @@ def test_an_erased_user_who_returns_is_a_new_one(world: World, owner_url: str, r
     before = world.verify()["subject"]["uid"]
     with psycopg.connect(owner_url, autocommit=True) as owner:
         owner.execute(
-            "UPDATE audit_subject SET identity_key = NULL, sub = NULL, email = NULL, email_key = NULL, erased_at = now()"
+            "UPDATE audit_subject SET identity_key = NULL, sub = NULL, email = NULL, email_key = NULL,"
+            " erased_at = now()"
         )
         owner.execute("DELETE FROM audit_datakey WHERE holder = %s", [before])
     if not remembered:
