@@ -112,7 +112,7 @@ def test_maintenance_is_only_the_owners_and_only_for_deleting(log: list[str], su
         "SET ROLE muniment_owner",
     ],
 )
-def test_the_serving_role_may_not(db: None, statement: str) -> None:
+def test_the_serving_role_may_not(migrated: None, statement: str) -> None:
     with psycopg.connect(os.environ["DATABASE_URL"]) as serving, pytest.raises(REFUSED):
         serving.execute(statement)
 

@@ -71,7 +71,7 @@ def test_what_does_not_fit_its_column_fails_alone(db: None, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name != "1 MB"])
-def test_hostile_private_values_are_refused_before_queueing(db: None, name: str) -> None:
+def test_hostile_private_values_are_refused_before_queueing(name: str) -> None:
     with pytest.raises((disclosures.DisclosureError, UnicodeError)) as caught:
         entry({"type": "staff"}, {"search": HOSTILE[name]}, "system")
     assert "xxx" not in str(caught.value)
