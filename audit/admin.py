@@ -25,7 +25,6 @@ class SubjectAdmin(ReadOnlyAdmin):
     search_help_text = "A whole uid: usr_…"
     ordering = ["-first_seen"]
     fields = ["uid", "issuer", "seen", "state", "blocked", "signed_out", "calls"]
-    readonly_fields = fields
     can_act = [
         Action(
             "block", "Block", "From the next call on, every call for this user is refused, through every client.",
@@ -119,7 +118,6 @@ class OutboxAdmin(ReadOnlyAdmin):
     list_filter = ["kind"]
     ordering = ["-id"]
     fields = ["kind", "what", "version", "actor", "made", "old", "new", "members", "where"]
-    readonly_fields = fields
 
     @admin.display(description="change")
     def what(self, entry: Outbox) -> str:
@@ -142,7 +140,6 @@ class PublishedKeyAdmin(ReadOnlyAdmin):
     empty = "No key yet: the first web process publishes its own."
     list_display = ["key_id", "use", "since", "until"]
     fields = ["key_id", "use", "public_hex", "since", "until"]
-    readonly_fields = fields
 
     @admin.display(description="from", ordering="not_before")
     def since(self, key: PublishedKey) -> str:

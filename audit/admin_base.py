@@ -13,6 +13,7 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db import DatabaseError, DataError, IntegrityError, connection, router, transaction
+from django.forms import BaseInlineFormSet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
@@ -67,16 +68,13 @@ def validate_reason(text: str) -> None:
 class ReasonField(forms.CharField):
     """Why: required, kept in the log, protected there."""
 
-    def __init__(self, **more: Any) -> None:
+    def __init__(self) -> None:
         super().__init__(
-            **{
-                "label": "Reason",
-                "max_length": MAX_REASON,
-                "widget": forms.Textarea(attrs={"rows": 2, "class": "reason"}),
-                "help_text": "Kept with the change in the log. Do not name people.",
-                "validators": [validate_reason],
-            }
-            | more
+            label="Reason",
+            max_length=MAX_REASON,
+            widget=forms.Textarea(attrs={"rows": 2, "class": "reason"}),
+            help_text="Kept with the change in the log. Do not name people.",
+            validators=[validate_reason],
         )
 
 
@@ -174,7 +172,8 @@ class CappedPaginator(Paginator):
 
     @cached_property
     def count(self) -> int:
-        return int(self.object_list[: self.MOST].count())  # type: ignore[union-attr]
+        listed: Any = self.object_list
+        return int(listed[: self.MOST].count())
 
 
 class BaseAdmin(admin.ModelAdmin):
@@ -209,7 +208,7 @@ class BaseAdmin(admin.ModelAdmin):
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **more: Any) -> Any:
         """Without the pop-up windows that make, change and delete what a field points to."""
-        field = super().formfield_for_dbfield(db_field, request, **more)
+        field: Any = super().formfield_for_dbfield(db_field, request, **more)
         if hasattr(getattr(field, "widget", None), "can_add_related"):
             field.widget = field.widget.widget
         return field
@@ -308,17 +307,19 @@ class BaseAdmin(admin.ModelAdmin):
 class PolicyAdmin(BaseAdmin):
     """Pages over a policy table: every form asks why, every change is recorded as the viewer's."""
 
-    form = PolicyForm
+    form: type[forms.ModelForm] = PolicyForm
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **more: Any) -> Any:
         """A form class for this request, so that it can carry what the database refused."""
-        made = super().get_form(request, obj, change, **more)
+        made: Any = super().get_form(request, obj, change, **more)
         made.refused = getattr(request, REFUSED, None)
         return made
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """The reason comes last, and only where something can be saved."""
-        sets = [(name, dict(options)) for name, options in super().get_fieldsets(request, obj)]
+        sets: list[tuple[Any, dict[str, Any]]] = [
+            (name, {**options}) for name, options in super().get_fieldsets(request, obj)
+        ]
         may_save = self.has_add_permission(request) if obj is None else self.has_change_permission(request, obj)
         fields = [f for f in sets[-1][1]["fields"] if f != "change_reason"]
         sets[-1][1]["fields"] = [*fields, "change_reason"] if may_save else fields
@@ -335,6 +336,10 @@ class PolicyAdmin(BaseAdmin):
 class ReadOnlyAdmin(BaseAdmin):
     """Pages to look at. Actions, where there are any, check the model's own permissions."""
 
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Everything that is shown."""
+        return self.fields or super().get_readonly_fields(request, obj)
+
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
@@ -342,20 +347,32 @@ class ReadOnlyAdmin(BaseAdmin):
         return False
 
 
+class LabelledFormSet(BaseInlineFormSet):
+    """Its check boxes say what they do, which the head of their table does not to everybody."""
+
+    def add_fields(self, form: Any, index: int | None) -> None:
+        super().add_fields(form, index)
+        if "DELETE" in form.fields:
+            form.fields["DELETE"].widget.attrs["aria-label"] = "Delete"
+
+
 class PolicyInline(admin.TabularInline):
     """Rows that belong to one object; the form around them attributes their change. Deleting one is a change of
     the object."""
 
     extra = 1
+    formset = LabelledFormSet
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return self.has_change_permission(request, obj)
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **more: Any) -> Any:
-        """Without pop-up windows."""
-        field = super().formfield_for_dbfield(db_field, request, **more)
+        """Without pop-up windows, and with a label, which the head of a table is not."""
+        field: Any = super().formfield_for_dbfield(db_field, request, **more)
         if hasattr(getattr(field, "widget", None), "can_add_related"):
             field.widget = field.widget.widget
+        if field is not None:
+            field.widget.attrs["aria-label"] = capfirst(db_field.verbose_name)
         return field
 
 

@@ -181,6 +181,6 @@ def _call_facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
         Fact("In effect", listed("effective")),
     ]
     found += [Fact("Tenant", get("tenant"))] if get("tenant") else []
-    found += [Fact("Roles", ", ".join(get("roles")))] if get("roles") else []
+    found += [Fact("Roles", ", ".join(statement["roles"]))] if get("roles") else []
     digest = str(policy.get("digest") or "")
     return [*found, Fact("Policy", f"version {policy.get('version')}, digest {digest[:12]}…")]

@@ -170,7 +170,7 @@ def refusal(statement: Statement, names: Mapping[str, str]) -> str:
             carried = " ".join(get("token_scopes") or []) or "no scope"
             return f"The user has not consented: the token carries {carried}, and the tool needs {needs}."
         case "grant_denied" if get("grants"):
-            return f"Grant {get('grants')[0]} forbids it."
+            return f"Grant {statement['grants'][0]} forbids it."
     return REASONS[code].sentence if code in REASONS else code
 
 

@@ -86,7 +86,7 @@ class FilterForm(forms.Form):
         known = self.fields[name]
         assert isinstance(known, forms.ChoiceField)
         pairs = list(known.choices) if names is None else [("", "any"), *((k, v or k) for k, v in names.items())]  # type: ignore[arg-type]
-        known.choices = pairs if chosen in dict(pairs) else [*pairs, (chosen[:128], chosen[:128])]  # type: ignore[arg-type]
+        known.choices = pairs if chosen in dict(pairs) else [*pairs, (chosen[:128], chosen[:128])]
 
     def query(self) -> search.Query:
         """What to find. Call it on a valid form only."""

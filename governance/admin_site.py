@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.contrib.admin import AdminSite
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, reverse
 from django.utils import timezone
@@ -92,7 +92,7 @@ class MunimentAdminSite(AdminSite):
             context["here"] = next((link for _, links in sections for link in links if link.here), None)
         return context
 
-    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         """Home: how much there is, what waits, where to go."""
         from audit.models import Head
 
@@ -103,7 +103,7 @@ class MunimentAdminSite(AdminSite):
             "newest": head.at if head.next else None, "waiting": waiting(), "now": timezone.now(),
             "undrained": head.policy - head.drained, **(extra_context or {}),
         }  # fmt: skip
-        request.current_app = self.name  # type: ignore[attr-defined]
+        request.current_app = self.name
         return TemplateResponse(request, "admin/index.html", context)
 
 

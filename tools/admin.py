@@ -1,7 +1,7 @@
 """The pages of what is called: backends' keys, scopes and tools. The page of a backend is in clients/admin, beside
 the issuers that it lists."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from django import forms
 from django.contrib import admin
@@ -36,7 +36,7 @@ class BackendForm(PolicyForm):
 class BackendAdmin(PolicyAdmin):
     """A service that holds data. Registered in clients/admin, with its accepted issuers."""
 
-    form: ClassVar[type[forms.ModelForm]] = BackendForm
+    form = BackendForm
     intro = "Services that hold data and ask Muniment before they touch it."
     empty = "No backend yet. Add the service that your AI clients call; then make it a key."
     list_display = ["name", "slug", "state", "aims"]
@@ -213,7 +213,7 @@ class ScopeAdmin(PolicyAdmin):
 
     def remove(self, request: HttpRequest, scope: Scope, data: dict[str, Any]) -> str:
         """Delete it, if nothing uses it."""
-        if scope.tools.exists() or scope.grants.exists() or scope.implied_by.exists():  # type: ignore[attr-defined]
+        if scope.tools.exists() or scope.grants.exists() or scope.implied_by.exists():
             raise Refused("A tool, a grant or another scope uses it.")
         name = scope.name
         scope.delete()

@@ -8,14 +8,15 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 register = template.Library()
-UNITS = [(31_557_600, "year"), (2_629_800, "month"), (86_400, "day"), (3_600, "hour"), (60, "minute")]
+# Seconds of a unit, the least number of it worth saying (`89 days` is more than `2 months`), and its name.
+UNITS = [(31_557_600, 2, "year"), (2_629_800, 4, "month"), (86_400, 1, "day"), (3_600, 1, "hour"), (60, 1, "minute")]
 
 
 def relative(at: datetime, now: datetime) -> str:
     """`6 minutes ago`, `in 3 days`, `just now`."""
     seconds = (at - now).total_seconds()
-    for size, unit in UNITS:
-        if (number := int(abs(seconds) // size)) >= 1:
+    for size, least, unit in UNITS:
+        if (number := int(abs(seconds) // size)) >= least:
             counted = f"{number} {unit}{'' if number == 1 else 's'}"
             return f"in {counted}" if seconds > 0 else f"{counted} ago"
     return "in a moment" if seconds > 5 else "just now"

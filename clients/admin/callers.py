@@ -114,7 +114,6 @@ class KeySetAdmin(ReadOnlyAdmin):
     list_display = ["issuer", "state", "fetched", "holds"]
     list_select_related = ["issuer"]
     fields = ["issuer", "state", "holds", "fetched", "attempted", "error"]
-    readonly_fields = fields
     can_act = [
         Action("refresh", "Refresh now", "Fetches the issuer's keys. A key that it has withdrawn stops working.",
                "refresh", form=ConfirmForm, in_transaction=False)

@@ -89,7 +89,7 @@ def end_of(data: dict[str, Any]) -> datetime | None:
         case "never":
             return None
         case "on":
-            return data["expires_at"]  # type: ignore[no-any-return]
+            return data["expires_at"]
         case days:
             return timezone.now() + timedelta(days=int(days))
 
@@ -203,7 +203,8 @@ class GrantAdmin(BaseAdmin):
 
     @admin.display(description="made", ordering="created_at")
     def made(self, grant: Grant) -> str:
-        return format_html("{}<br><span class='quiet small'>{}</span>", when(grant.created_at), grant.created_by or "—")
+        by = format_html('<span class="by quiet small"> by {}</span>', grant.created_by) if grant.created_by else ""
+        return format_html("{}{}", when(grant.created_at), by)
 
     # --- making one --------------------------------------------------------------------------------------------
 

@@ -130,7 +130,7 @@ def test_permissions_are_checked_for_each_change(world: World) -> None:
 
 
 def test_a_forged_form_of_another_site_is_refused(world: World, http: HttpClient) -> None:
-    strict = HttpClient(enforce_csrf_checks=True, cookies=http.cookies)  # type: ignore[arg-type]
+    strict = HttpClient(enforce_csrf_checks=True, cookies=http.cookies)
     strict.cookies = http.cookies
     assert strict.post(f"/admin/clients/grant/{world.grant.pk}/act/revoke/", {"reason": "x"}).status_code == 403
     assert Grant.objects.get().revoked_at is None
