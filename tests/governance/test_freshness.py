@@ -134,7 +134,6 @@ def test_another_secret_for_a_key_is_no_silent_change(world: World) -> None:
     assert world.post("/v1/verify", {"token": token(), "tool": "memory.recall"}).status_code == 401
 
 
-@pytest.mark.xfail(strict=True, reason="governance/verification.py: KeyDestroyed is imported and never caught")
 def test_an_erased_user_whose_key_left_memory_is_met_as_a_new_one(world: World) -> None:
     uid = world.verify()["subject"]["uid"]
     Subject.objects.filter(uid=uid).update(erased_at=timezone.now(), identity_key=None)
