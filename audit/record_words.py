@@ -168,7 +168,7 @@ def refusal(statement: Statement, names: Mapping[str, str]) -> str:
             return f"No grant lets {client_words(statement, names) or 'this client'} use {needs}."
         case "insufficient_scope" if needs:
             carried = " ".join(get("token_scopes") or []) or "no scope"
-            return f"The user has not consented: the token carries {carried}, and the tool needs {needs}."
+            return f"The token carries {carried}; the tool needs {needs}."
         case "grant_denied" if get("grants"):
             return f"Grant {statement['grants'][0]} forbids it."
     return REASONS[code].sentence if code in REASONS else code

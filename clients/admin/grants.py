@@ -15,7 +15,7 @@ from django.utils.html import format_html
 
 from audit.admin_base import Action, BaseAdmin, PlainForm, ReasonField, Refused, actor_of, words_of
 from audit.models import Subject
-from audit.templatetags.muniment import day, exactly, when
+from audit.templatetags.muniment import day, exact, exactly, when
 from clients import grants
 from clients.grants import Actor, GrantError
 from clients.models import MODES, Client, Grant
@@ -38,19 +38,21 @@ DATETIME = forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%
 
 
 def sentence(grant: Grant) -> str:
-    """`Claude may use memory:read`, `ChatGPT may not use memory.capture, for user usr_…`."""
-    verb = {"allow": "may use", "flag": "may, flagged for review, use", "deny": "must not use"}[grant.effect]
+    """`Claude may use memory:read for everyone`, `No client may use memory:write in background mode`."""
+    who, may = str(grant.client or "Any client"), "may use"
+    if grant.effect == "deny":
+        who, may = (who, "must not use") if grant.client else ("No client", may)
     names = ", ".join(scope.name for scope in grant.scopes.all())
     tool = f"the tool {grant.tool}" if grant.tool else ""
     what = " in ".join(filter(None, [names, tool])) or "anything"
-    whom = [
+    limits = [
         f"for user {grant.subject_id}" if grant.subject_id else "",
         f"for the role {grant.role}" if grant.role else "",
         f"in tenant {grant.tenant}" if grant.tenant else "",
-        f"as {' or '.join(grant.modes)}" if grant.modes else "",
+        f"in {' or '.join(grant.modes)} mode" if grant.modes else "",
     ]
-    limits = " ".join(filter(None, whom))
-    return f"{grant.client or 'Any client'} {verb} {what} {limits or 'for everyone'}"
+    whom = " ".join(filter(None, limits)) or "for everyone"
+    return f"{who} {may} {what} {whom}" + (", each call marked for review" if grant.effect == "flag" else "")
 
 
 def state(grant: Grant) -> tuple[str, str]:
@@ -277,7 +279,7 @@ class GrantAdmin(BaseAdmin):
     def extend(self, request: HttpRequest, grant: Grant, data: dict[str, Any]) -> str:
         """Another end, through the only writer of grants."""
         self._change(request, grant, data, expires_at=end_of(data))
-        return f"{sentence(grant)}: it now ends {day(grant.expires_at, 'never') if grant.expires_at else 'never'}."
+        return f"{sentence(grant)}: it now ends {f'on {exact(grant.expires_at)}' if grant.expires_at else 'never'}."
 
     def revoke(self, request: HttpRequest, grant: Grant, data: dict[str, Any]) -> str:
         """Ended, through the only writer of grants."""

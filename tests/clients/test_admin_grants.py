@@ -56,7 +56,8 @@ def test_revoking_denies_the_very_next_call(world: World, http: HttpClient) -> N
 
 def test_extending_moves_the_end_and_nothing_else(world: World, http: HttpClient) -> None:
     url = f"/admin/clients/grant/{world.grant.pk}/act/extend/"
-    assert http.post(url, {"reason": "works well", "ends": "30"}).status_code == 302
+    said = http.post(url, {"reason": "works well", "ends": "30"}, follow=True).content.decode()
+    assert "it now ends on " in said and "&lt;" not in said
     grant = Grant.objects.get(pk=world.grant.pk)
     assert grant.expires_at is not None and grant.reason == "launch review"
     assert http.post(url, {"reason": "for good", "ends": "never"}).status_code == 302
