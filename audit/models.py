@@ -5,8 +5,20 @@ the wrapped keys under which personal data in records is protected; `Outbox` is 
 web writer, and every change of policy, leaves what must be recorded.
 """
 
+from datetime import UTC, datetime
+
 from django.db import models
 from django.db.models import Q
+
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+
+
+def plain_time(field: str, name: str) -> models.CheckConstraint:
+    """A time that every process can hold: psql would also take `infinity`, the year 10000 and BC, on which the
+    policy could not be loaded."""
+    return models.CheckConstraint(
+        condition=Q(**{field: None}) | Q(**{f"{field}__range": (EARLIEST, LATEST)}), name=name
+    )
 
 
 class Head(models.Model):
@@ -14,9 +26,7 @@ class Head(models.Model):
     recorded (DESIGN.md section 5, Fresh by construction)."""
 
     id = models.SmallIntegerField(primary_key=True, default=1)
-    policy = models.BigIntegerField(
-        default=0, help_text="policy version, raised by every change at its commit"
-    )
+    policy = models.BigIntegerField(default=0, help_text="policy version, raised by every change at its commit")
     next = models.BigIntegerField(default=0, help_text="index of the next record")
     at = models.DateTimeField(help_text="the log's monotone clock: the time of the newest record")
     batch = models.BinaryField(help_text="digest of the newest write batch, 32 bytes")
@@ -114,17 +124,13 @@ class Subject(models.Model):
 
     uid = models.CharField(primary_key=True, max_length=40)
     issuer = models.CharField(max_length=255)
-    identity_key = models.BinaryField(
-        null=True, unique=True, help_text="keyed hash of iss and sub; finds a caller"
-    )
+    identity_key = models.BinaryField(null=True, unique=True, help_text="keyed hash of iss and sub; finds a caller")
     sub = models.BinaryField(null=True, help_text="protected")
     email = models.BinaryField(null=True, help_text="protected")
     email_key = models.BinaryField(null=True, help_text="keyed hash of the e-mail address, lower case")
     first_seen = models.DateTimeField(auto_now_add=True)
     blocked_at = models.DateTimeField(null=True, blank=True)
-    signed_out_at = models.DateTimeField(
-        null=True, blank=True, help_text="tokens issued before this are refused"
-    )
+    signed_out_at = models.DateTimeField(null=True, blank=True, help_text="tokens issued before this are refused")
     erased_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
@@ -150,10 +156,11 @@ class Outbox(models.Model):
     old = models.JSONField(null=True, help_text="allow-listed columns before")
     new = models.JSONField(null=True, help_text="allow-listed columns after")
     members = models.JSONField(null=True, help_text="members of the statement, for kinds other than policy")
-    private = models.JSONField(
-        null=True, help_text="what becomes protected disclosures; cleared by the drain"
-    )
+    private = models.JSONField(null=True, help_text="what becomes protected disclosures; cleared by the drain")
     actor = models.CharField(max_length=120, help_text="staff:<id>, backend:<slug>, database:<role>")
+    role = models.CharField(
+        max_length=63, default="", help_text="the database role that wrote it, whoever it claims to be"
+    )
     record_index = models.BigIntegerField(null=True, help_text="where the log has it, once drained")
 
     class Meta:
@@ -175,9 +182,7 @@ class PublishedKey(models.Model):
 
     USES = ["writer", "log", "export", "assertion"]
 
-    key_id = models.CharField(
-        max_length=64, primary_key=True, help_text="RFC 7638 thumbprint of the public key"
-    )
+    key_id = models.CharField(max_length=64, primary_key=True, help_text="RFC 7638 thumbprint of the public key")
     use = models.CharField(max_length=10, choices=[(u, u) for u in USES])
     public = models.BinaryField(help_text="Ed25519 public key, 32 bytes")
     not_before = models.DateTimeField(auto_now_add=True)

@@ -87,7 +87,12 @@ def _policy(version: int, rows: list[dict[str, Any]]) -> list[Entry]:
     made = []
     for number, part in enumerate(parts):
         actor = part[0]["actor"]
-        statement = {"type": "policy", "policy": {"version": version, "digest": None}, "actor": actor}
+        statement = {
+            "type": "policy",
+            "policy": {"version": version, "digest": None},
+            "actor": actor,
+            "role": part[0]["role"],
+        }
         statement |= {"changes": [row["change"] for row in part], "part": number + 1, "parts": len(parts)}
         made.append(entry(statement, _why(part), _holder(actor)))
     made[-1].outbox = [row["id"] for row in rows]
@@ -122,7 +127,7 @@ def _fits(value: object) -> bool:
 
 
 def _event(row: dict[str, Any]) -> Entry:
-    statement = {**(row["members"] or {}), "type": row["kind"], "actor": row["actor"]}
+    statement = {**(row["members"] or {}), "type": row["kind"], "actor": row["actor"], "role": row["role"]}
     holder, numbers = _holder(row["actor"]), [row["id"]]
     if row["kind"] in DECIDED:
         # Only a web writer knows these; to write them here would be to have a forgery signed.

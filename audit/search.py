@@ -51,9 +51,7 @@ def by_id(record: UUID) -> Record | None:
         at = time_of(record)
     except (OverflowError, ValueError):
         return None
-    window = Record.objects.filter(
-        at__gte=at - timedelta(milliseconds=1), at__lt=at + timedelta(milliseconds=2)
-    )
+    window = Record.objects.filter(at__gte=at - timedelta(milliseconds=1), at__lt=at + timedelta(milliseconds=2))
     return window.filter(id=record).first()
 
 

@@ -59,26 +59,31 @@ def _find(key: bytes, email: str | None) -> Known | None:
     return Known(subject.uid, stored)
 
 
-@transaction.atomic
 def _create(key: bytes, issuer: str, sub: str, email: str | None) -> Known:
     uid = f"usr_{secrets.token_urlsafe(15)}"
-    cipher = keyring.get(uid, create=True)
-    Subject.objects.bulk_create(
-        [
-            Subject(
-                uid=uid,
-                issuer=issuer,
-                identity_key=key,
-                sub=protect(cipher, sub.encode(), _bound(uid, "sub")),
-                email=protect(cipher, email.encode(), _bound(uid, "email")) if email else None,
-                email_key=email_key(email) if email else None,
-            )
-        ],
-        ignore_conflicts=True,
-    )
-    # Another process may have been first; then its row counts and our key is never used.
-    winner = Subject.objects.values_list("uid", flat=True).get(identity_key=key)
+    try:
+        with transaction.atomic():
+            winner = _insert(uid, key, issuer, sub, email)
+    except BaseException:
+        keyring.forget(uid)  # the database does not have it
+        raise
     return Known(winner, email)
+
+
+def _insert(uid: str, key: bytes, issuer: str, sub: str, email: str | None) -> str:
+    """Make the subject, or find the one that another process made first; then its row counts and our key is never
+    used."""
+    cipher = keyring.get(uid, create=True)
+    subject = Subject(
+        uid=uid,
+        issuer=issuer,
+        identity_key=key,
+        sub=protect(cipher, sub.encode(), _bound(uid, "sub")),
+        email=protect(cipher, email.encode(), _bound(uid, "email")) if email else None,
+        email_key=email_key(email) if email else None,
+    )
+    Subject.objects.bulk_create([subject], ignore_conflicts=True)
+    return Subject.objects.values_list("uid", flat=True).get(identity_key=key)
 
 
 def _bound(uid: str, column: str) -> bytes:

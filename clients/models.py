@@ -5,7 +5,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import F, Q
 
-from audit.models import Subject
+from audit.models import Subject, plain_time
 from tools.models import SLUG, Backend, Scope, Tool
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -43,9 +43,7 @@ class Issuer(models.Model):
         ordering = ["issuer"]
         constraints = [
             models.CheckConstraint(condition=~Q(issuer=""), name="issuer_not_empty"),
-            models.CheckConstraint(
-                condition=Q(algorithms__contained_by=ALGORITHMS), name="issuer_algorithms"
-            ),
+            models.CheckConstraint(condition=Q(algorithms__contained_by=ALGORITHMS), name="issuer_algorithms"),
             models.CheckConstraint(condition=Q(leeway__gte=0, leeway__lte=300), name="issuer_leeway"),
             models.CheckConstraint(condition=Q(max_lifetime__gte=60), name="issuer_max_lifetime"),
         ]
@@ -67,6 +65,7 @@ class KeySet(models.Model):
 
     class Meta:
         verbose_name = "key set"
+        constraints = [plain_time("fetched_at", "key_set_fetched_at")]
 
     def __str__(self) -> str:
         return f"keys of {self.issuer}"
@@ -87,9 +86,7 @@ class Client(models.Model):
         ordering = ["slug"]
         constraints = [
             models.CheckConstraint(condition=Q(status__in=["active", "suspended"]), name="client_status"),
-            models.CheckConstraint(
-                condition=Q(kind__in=["mcp", "chatgpt", "mobile", "other"]), name="client_kind"
-            ),
+            models.CheckConstraint(condition=Q(kind__in=["mcp", "chatgpt", "mobile", "other"]), name="client_kind"),
         ]
 
     def __str__(self) -> str:
@@ -161,6 +158,8 @@ class Grant(models.Model):
                 condition=Q(starts_at=None) | Q(expires_at=None) | Q(starts_at__lt=F("expires_at")),
                 name="grant_starts_before_it_expires",
             ),
+            plain_time("starts_at", "grant_starts_at"),
+            plain_time("expires_at", "grant_expires_at"),
         ]
 
     def __str__(self) -> str:

@@ -48,9 +48,7 @@ class _Parts(NamedTuple):
     signature: bytes
 
 
-def identify(
-    token: str | None, issuers: Mapping[str, IssuerPolicy], audiences: frozenset[str], now: float
-) -> Identity:
+def identify(token: str | None, issuers: Mapping[str, IssuerPolicy], audiences: frozenset[str], now: float) -> Identity:
     """Verify a token and read who it speaks of.
 
     `issuers` are those that are enabled and that the backend accepts, by their exact name; `audiences` are

@@ -3,22 +3,29 @@
 api -> verification -> clients.tokens (identity) -> decision -> audit.recording
 """
 
+import json
+import re
 from typing import Any
 
 import msgspec
 from django.http import HttpRequest, HttpResponse
 from rest_framework.views import APIView
 
+from audit.reasons import REASONS
 from governance import idempotency, schema
 from governance.answers import answer, subject_body
 from governance.budgets import budgets
 from governance.contract import Call, Calls
 from governance.problems import Problem, from_exception, method_not_allowed, not_authenticated
-from governance.verification import NotAuthenticated, Verdict, authenticate, judge, verify
+from governance.snapshot import snapshots
+from governance.verification import NotAuthenticated, PolicyMoved, Verdict, authenticate, judge, verify
 from tools import credentials
 from tools.credentials import Credential
 
 MAX_IDEMPOTENCY_KEY = 255
+MAX_ITEMS = 100
+# The one message of msgspec that repeats what was sent.
+ENUM_VALUE = re.compile(r"Invalid enum value .*(?= - at `)", re.DOTALL)
 _calls = msgspec.json.Decoder(Calls)
 _call = msgspec.json.Decoder(Call)
 _encode = msgspec.json.Encoder().encode
@@ -29,7 +36,8 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes | msgspec.Raw) -> Any
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise Problem(400, "invalid-member", "A member of the body is not valid", str(error)) from None
+        told = ENUM_VALUE.sub("Invalid enum value", str(error))
+        raise Problem(400, "invalid-member", "A member of the body is not valid", told) from None
     except (msgspec.DecodeError, ValueError, RecursionError):
         raise Problem(400, "invalid-json", "The body is not JSON", "It must be one JSON object in UTF-8.") from None
 
@@ -67,14 +75,13 @@ class BackendView(APIView):
         """The backend key that was sent. Raises a 401 Problem, after noting the failure."""
         credential = credentials.read(request.META.get("HTTP_AUTHORIZATION"))
         source = request.META.get("REMOTE_ADDR", "")
-        if budgets.spent("", source):
-            budgets.turned_away("", "backend_key")
-            raise too_many()
         try:
             authenticate(credential)
         except NotAuthenticated:
-            budgets.charge("", source)
             budgets.turned_away("", "backend_key")
+            if budgets.spent("", source):
+                raise too_many() from None
+            budgets.charge("", source)
             raise not_authenticated() from None
         assert credential is not None
         return credential
@@ -100,7 +107,7 @@ class VerifyView(BackendView):
         call = decode(_call, body)
         if key := request.META.get("HTTP_IDEMPOTENCY_KEY"):
             return json_response(once(credential, key, body, call, request))
-        return json_response(decided(credential, [call], request)[0])
+        return json_response(decided_one(credential, call, request))
 
 
 class VerifyBatchView(BackendView):
@@ -111,33 +118,64 @@ class VerifyBatchView(BackendView):
         """Each item is decided by itself; one that is not valid has a problem document in its place."""
         credential = self.credential(request)
         items: list[Call | dict[str, Any]] = []
-        for raw in decode(_calls, request.body).items:
+        for raw in raw_items(request.body):
             try:
                 items.append(decode(_call, raw))
             except Problem as problem:
                 items.append(problem.document())
         calls = [item for item in items if isinstance(item, Call)]
         answers = iter(decided(credential, calls, request) if calls else [])
-        return json_response({"items": [next(answers) if isinstance(item, Call) else item for item in items]})
+        found = [next(answers) if isinstance(item, Call) else item for item in items]
+        return json_response({"items": [one.document() if isinstance(one, Problem) else one for one in found]})
 
 
-def decided(credential: Credential, calls: list[Call], request: HttpRequest) -> list[dict[str, Any]]:
-    """The answers to calls, each recorded. Raises a Problem, or what `problems` tells as one."""
-    snapshot, backend = authenticate(credential)
-    peer = request.META.get("REMOTE_ADDR", "")
-    for call in calls:
-        source = call.request.ip or peer
-        if budgets.spent(backend.slug, source) and not snapshot.knows(backend.id, call.token):
-            budgets.turned_away(backend.slug, "over_budget", len(calls))
-            raise too_many()
+def raw_items(body: bytes) -> list[msgspec.Raw]:
+    """The items of a batch, not decoded yet. A string that is no Unicode (a lone surrogate, which JavaScript can
+    produce) makes msgspec give up on the whole body; then each item is looked at by itself."""
     try:
-        verdicts = verify(credential, calls)
+        return list(decode(_calls, body).items)
+    except Problem as problem:
+        try:
+            items = json.loads(body)["items"]
+            if problem.kind == "invalid-json" and isinstance(items, list) and 1 <= len(items) <= MAX_ITEMS:
+                return [msgspec.Raw(json.dumps(item).encode()) for item in items]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pass
+        raise
+
+
+def decided(credential: Credential, calls: list[Call], request: HttpRequest) -> list[dict[str, Any] | Problem]:
+    """The answers to calls, each recorded; a 429 Problem in the place of one that is beyond a failure budget.
+    Raises a Problem, or what `problems` tells as one, when nothing may be answered."""
+    snapshot, backend = authenticate(credential)
+    sources = [call.request.ip or request.META.get("REMOTE_ADDR", "") for call in calls]
+    admitted = [
+        not budgets.spent(backend.slug, source) or snapshot.knows(backend.id, call.token)
+        for call, source in zip(calls, sources, strict=True)
+    ]
+    if turned_away := admitted.count(False):
+        budgets.turned_away(backend.slug, "over_budget", turned_away)
+    try:
+        verdicts = verify(credential, [call for call, enters in zip(calls, admitted, strict=True) if enters])
     except NotAuthenticated:  # the key was revoked while the call was decided
         raise not_authenticated() from None
-    for verdict in verdicts:
-        if verdict.identity is None:
-            budgets.charge(backend.slug, verdict.call.request.ip or peer)
-    return [answer(verdict) for verdict in verdicts]
+    found = iter(verdicts)
+    answers: list[dict[str, Any] | Problem] = []
+    for source, enters in zip(sources, admitted, strict=True):
+        verdict = next(found) if enters else None
+        # An outage of the issuer is nobody's failure: only what a caller sent is.
+        if verdict and REASONS[verdict.decision.reason].status == 401:
+            budgets.charge(backend.slug, source)
+        answers.append(answer(verdict) if verdict else too_many())
+    return answers
+
+
+def decided_one(credential: Credential, call: Call, request: HttpRequest) -> dict[str, Any]:
+    """The answer to one call. Raises a Problem."""
+    [found] = decided(credential, [call], request)
+    if isinstance(found, Problem):
+        raise found
+    return found
 
 
 def once(credential: Credential, key: str, body: bytes, call: Call, request: HttpRequest) -> dict[str, Any]:
@@ -155,7 +193,7 @@ def once(credential: Credential, key: str, body: bytes, call: Call, request: Htt
     if slot and slot.answer and (again := repeated(slot.answer, credential, call)):
         return again
     try:
-        fresh = decided(credential, [call], request)[0]
+        fresh = decided_one(credential, call, request)
     except BaseException:
         if slot:
             slot.release()
@@ -167,8 +205,14 @@ def once(credential: Credential, key: str, body: bytes, call: Call, request: Htt
 
 def repeated(kept: dict[str, Any], credential: Credential, call: Call) -> dict[str, Any] | None:
     """The kept answer, completed with what the token says of the user; None where an allow no longer holds."""
-    snapshot, backend = authenticate(credential)
-    verdict: Verdict = judge(snapshot, backend, call)
+    snapshots.at_head()  # nothing is recorded that would refuse a key or a policy of a moment ago
+    try:
+        snapshot, backend = authenticate(credential)
+        verdict: Verdict = judge(snapshot, backend, call)
+    except NotAuthenticated:
+        raise not_authenticated() from None
+    except PolicyMoved:
+        return None
     if kept["decision"] == "allow":
         current = verdict.snapshot.version == kept["policy_version"] and verdict.decision.allowed
         if not current or call.assertion is not None or not verdict.holds():

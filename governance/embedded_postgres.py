@@ -178,21 +178,15 @@ def _run(arguments: list[str], account: Account | None, variables: dict[str, str
         preexec_fn=preparation(account, signal.SIGKILL),
     )
     if done.returncode != 0:
-        raise EmbeddedError(
-            f"{Path(arguments[0]).name} failed ({done.returncode}): {done.stderr.strip()[-2000:]}"
-        )
+        raise EmbeddedError(f"{Path(arguments[0]).name} failed ({done.returncode}): {done.stderr.strip()[-2000:]}")
 
 
 def _check_version(data: Path) -> None:
     made_by = (data / "PG_VERSION").read_text().strip()
-    answer = subprocess.run(
-        [binaries() / "postgres", "--version"], capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run([binaries() / "postgres", "--version"], capture_output=True, text=True, check=True)
     ours = answer.stdout.split()[-1].split(".")[0]
     if made_by != ours:
-        raise EmbeddedError(
-            f"{data} was made by PostgreSQL {made_by}, but {ours} is installed; use pg_upgrade"
-        )
+        raise EmbeddedError(f"{data} was made by PostgreSQL {made_by}, but {ours} is installed; use pg_upgrade")
 
 
 def _first_connection(server: Postgres, seconds: float = 60) -> psycopg.Connection:
@@ -226,13 +220,9 @@ def _arrange_roles(connection: psycopg.Connection, passwords: Mapping[str, str])
         with contextlib.suppress(psycopg.errors.DuplicateObject):
             connection.execute(sql.SQL("CREATE ROLE {}").format(name))
         # The verifier, not the password: nothing that is said here would help a reader of logs.
-        verifier = connection.pgconn.encrypt_password(
-            passwords[role].encode(), role.encode(), b"scram-sha-256"
-        )
+        verifier = connection.pgconn.encrypt_password(passwords[role].encode(), role.encode(), b"scram-sha-256")
         connection.execute(
-            sql.SQL("ALTER ROLE {} " + attributes + " PASSWORD {}").format(
-                name, sql.Literal(verifier.decode())
-            )
+            sql.SQL("ALTER ROLE {} " + attributes + " PASSWORD {}").format(name, sql.Literal(verifier.decode()))
         )
     with contextlib.suppress(psycopg.errors.DuplicateDatabase):
         connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(_name(DATABASE), _name(OWNER)))

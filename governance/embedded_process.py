@@ -234,9 +234,7 @@ def stop_leftovers(
     return stop_matching(is_ours, first_signal)
 
 
-def stop_matching(
-    is_ours: Callable[[str], bool], first_signal: signal.Signals, *, seconds: float = 15
-) -> int:
+def stop_matching(is_ours: Callable[[str], bool], first_signal: signal.Signals, *, seconds: float = 15) -> int:
     """Stop each process whose /proc folder satisfies ``is_ours``; EmbeddedError if one cannot be stopped.
 
     A pidfd is held from before that check: the number cannot pass to another process before the signal.

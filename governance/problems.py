@@ -4,6 +4,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views import defaults
 from rest_framework import exceptions
@@ -60,6 +61,8 @@ def from_exception(error: Exception) -> Problem | None:
             return overloaded("More calls are waiting to be recorded than this process can hold.")
         case Unavailable():
             return overloaded("The log cannot be written at the moment, so nothing is answered.")
+        case OperationalError() | InterfaceError():
+            return overloaded("The database cannot be reached at the moment, so nothing is answered.")
         case RequestDataTooBig():
             limit = settings.MUNIMENT_MAX_BODY // 1024
             return Problem(413, "body-too-large", "Body too large", f"At most {limit} KiB.")

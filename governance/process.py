@@ -47,10 +47,12 @@ def connect() -> psycopg.Connection:
     parameters = connections["default"].get_connection_params()
     names = ("dbname", "host", "port", "user", "password", "connect_timeout", "sslmode", "sslrootcert")
     options = "-c synchronous_commit=on -c statement_timeout=10s -c lock_timeout=5s -c timezone=UTC"
+    options += " -c default_transaction_isolation=read\\ committed"
     return psycopg.connect(
         **{name: parameters[name] for name in names if name in parameters},
         options=f"{options} -c idle_in_transaction_session_timeout=10s",
         application_name="muniment recorder",
+        tcp_user_timeout=10_000,  # milliseconds; a silent network must not hold the thread for minutes
         keepalives_idle=5,
         keepalives_interval=2,
         keepalives_count=3,

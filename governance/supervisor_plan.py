@@ -40,9 +40,7 @@ class Urls:
 def read_plan(environment: Mapping[str, str]) -> Plan:
     """Read MUNIMENT_PORT, MUNIMENT_VAR, MUNIMENT_WEB_PROCESSES and the URLs. PlanError for what cannot be."""
     if environment.get("MUNIMENT_MODE", "demo") != "demo":
-        raise PlanError(
-            "`make run` is for development (MUNIMENT_MODE=demo); production runs one unit per process"
-        )
+        raise PlanError("`make run` is for development (MUNIMENT_MODE=demo); production runs one unit per process")
     urls = {name: _value_or_file(environment, name) for name in URLS}
     if bool(urls["DATABASE_URL"]) != bool(urls["DATABASE_OWNER_URL"]):
         raise PlanError(

@@ -28,6 +28,10 @@ State = tuple[bool, datetime | None, bool]
 UNTOUCHED: State = (False, None, False)
 
 
+class PolicyMoved(Exception):
+    """A newer policy was loaded while a call was being decided: decide again from it, from the start."""
+
+
 class NotAuthenticated(Exception):
     """The backend key is missing, unknown, wrong, expired or revoked."""
 
@@ -55,12 +59,12 @@ class Verdict:
 
 
 def authenticate(credential: Credential | None) -> tuple[Snapshot, BackendPolicy]:
-    """The backend that calls. A key that this process does not know may be new: then, once, the database is asked
-    for its policy version. Raises NotAuthenticated."""
+    """The backend that calls. A key that this process would refuse may be new, or good again: then, once, the
+    database is asked for its policy version. Raises NotAuthenticated."""
     now = time.time()
     snapshot = snapshots.current()
     backend = snapshot.authenticate(credential, now)
-    if backend is None and credential is not None and credential.key_id not in snapshot.keys:
+    if backend is None and credential is not None:
         snapshot = snapshots.at_head()
         backend = snapshot.authenticate(credential, now)
     if backend is None or credential is None:
@@ -78,7 +82,10 @@ def verify(credential: Credential | None, calls: Sequence[Call]) -> list[Verdict
     waiting = list(range(len(calls)))
     for _ in range(ATTEMPTS):
         snapshot, backend = authenticate(credential)
-        made = [prepared(snapshot, backend, calls[position], states[position]) for position in waiting]
+        try:
+            made = [prepared(snapshot, backend, calls[position], states[position]) for position in waiting]
+        except PolicyMoved:
+            continue
         results = recorder().record([entry for _, entry in made])
         asked, waiting = waiting, []
         for position, (verdict, _), result in zip(asked, made, results, strict=True):
@@ -123,7 +130,7 @@ def judge(snapshot: Snapshot, backend: BackendPolicy, call: Call, state: State =
     now = time.time()
     digest = None if call.token is None else token_digest(call.token)
     try:
-        snapshot, backend, identity = establish(snapshot, backend, call, digest, now)
+        identity = establish(snapshot, backend, call, digest, now)
     except Refused as refusal:
         return Verdict(call, snapshot, backend, refuse(refusal.reason, refusal.detail), digest)
     uid = subjects.resolve(identity.issuer, identity.sub, identity.email)
@@ -147,44 +154,34 @@ def judge(snapshot: Snapshot, backend: BackendPolicy, call: Call, state: State =
     return Verdict(call, snapshot, backend, decision, digest, identity, uid, state)
 
 
-def establish(
-    snapshot: Snapshot, backend: BackendPolicy, call: Call, digest: bytes | None, now: float
-) -> tuple[Snapshot, BackendPolicy, Identity]:
+def establish(snapshot: Snapshot, backend: BackendPolicy, call: Call, digest: bytes | None, now: float) -> Identity:
     """Who calls (rows 1 to 8). A token that this snapshot has verified is looked up by its digest; a key that it
-    does not have may be fetched, once. Raises Refused."""
+    does not have may be fetched. Raises Refused, or PolicyMoved when a fetch brought other keys."""
     key = (backend.id, digest or b"")
-    known = snapshot.tokens.get(key)
-    if known is not None and now < known.expires_at:
-        issuer = backend.issuers[known.issuer]
-        if snapshots.keys_are_fresh(snapshot, issuer.id, now):
-            return snapshot, backend, known
-    try:
-        identity = identify(call.token, backend.issuers, backend.audiences, now)
-    except Refused as refusal:
-        newer = fetch_keys(snapshot, refusal)
-        backend = newer.backends.get(backend.id, backend)
-        identity, snapshot = identify(call.token, backend.issuers, backend.audiences, now), newer
-    issuer = backend.issuers[identity.issuer]
-    if not snapshots.keys_are_fresh(snapshot, issuer.id, now):
+    identity = snapshot.tokens.get(key)
+    if identity is None or now >= identity.expires_at:
+        try:
+            identity = identify(call.token, backend.issuers, backend.audiences, now)
+        except UnknownKey as unknown:
+            fetch_keys(snapshot, unknown)
+            raise
+    if not snapshots.keys_are_fresh(snapshot, backend.issuers[identity.issuer].id, now):
         raise Refused("issuer_unavailable", "The keys that we have of it are too old.")
-    snapshot.remember((backend.id, digest or b""), identity)
-    return snapshot, backend, identity
+    snapshot.remember(key, identity)
+    return identity
 
 
-def fetch_keys(snapshot: Snapshot, refusal: Refused) -> Snapshot:
-    """A newer snapshot, when fetching the issuer's keys may have helped; else the refusal again. A fetch that is
-    under way is not waited for: it can't be told yet whether the key exists."""
-    if not isinstance(refusal, UnknownKey):
-        raise refusal
-    outcome = keysets.claim_and_refresh(refusal.issuer_id)
+def fetch_keys(snapshot: Snapshot, unknown: UnknownKey) -> None:
+    """Fetch the issuer's keys, if it is time to, because they may have changed: raises PolicyMoved when they have.
+    While they cannot be had, or are being fetched, it can't be told whether the key exists: an outage, which is
+    raised as one. A fetch that is under way is not waited for."""
+    outcome = keysets.claim_and_refresh(unknown.issuer_id)
+    if snapshots.at_head().version != snapshot.version:
+        raise PolicyMoved
     if outcome == "busy":
-        raise Refused("issuer_unavailable", "Its keys are being fetched.") from None
-    if outcome == "failed" or (outcome == "too_soon" and keysets.last_attempt_failed(refusal.issuer_id)):
-        raise Refused("issuer_unavailable", "Its newest keys could not be fetched.") from None
-    newer = snapshots.at_head()
-    if newer.version == snapshot.version:
-        raise refusal
-    return newer
+        raise Refused("issuer_unavailable", "Its keys are being fetched.")
+    if outcome == "failed" or (outcome == "too_soon" and keysets.last_attempt_failed(unknown.issuer_id)):
+        raise Refused("issuer_unavailable", "Its newest keys could not be fetched.")
 
 
 def to_entry(verdict: Verdict) -> Entry:

@@ -44,9 +44,7 @@ def issue(backend: Backend, label: str = "", days: int | None = None) -> str:
     key_id = "".join(secrets.choice(alphabet) for _ in range(12))
     secret = secrets.token_urlsafe(32)
     expires = timezone.now() + timedelta(days=days) if days else None
-    BackendKey.objects.create(
-        backend=backend, key_id=key_id, digest=_digest(secret), label=label, expires_at=expires
-    )
+    BackendKey.objects.create(backend=backend, key_id=key_id, digest=_digest(secret), label=label, expires_at=expires)
     return f"mk_{key_id}_{secret}"
 
 
@@ -88,6 +86,4 @@ def touch(key_id: str) -> None:
         if now - _touched.get(key_id, -TOUCH_EVERY) < TOUCH_EVERY:
             return
         _touched[key_id] = now
-    BackendKey.objects.filter(key_id=key_id).update(
-        last_used=datetime.now(UTC).replace(second=0, microsecond=0)
-    )
+    BackendKey.objects.filter(key_id=key_id).update(last_used=datetime.now(UTC).replace(second=0, microsecond=0))

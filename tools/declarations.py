@@ -79,15 +79,11 @@ def declare(backend_id: int, slug: str, tools: Sequence[Declared]) -> list[Resul
         ]
 
 
-def _declare_one(
-    backend: Backend, known: Tool | None, tool: Declared, digest: str, scopes: dict[str, Scope]
-) -> Result:
+def _declare_one(backend: Backend, known: Tool | None, tool: Declared, digest: str, scopes: dict[str, Scope]) -> Result:
     needed = [scopes[name] for name in sorted(set(tool.scopes))]
     about = {"description": tool.description, "input_schema": tool.input_schema, "definition": digest}
     if known is None:
-        made = Tool.objects.create(
-            backend=backend, name=tool.name, access=tool.access, status="pending", **about
-        )
+        made = Tool.objects.create(backend=backend, name=tool.name, access=tool.access, status="pending", **about)
         made.scopes.set(needed)
         return Result(tool.name, "pending", "created")
     if known.definition == digest:

@@ -5,9 +5,11 @@ from django.core.validators import RegexValidator
 from django.db import models
 from django.db.models import Q
 
+from audit.models import plain_time
+
 SLUG = RegexValidator(r"\A[a-z0-9][a-z0-9-]{0,62}\Z", "Lower-case letters, digits and hyphens, at most 63.")
 # RFC 6749 section 3.3 scope-token, bounded; no space, quote or backslash.
-SCOPE_NAME = RegexValidator(r"\A[\x21\x23-\x5B\x5D-\x7E]{1,128}\Z", "Printable ASCII without space, \" and \\.")
+SCOPE_NAME = RegexValidator(r"\A[\x21\x23-\x5B\x5D-\x7E]{1,128}\Z", 'Printable ASCII without space, " and \\.')
 TOOL_NAME = RegexValidator(r"\A[A-Za-z0-9_./:-]{1,128}\Z", "Letters, digits and _ . / : - only, at most 128.")
 
 
@@ -20,7 +22,10 @@ class Backend(models.Model):
         models.CharField(max_length=255), help_text="values of `aud` that name this backend (RFC 8707)"
     )
     assertion_audiences = ArrayField(
-        models.CharField(max_length=255), default=list, blank=True, help_text="who may get identity assertions"
+        models.CharField(max_length=255),
+        default=list,
+        blank=True,
+        help_text="who may get identity assertions",
     )
     accepts_every_issuer = models.BooleanField(
         default=True, help_text="off: only the accepted issuers listed for it, none if none is listed"
@@ -52,6 +57,7 @@ class BackendKey(models.Model):
     class Meta:
         verbose_name = "backend key"
         ordering = ["-created_at"]
+        constraints = [plain_time("expires_at", "backend_key_expires_at")]
 
     def __str__(self) -> str:
         return f"mk_{self.key_id}_…"
@@ -76,7 +82,12 @@ class Tool(models.Model):
     """An operation that a backend offers to AI clients, with the scopes that it needs."""
 
     ACCESS = [("read", "read"), ("write", "write"), ("destructive", "destructive")]
-    STATUS = [("pending", "pending"), ("active", "active"), ("suspended", "suspended"), ("retired", "retired")]
+    STATUS = [
+        ("pending", "pending"),
+        ("active", "active"),
+        ("suspended", "suspended"),
+        ("retired", "retired"),
+    ]
 
     backend = models.ForeignKey(Backend, on_delete=models.PROTECT, related_name="tools")
     name = models.CharField(max_length=128, validators=[TOOL_NAME])

@@ -118,6 +118,19 @@ OUTBOX = """
     CREATE CONSTRAINT TRIGGER muniment_number_changes AFTER INSERT ON audit_outbox
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.kind = 'policy')
         EXECUTE FUNCTION muniment_number_changes();
+    -- A policy change is what a trigger saw, and nothing else: the serving role may not make one up, nor number it.
+    CREATE FUNCTION muniment_outbox_entry() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+    BEGIN
+        IF NEW.version IS NOT NULL OR NEW.record_index IS NOT NULL OR (NEW.kind = 'policy' AND current_user <>
+            (SELECT tableowner FROM pg_tables WHERE schemaname = 'public' AND tablename = 'audit_outbox')) THEN
+            RAISE EXCEPTION 'this entry is not for % to make', current_user USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        NEW.xact := pg_current_xact_id()::text;
+        NEW.role := session_user;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER muniment_outbox_entry BEFORE INSERT ON audit_outbox
+        FOR EACH ROW EXECUTE FUNCTION muniment_outbox_entry();
     CREATE TRIGGER muniment_no_truncate BEFORE TRUNCATE ON audit_outbox
         FOR EACH STATEMENT EXECUTE FUNCTION muniment_refuse_change();
 

@@ -72,6 +72,19 @@ NO_CYCLES = """
         FOR EACH ROW EXECUTE FUNCTION muniment_scope_no_cycle();
 """
 
+SECRETS_STAY = """
+    -- The log may not carry the digest of a secret, so a change of it would be silent: a new key is a new row.
+    CREATE FUNCTION muniment_key_stays() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+    BEGIN
+        RAISE EXCEPTION 'the secret of a backend key never changes; make a new key'
+            USING ERRCODE = 'insufficient_privilege';
+    END $$;
+    CREATE TRIGGER muniment_key_stays BEFORE UPDATE ON tools_backendkey FOR EACH ROW
+        WHEN (OLD.digest IS DISTINCT FROM NEW.digest OR OLD.key_id IS DISTINCT FROM NEW.key_id
+              OR OLD.backend_id IS DISTINCT FROM NEW.backend_id)
+        EXECUTE FUNCTION muniment_key_stays();
+"""
+
 
 class Migration(migrations.Migration):
     initial = True
@@ -80,4 +93,5 @@ class Migration(migrations.Migration):
         migrations.RunSQL("".join(watch(table, columns) for table, columns in TABLES.items())),
         migrations.RunSQL(policy_rows(TABLES)),
         migrations.RunSQL(NO_CYCLES),
+        migrations.RunSQL(SECRETS_STAY),
     ]

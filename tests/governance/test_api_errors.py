@@ -55,6 +55,17 @@ def test_an_expired_key_is_refused(world: World) -> None:
     problem(world.post("/v1/verify", {"token": token(), "tool": "memory.recall"}), 401)
 
 
+def test_a_key_that_is_good_again_works_at_once(world: World) -> None:
+    from django.utils import timezone
+
+    from tools.models import BackendKey
+
+    BackendKey.objects.update(expires_at=timezone.now())
+    problem(world.post("/v1/verify", {"token": token(), "tool": "memory.recall"}), 401)
+    BackendKey.objects.update(expires_at=None)
+    assert world.verify()["decision"] == "allow"
+
+
 def test_a_key_made_a_moment_ago_works_at_once(world: World) -> None:
     from tools.credentials import issue
 

@@ -4,10 +4,12 @@ import json
 import time
 
 import pytest
+from django.utils import timezone
 
 from audit.models import Record
+from clients.models import KeySet
 from governance.budgets import Budgets, budgets
-from tests.world import World, build, token
+from tests.world import World, build, jwks, token
 
 
 @pytest.fixture
@@ -58,9 +60,7 @@ def test_another_source_has_a_budget_of_its_own(world: World) -> None:
     assert status(world, "x.y.z", ip="198.51.100.1") == 200
 
 
-def test_made_up_sources_do_not_multiply_the_budget_without_end(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_made_up_sources_do_not_multiply_the_budget_without_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budgets, "rate", 0.001)
     monkeypatch.setattr(budgets, "burst", 3)
     statuses = [status(world, "x.y.z", ip=f"198.51.100.{n}") for n in range(40)]
@@ -90,3 +90,26 @@ def test_levels_never_exceed_the_burst_nor_fall_below_zero() -> None:
         assert not found.spent("b", "s")
         found.charge("b", "s")
     assert found.spent("b", "s")
+
+
+def test_a_right_key_is_served_whatever_wrong_ones_its_source_sends(world: World) -> None:
+    body = {"token": None, "tool": "memory.recall"}
+    while world.post("/v1/verify", body, key="mk_wrong").status_code != 429:
+        pass
+    assert status(world, token()) == 200
+
+
+def test_in_a_batch_only_what_is_beyond_the_budget_is_turned_away(world: World) -> None:
+    while status(world, "x.y.z") != 429:
+        pass
+    good = {"token": token(), "tool": "memory.recall", "request": {"ip": "198.51.100.9"}}
+    bad = {"token": "x.y.z", "tool": "memory.recall", "request": {"ip": "203.0.113.7"}}
+    answers = world.post("/v1/verify/batch", {"items": [bad, good]}).json()["items"]
+    assert [one["status"] for one in answers] == [429, 200]
+
+
+def test_an_outage_of_the_issuer_is_nobodys_failure(world: World) -> None:
+    KeySet.objects.update(fetched_at=None, jwks=None, attempted_at=timezone.now(), finished_at=timezone.now())
+    assert {status(world, token(sub=f"u{n}")) for n in range(25)} == {200}
+    KeySet.objects.update(fetched_at=timezone.now(), jwks=jwks())
+    assert world.verify()["decision"] == "allow"

@@ -46,9 +46,7 @@ def policy(*grants: GrantPolicy, client: ClientPolicy = CLIENT, tools: tuple[Too
     )
 
 
-def ask(
-    *grants: GrantPolicy, state: SubjectState = FREE, client: ClientPolicy = CLIENT, **question: Any
-) -> Decision:
+def ask(*grants: GrantPolicy, state: SubjectState = FREE, client: ClientPolicy = CLIENT, **question: Any) -> Decision:
     return decide(policy(*grants, client=client), replace(QUESTION, **question), state, NOW, explain=True)
 
 

@@ -52,9 +52,7 @@ def test_keys_that_others_can_read_are_refused(tmp_path: Path) -> None:
         devkeys.make(directory)
 
 
-def test_the_command_prints_one_process_environment(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_one_process_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert devkeys.main([str(tmp_path / "keys"), "worker"]) == 0
     assert capsys.readouterr().out == f"MUNIMENT_EXPORT_KEY_FILE={tmp_path}/keys/export_key\n"
     assert devkeys.main([]) == 2

@@ -172,9 +172,7 @@ def test_passwords_are_on_no_command_line_and_in_no_log(servers: Servers, var: P
     assert servers.postgres is not None and servers.redis is not None
     with contextlib.suppress(psycopg.Error), psycopg.connect(servers.owner_url) as connection:
         connection.execute("SELECT 'private' || 1/0")
-    seen = b"".join(
-        Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids_in(var / "postgres", var / "redis")
-    )
+    seen = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids_in(var / "postgres", var / "redis"))
     seen += b"".join(log.read_bytes() for log in var.glob("log/*"))
     assert b"division by zero" in seen and b"private" not in seen
     seen += repr(servers).encode()  # as a traceback would show it
@@ -223,9 +221,7 @@ def test_stop_leaves_nothing_and_a_restart_finds_the_data(tmp_path: Path) -> Non
     assert not sockets.exists() and not (var / "sockets").exists()
     assert pids_in(var / "postgres", var / "redis") == []
     # A crash's remains, with a number that now belongs to a stranger: us.
-    (var / "postgres" / "postmaster.pid").write_text(
-        f"{os.getpid()}\n{var}/postgres\n0\n5432\n\n\n 0 0\nready\n"
-    )
+    (var / "postgres" / "postmaster.pid").write_text(f"{os.getpid()}\n{var}/postgres\n0\n5432\n\n\n 0 0\nready\n")
     with embedded.start(var) as second:
         assert value(second.owner_url, "SELECT answer FROM kept") == 42
         assert client(second.redis_url).get("kept") == "42"
@@ -243,9 +239,7 @@ def test_two_instances_side_by_side(servers: Servers, tmp_path: Path) -> None:
         client(other.redis_url).set("whose", "other")
         assert client(servers.redis_url).get("whose") is None
         with pytest.raises(psycopg.OperationalError):  # each has passwords of its own
-            psycopg.connect(
-                servers.database_url.partition("?")[0] + "?" + other.database_url.partition("?")[2]
-            )
+            psycopg.connect(servers.database_url.partition("?")[0] + "?" + other.database_url.partition("?")[2])
     assert value(servers.database_url, "SELECT 1") == 1
 
 
@@ -300,9 +294,7 @@ def test_as_a_plain_user(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def starter(var: Path) -> Iterator[tuple["subprocess.Popen[str]", list[str]]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", STARTER, str(var)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", STARTER, str(var)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         yield process, process.stdout.readline().split()
@@ -355,9 +347,7 @@ def test_only_our_own_leftovers_are_stopped(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     sleep = ["-c", "import time; time.sleep(60)", "--dir"]
     places = (("redis-server", ours), ("redis-server", theirs), ("sleep", ours), ("redis-server", f"{ours}2"))
-    processes = [
-        subprocess.Popen([name, *sleep, str(place)], executable=sys.executable) for name, place in places
-    ]
+    processes = [subprocess.Popen([name, *sleep, str(place)], executable=sys.executable) for name, place in places]
     try:
         time.sleep(0.3)
         assert stop_leftovers("redis-server", "--dir", ours, None, signal.SIGTERM) == 1

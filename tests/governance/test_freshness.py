@@ -89,7 +89,6 @@ def test_a_declaration_by_a_revoked_key_is_refused(world: World) -> None:
     assert not Tool.objects.filter(name="memory.forget").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="governance/api.py repeats a denial by a snapshot that may be old")
 def test_a_kept_denial_is_not_repeated_to_a_revoked_key(world: World) -> None:
     body, once = {"token": None, "tool": "memory.recall"}, {"Idempotency-Key": "k1"}
     assert world.post("/v1/verify", body, **once).status_code == 200
@@ -100,12 +99,7 @@ def test_a_kept_denial_is_not_repeated_to_a_revoked_key(world: World) -> None:
 @pytest.mark.parametrize(
     "end",
     [
-        pytest.param(
-            revoke_key,
-            marks=pytest.mark.xfail(
-                strict=True, reason="governance/verification.py does not authenticate again after it fetched keys"
-            ),
-        ),
+        revoke_key,
         lambda: Backend.objects.update(enabled=False),
     ],
 )
@@ -123,7 +117,6 @@ def test_a_backend_that_ends_while_keys_are_fetched_is_refused(
     assert world.post("/v1/verify", {"token": token(), "tool": "memory.recall"}).status_code == 401
 
 
-@pytest.mark.xfail(strict=True, reason="a change of tools_backendkey.digest raises no policy version")
 def test_another_secret_for_a_key_is_no_silent_change(world: World) -> None:
     before = Head.objects.get().policy
     try:
@@ -145,7 +138,6 @@ def test_an_erased_user_whose_key_left_memory_is_met_as_a_new_one(world: World) 
     assert uid not in {known.uid for known in subjects._known.values()}
 
 
-@pytest.mark.xfail(strict=True, reason="a date that Python cannot hold stops every call; no constraint refuses it")
 @pytest.mark.parametrize("date", ["infinity", "10000-01-01", "0044-03-15 BC"])
 @pytest.mark.parametrize("column", ["clients_grant SET expires_at", "tools_backendkey SET expires_at"])
 def test_a_date_by_psql_that_python_cannot_hold_stops_nobody(world: World, column: str, date: str) -> None:
@@ -155,7 +147,6 @@ def test_a_date_by_psql_that_python_cannot_hold_stops_nobody(world: World, colum
     assert world.post("/v1/verify", {"token": token(), "tool": "memory.recall"}).status_code in (200, 401)
 
 
-@pytest.mark.xfail(strict=True, reason="whoever may insert into the outbox may make up a policy change")
 def test_the_serving_role_cannot_make_up_policy_changes(world: World) -> None:
     before = Head.objects.get().policy
     with (
