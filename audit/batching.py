@@ -1,6 +1,6 @@
 """One write batch: its two round trips to the database, and the bytes in between.
 
-(1) lock the head row, read the subjects' state; (2) insert the batch and its records, move the head, commit.
+(1) lock the head row, then read the subjects' state; (2) insert the batch and its records and move the head, commit.
 """
 
 import os
@@ -24,8 +24,9 @@ MICROSECOND = timedelta(microseconds=1)
 GONE = (False, None, True)
 TRUE = wire.BOOLEAN.encode(True)
 
-HEAD = """SELECT next, at, batch, drained, clock_timestamp() FROM audit_head
-    WHERE $1::bigint IS NULL OR policy = $1 FOR UPDATE"""
+# No values, so that BEGIN goes with it. Times in microseconds since 1970, the hash in hex: whatever the session says.
+LOCK = """BEGIN; SELECT policy, next, drained, encode(batch, 'hex'), (extract(epoch FROM at) * 1000000)::bigint,
+    (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM audit_head FOR UPDATE"""
 SUBJECTS = """SELECT uid, blocked_at IS NOT NULL, signed_out_at, erased_at IS NOT NULL
     FROM audit_subject WHERE uid = ANY($1::text[])"""
 OUTCOMES = "SELECT parent, id FROM audit_record WHERE parent = ANY($1::uuid[]) AND type = 'outcome'"
@@ -74,19 +75,34 @@ class Signer:
 
 @dataclass(slots=True)
 class Begun:
-    """What the first round trip found, under the lock that is held until `finish`."""
+    """The head, locked until `finish` or a rollback, and what `look` found of the entries to be recorded."""
 
+    policy: int
     next: int
-    at: datetime
-    previous: bytes
     drained: int
+    previous: bytes
+    at: datetime
     now: datetime
-    subjects: dict[str, tuple[bool, datetime | None, bool]]
-    outcomes: dict[UUID, UUID]
+    subjects: dict[str, tuple[bool, datetime | None, bool]] = field(default_factory=dict)
+    outcomes: dict[UUID, UUID] = field(default_factory=dict)
     claimed: set[UUID] = field(default_factory=set)
 
+    def look(self, connection: psycopg.Connection, entries: Sequence[Entry]) -> None:
+        """Read the state of the entries' subjects and calls: by statements of their own, after the lock was had, so
+        that what was committed before the lock is seen."""
+        if uids := list({entry.subject for entry in entries if entry.subject is not None}):
+            for uid, blocked, out, gone in wire.run(connection, "subjects", SUBJECTS, [wire.array(wire.TEXT, uids)]):
+                assert uid is not None  # a primary key
+                self.subjects[bytes(uid).decode()] = (blocked == TRUE, wire.timestamp(out), gone == TRUE)
+        if parents := [entry.parent for entry in entries if entry.parent is not None]:
+            rows = wire.run(connection, "outcomes", OUTCOMES, [wire.array(wire.UUID_, parents)])
+            self.outcomes = {wire.uuid(parent): wire.uuid(record) for parent, record in rows}
+
     def fault(self, entry: Entry) -> Exception | None:
-        """Why this entry must not be recorded as it is, if so."""
+        """Why this entry must not be recorded as it is, if so: above all, when the policy has moved on since it
+        was decided. It cannot move while the head is locked."""
+        if entry.version not in (None, self.policy):
+            return Stale()
         if entry.subject is not None and entry.subject_state is not None:
             state = self.subjects.get(entry.subject, GONE)
             if state != entry.subject_state:
@@ -126,31 +142,14 @@ class Batch:
         ]  # fmt: skip
 
 
-def begin(connection: psycopg.Connection, entries: Sequence[Entry], version: int | None) -> Begun | None:
-    """The first round trip. None, with nothing held, when the policy is not at `version` any more.
-
-    The subjects are read by a statement of their own, after the lock was had, so that what was committed
-    before the lock is seen.
-    """
-    uids = list({entry.subject for entry in entries if entry.subject is not None})
-    parents = [entry.parent for entry in entries if entry.parent is not None]
-    wire.begin(connection)
-    head = wire.run(connection, "head", HEAD, [None if version is None else wire.BIGINT.encode(version)])
-    if not head:
-        connection.rollback()
-        return None
-    states, outcomes = {}, {}
-    if uids:
-        rows = wire.run(connection, "subjects", SUBJECTS, [wire.array(wire.TEXT, uids)])
-        states = {bytes(uid).decode(): (blocked == TRUE, wire.timestamp(out), gone == TRUE)
-                  for uid, blocked, out, gone in rows if uid is not None}  # fmt: skip
-    if parents:
-        rows = wire.run(connection, "outcomes", OUTCOMES, [wire.array(wire.UUID_, parents)])
-        outcomes = {wire.uuid(parent): wire.uuid(record) for parent, record in rows}
-    first, at, previous, drained, now = head[0]
-    clock, moment = wire.timestamp(at), wire.timestamp(now)
-    assert previous is not None and clock is not None and moment is not None  # the columns are NOT NULL
-    return Begun(wire.integer(first), clock, bytes(previous), wire.integer(drained), moment, states, outcomes)
+def lock(connection: psycopg.Connection) -> Begun:
+    """Begin a transaction and lock the head: from here to the commit this process alone writes the log."""
+    [row] = wire.script(connection, LOCK)
+    policy, first, drained, previous, at, now = (bytes(value or b"").decode() for value in row)
+    return Begun(
+        int(policy), int(first), int(drained), bytes.fromhex(previous), EPOCH + int(at) * MICROSECOND,
+        EPOCH + int(now) * MICROSECOND,
+    )  # fmt: skip
 
 
 def uuid7(at: datetime) -> UUID:

@@ -17,7 +17,7 @@ import psycopg
 from django.db import close_old_connections
 
 from audit import outbox
-from audit.batching import Batch, Begun, Signer, begin, build, finish, landed
+from audit.batching import Batch, Begun, Signer, build, finish, landed, lock
 from audit.entries import Entry, Receipt
 from audit.faults import AlreadyRecorded, QueueFull, Stale, SubjectChanged, Unavailable
 
@@ -134,11 +134,14 @@ class Recorder:
 
     def _run(self) -> None:
         while not (self.stopping.is_set() and not self.queue):
-            jobs = self._take()
+            jobs: list[Job] = []
             try:
                 self._settle()
-                if jobs:
-                    self._write(jobs)
+                if self._wait():
+                    # First the lock, then the jobs: while other processes write, this one's batch grows.
+                    begun = lock(self._connected())
+                    jobs = self._take()
+                    self._write(jobs, begun)
                 self._drain()
             except psycopg.OperationalError as error:
                 self._lost(jobs, error)
@@ -148,11 +151,16 @@ class Recorder:
                 resolve(self._undecided(jobs), Unavailable(type(error).__name__))
         self._disconnect()
 
-    def _take(self) -> list[Job]:
-        """Everything queued, up to the size of a batch, without those whose callers have given up."""
+    def _wait(self) -> bool:
+        """Until something is queued, or it is time to look after the rest; whether something is queued."""
         with self.ready:
             if not self.queue and not self.stopping.is_set():
                 self.ready.wait(DRAIN_EVERY)
+            return bool(self.queue)
+
+    def _take(self) -> list[Job]:
+        """Everything queued, up to the size of a batch, without those whose callers have given up."""
+        with self.ready:
             jobs = [self.queue.popleft() for _ in range(min(MAX_BATCH, len(self.queue)))]
         now = time.monotonic()
         return [job for job in jobs if job[0].deadline > now]
@@ -199,24 +207,16 @@ class Recorder:
         else:
             resolve(jobs, Stale())
 
-    def _write(self, jobs: list[Job]) -> None:
-        """One batch: decided under one policy version, or none."""
-        versions = [v for s, i in jobs if (v := s.entries[i].version) is not None]
-        version = max(versions, default=None)
-        older = [job for job in jobs if job[0].entries[job[1]].version not in (None, version)]
-        resolve(older, Stale())
-        jobs = [job for job in jobs if job[0].results[job[1]] is None]
+    def _write(self, jobs: list[Job], begun: Begun | None = None) -> None:
+        """One batch of those that may be recorded as they were decided."""
+        connection = self._connected()
+        begun = begun or lock(connection)
         entries = [submission.entries[position] for submission, position in jobs]
         try:
-            begun = begin(self._connected(), entries, version)
+            begun.look(connection, entries)
         except REFUSED as error:
-            self._connected().rollback()
+            connection.rollback()
             self._apart(jobs, error)
-            return
-        if begun is None:  # the policy has moved on
-            resolve([job for job in jobs if job[0].entries[job[1]].version is not None], Stale())
-            if unbound := [job for job in jobs if job[0].entries[job[1]].version is None]:
-                self._write(unbound)
             return
         kept = []
         for job, entry in zip(jobs, entries, strict=True):
@@ -292,8 +292,7 @@ class Recorder:
 
     def _drain_some(self, connection: psycopg.Connection) -> bool:
         """One batch of the outbox. False when another process was faster."""
-        begun = begin(connection, [], None)
-        assert begun is not None, "the head row is missing"
+        begun = lock(connection)
         entries, drained = outbox.entries(connection, begun.drained)
         batch, faults = build(begun, entries, self.signer, self._time(begun), drained=drained)
         if any(faults):

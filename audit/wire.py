@@ -61,13 +61,6 @@ def array(kind: Kind, values: Sequence[Any]) -> bytes:
     return b"".join(parts)
 
 
-def integer(data: bytes | None) -> int:
-    """A bigint as it came."""
-    assert data is not None
-    found: int = INT64.unpack(data)[0]
-    return found
-
-
 def timestamp(data: bytes | None) -> datetime | None:
     """A timestamptz as it came, in UTC."""
     return None if data is None else EPOCH + INT64.unpack(data)[0] * MICROSECOND
@@ -82,10 +75,10 @@ def uuid(data: bytes | None) -> UUID:
 _prepared: WeakKeyDictionary[psycopg.Connection, set[str]] = WeakKeyDictionary()
 
 
-def begin(connection: psycopg.Connection) -> None:
-    """Begin a transaction, which psycopg's commit and rollback end."""
-    if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
-        _checked(connection, connection.pgconn.exec_(b"BEGIN"))
+def script(connection: psycopg.Connection, sql: str) -> list[Sequence[bytes | None]]:
+    """Run statements without values in one round trip (the simple query protocol); the last one's rows, as text. A
+    BEGIN among them is ended by psycopg's commit or rollback."""
+    return _rows(_checked(connection, connection.pgconn.exec_(sql.encode())))
 
 
 def run(
@@ -104,13 +97,16 @@ def run(
     formats = [pq.Format.BINARY] * len(values)
     # NULL is None, which the stub of psycopg forgets.
     result = connection.pgconn.exec_prepared(name.encode(), values, formats, pq.Format.BINARY)  # type: ignore[arg-type]
-    _checked(connection, result)
+    return _rows(_checked(connection, result))
+
+
+def _rows(result: pq.abc.PGresult) -> list[Sequence[bytes | None]]:
     return [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
 
 
-def _checked(connection: psycopg.Connection, result: pq.abc.PGresult) -> None:
+def _checked(connection: psycopg.Connection, result: pq.abc.PGresult) -> pq.abc.PGresult:
     if result.status in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
-        return
+        return result
     if connection.pgconn.status == pq.ConnStatus.BAD:
         raise psycopg.OperationalError("the connection is lost")
     raise error_from_result(result)
