@@ -49,10 +49,10 @@ def by_id(record: UUID) -> Record | None:
     """One record. Its id holds its time, so that one partition's index finds it."""
     try:
         at = time_of(record)
-    except (OverflowError, ValueError):
+        low, high = at - timedelta(milliseconds=1), at + timedelta(milliseconds=2)
+    except (OverflowError, ValueError):  # after the year 9999, or within 2 ms of its end
         return None
-    window = Record.objects.filter(at__gte=at - timedelta(milliseconds=1), at__lt=at + timedelta(milliseconds=2))
-    return window.filter(id=record).first()
+    return Record.objects.filter(at__gte=low, at__lt=high, id=record).first()
 
 
 def outcome_of(record: Record) -> Record | None:
