@@ -83,13 +83,14 @@ class IssuerPolicy:
     fetched: bool
 
 
-def parse(document: Mapping[str, Any], allowed: frozenset[str] = SUPPORTED) -> tuple[VerificationKey, ...]:
-    """The usable keys of a JWKS, in its order; duplicates of a `kid` are all kept.
+def parse(document: object, allowed: frozenset[str] = SUPPORTED) -> tuple[VerificationKey, ...]:
+    """The usable keys of a JWKS, in its order; duplicates of a `kid` are all kept. Never raises: what is no JSON
+    object, or has no list of keys, has no usable keys, so that one spoilt row stops no other issuer.
 
     Of the first MAX_KEYS entries it leaves out those that are no public signature key that we know, that are
     too weak, that say they are for something else, or that serve none of the `allowed` algorithms.
     """
-    listed = document.get("keys")
+    listed = document.get("keys") if isinstance(document, Mapping) else None
     if not isinstance(listed, list):
         return ()
     keys = (_parse_key(entry) for entry in listed[:MAX_KEYS])

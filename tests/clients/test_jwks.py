@@ -27,6 +27,11 @@ def test_a_document_without_keys_has_none(document: dict[str, Any]) -> None:
     assert jwks.parse(document) == ()
 
 
+@pytest.mark.parametrize("document", [None, True, 5, 0.5, "keys", "{}", b"{}", [], ["keys"], [EC.jwk()], ("keys",)])
+def test_what_is_no_object_has_no_keys(document: object) -> None:
+    assert jwks.parse(document) == ()
+
+
 @pytest.mark.parametrize(
     "junk",
     [
@@ -74,9 +79,7 @@ def test_an_even_modulus_is_left_out() -> None:
     assert kids(RSA.jwk(n=b64(b"\xff" * 255 + b"\xfe"))) == []
 
 
-@pytest.mark.parametrize(
-    "coordinate", ["", "AA", "A" * 43, "A" * 44, "=" * 43, "é" * 43, 5, None, ["A" * 43]]
-)
+@pytest.mark.parametrize("coordinate", ["", "AA", "A" * 43, "A" * 44, "=" * 43, "é" * 43, 5, None, ["A" * 43]])
 @pytest.mark.parametrize("key", [EC, ED])
 def test_a_point_that_is_not_on_the_curve_or_badly_spelt_is_left_out(key: Any, coordinate: Any) -> None:
     if key is ED and coordinate == "A" * 43:
