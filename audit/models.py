@@ -137,6 +137,11 @@ class Subject(models.Model):
         verbose_name = "user"
         # query: audit.subjects.find_by_email
         indexes = [models.Index(fields=["email_key"], name="subject_by_email")]
+        constraints = [
+            plain_time("blocked_at", "subject_blocked_at"),
+            plain_time("signed_out_at", "subject_signed_out_at"),
+            plain_time("erased_at", "subject_erased_at"),
+        ]
 
     def __str__(self) -> str:
         return self.uid

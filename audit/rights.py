@@ -9,6 +9,9 @@ from psycopg import sql
 APPEND_ONLY = ["audit_batch"]
 # The parts of the head that recording moves. The policy version is moved by triggers alone.
 HEAD_COLUMNS = ["next", "at", "batch", "drained"]
+SUBJECT_COLUMNS = ["email", "email_key", "blocked_at", "signed_out_at"]
+# They run as the owner, for triggers alone.
+DEFINERS = ["muniment_policy_change", "muniment_number_changes", "muniment_subject_change"]
 OUTBOX_COLUMNS = ["record_index", "private"]
 
 
@@ -26,6 +29,7 @@ def grant(using: str) -> None:
     if connection.settings_dict["USER"] == settings.MUNIMENT_SERVING_ROLE:
         return
     role = sql.Identifier(settings.MUNIMENT_SERVING_ROLE)
+    database = sql.Identifier(connection.settings_dict["NAME"]).as_string()
     statements = [
         "GRANT USAGE ON SCHEMA public TO {role}",
         "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
@@ -37,7 +41,12 @@ def grant(using: str) -> None:
         "REVOKE UPDATE, DELETE ON audit_outbox FROM {role}",
         f"GRANT UPDATE ({', '.join(OUTBOX_COLUMNS)}) ON audit_outbox TO {{role}}",
         "REVOKE DELETE ON audit_subject, audit_datakey, audit_publishedkey FROM {role}",
-        "REVOKE UPDATE ON audit_datakey FROM {role}",
+        "REVOKE UPDATE ON audit_datakey, audit_subject, audit_publishedkey FROM {role}",
+        f"GRANT UPDATE ({', '.join(SUBJECT_COLUMNS)}) ON audit_subject TO {{role}}",
+        "GRANT UPDATE (not_after) ON audit_publishedkey TO {role}",
+        *(f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC" for name in DEFINERS),
+        # A temporary table could pass for another to a function that runs as the owner.
+        f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC",
         "REVOKE INSERT, UPDATE, DELETE ON django_migrations FROM {role}",
     ]
     with connection.cursor() as cursor:

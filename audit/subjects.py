@@ -51,11 +51,14 @@ def _find(key: bytes, email: str | None) -> Known | None:
         return None
     stored = read(subject, "email")
     if email is not None and email != stored:
-        cipher = keyring.get(subject.uid)
-        Subject.objects.filter(uid=subject.uid).update(
-            email=protect(cipher, email.encode(), _bound(subject.uid, "email")), email_key=email_key(email)
-        )
-        stored = email
+        with transaction.atomic():
+            # Somebody may be changing this user; then the address is stored at a later call.
+            free = Subject.objects.select_for_update(skip_locked=True).filter(uid=subject.uid).first()
+            if free is not None:
+                free.email = protect(keyring.get(free.uid), email.encode(), _bound(free.uid, "email"))
+                free.email_key = email_key(email)
+                free.save(update_fields=["email", "email_key"])
+                stored = email
     return Known(subject.uid, stored)
 
 

@@ -36,7 +36,7 @@ MAX_ERROR: Final = 250  # characters, as in KeySet.error
 
 CLAIM: Final = """
     UPDATE clients_keyset SET attempted_at = clock_timestamp()
-    WHERE issuer_id = %(issuer)s
+    WHERE id = (SELECT id FROM clients_keyset WHERE issuer_id = %(issuer)s FOR UPDATE SKIP LOCKED)
       AND (%(seconds)s::float8 IS NULL OR attempted_at IS NULL
            OR attempted_at < clock_timestamp() - make_interval(secs => %(seconds)s::float8))
     RETURNING attempted_at

@@ -6,7 +6,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from audit.models import Subject, plain_time
-from tools.models import SLUG, Backend, Scope, Tool
+from tools.models import SLUG, SLUG_FORM, Backend, Scope, Tool
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 MODES = ["interactive", "subagent", "background", "api"]
@@ -86,6 +86,7 @@ class Client(models.Model):
         ordering = ["slug"]
         constraints = [
             models.CheckConstraint(condition=Q(status__in=["active", "suspended"]), name="client_status"),
+            models.CheckConstraint(condition=Q(slug__regex=SLUG_FORM), name="client_slug"),
             models.CheckConstraint(condition=Q(kind__in=["mcp", "chatgpt", "mobile", "other"]), name="client_kind"),
         ]
 
@@ -160,6 +161,7 @@ class Grant(models.Model):
             ),
             plain_time("starts_at", "grant_starts_at"),
             plain_time("expires_at", "grant_expires_at"),
+            plain_time("revoked_at", "grant_revoked_at"),
         ]
 
     def __str__(self) -> str:

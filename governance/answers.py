@@ -49,7 +49,7 @@ def answer(verdict: Verdict) -> dict[str, Any]:
         body["tool"] = {"name": decision.tool.name, "access": decision.tool.access}
     if decision.allowed:
         if verdict.call.assertion is not None:
-            body["assertion"] = assertion(verdict, receipt)
+            body["assertion"] = assertion(verdict, str(receipt.id))
         return body
     body["remedy"] = reason.remedy
     if reason.remedy in ("reauthenticate", "request_scope"):
@@ -120,7 +120,7 @@ def resource_metadata(audience: str) -> str | None:
     return f"{url.scheme}://{url.netloc}/.well-known/oauth-protected-resource{url.path.rstrip('/')}"
 
 
-def assertion(verdict: Verdict, receipt: Receipt) -> str | None:
+def assertion(verdict: Verdict, record: str) -> str | None:
     """A signed JWT about the verified user for one registered audience, at most 60 s (RFC 7519); None when the
     audience is not registered for this backend."""
     audience, decision = verdict.call.assertion, verdict.decision
@@ -133,7 +133,7 @@ def assertion(verdict: Verdict, receipt: Receipt) -> str | None:
         "sub": verdict.uid,
         "iat": now,
         "exp": min(now + ASSERTION_LIFE, verdict.identity.expires_at),
-        "jti": str(receipt.id),
+        "jti": record,
         "client": decision.client.slug,
         "tool": verdict.call.tool,
         "scope": " ".join(decision.effective),

@@ -13,10 +13,10 @@ from rest_framework.views import APIView
 
 from audit.reasons import REASONS
 from governance import idempotency, schema
-from governance.answers import answer, subject_body
+from governance.answers import answer, assertion, subject_body
 from governance.budgets import budgets
 from governance.contract import Call, Calls
-from governance.problems import Problem, from_exception, method_not_allowed, not_authenticated
+from governance.problems import Problem, from_exception, method_not_allowed, not_authenticated, overloaded
 from governance.snapshot import snapshots
 from governance.verification import NotAuthenticated, PolicyMoved, Verdict, authenticate, judge, verify
 from tools import credentials
@@ -62,7 +62,7 @@ class BackendView(APIView):
         """Call the method's handler; a known error is a problem document."""
         handler = getattr(self, (request.method or "").lower(), None) if request.method in self.METHODS else None
         if handler is None:
-            return method_not_allowed(self.allowed_methods).response()
+            return method_not_allowed([m for m in self.allowed_methods if m in self.METHODS]).response()
         try:
             response: HttpResponse = handler(request, *args, **kwargs)
         except Exception as error:
@@ -75,11 +75,12 @@ class BackendView(APIView):
         """The backend key that was sent. Raises a 401 Problem, after noting the failure."""
         credential = credentials.read(request.META.get("HTTP_AUTHORIZATION"))
         source = request.META.get("REMOTE_ADDR", "")
+        spent = budgets.spent("", source)
         try:
-            authenticate(credential)
+            authenticate(credential, look=not spent)
         except NotAuthenticated:
             budgets.turned_away("", "backend_key")
-            if budgets.spent("", source):
+            if spent:
                 raise too_many() from None
             budgets.charge("", source)
             raise not_authenticated() from None
@@ -136,7 +137,7 @@ def raw_items(body: bytes) -> list[msgspec.Raw]:
         return list(decode(_calls, body).items)
     except Problem as problem:
         try:
-            items = json.loads(body)["items"]
+            items = json.loads(body.decode())["items"]
             if problem.kind == "invalid-json" and isinstance(items, list) and 1 <= len(items) <= MAX_ITEMS:
                 return [msgspec.Raw(json.dumps(item).encode()) for item in items]
         except (ValueError, TypeError, KeyError, RecursionError):
@@ -166,7 +167,12 @@ def decided(credential: Credential, calls: list[Call], request: HttpRequest) -> 
         # An outage of the issuer is nobody's failure: only what a caller sent is.
         if verdict and REASONS[verdict.decision.reason].status == 401:
             budgets.charge(backend.slug, source)
-        answers.append(answer(verdict) if verdict else too_many())
+        if verdict is None:
+            answers.append(too_many())
+        elif verdict.receipt is None:
+            answers.append(overloaded("The record could not be written, so nothing is answered."))
+        else:
+            answers.append(answer(verdict))
     return answers
 
 
@@ -198,8 +204,10 @@ def once(credential: Credential, key: str, body: bytes, call: Call, request: Htt
         if slot:
             slot.release()
         raise
-    if slot:
-        slot.keep(fresh)
+    if slot and fresh.get("remedy") == "retry_later":
+        slot.release()  # an outage: the retry is to be decided
+    elif slot:
+        slot.keep(fresh | {"named": fresh["subject"] is not None})
     return fresh
 
 
@@ -215,6 +223,10 @@ def repeated(kept: dict[str, Any], credential: Credential, call: Call) -> dict[s
         return None
     if kept["decision"] == "allow":
         current = verdict.snapshot.version == kept["policy_version"] and verdict.decision.allowed
-        if not current or call.assertion is not None or not verdict.holds():
+        if not current or not verdict.holds():
             return None
-    return kept | {"subject": subject_body(verdict)}
+    again = {name: value for name, value in kept.items() if name != "named"}
+    again["subject"] = subject_body(verdict) if kept["named"] else None
+    if kept["decision"] == "allow" and call.assertion is not None:
+        again["assertion"] = assertion(verdict, kept["record"])
+    return again

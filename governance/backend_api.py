@@ -14,6 +14,7 @@ from rest_framework.views import APIView
 from audit.models import PublishedKey
 from governance import schema
 from governance.api import BackendView, decode, json_response
+from governance.budgets import Budgets
 from governance.contract import Declaration
 from governance.problems import Problem
 from governance.snapshot import snapshots
@@ -21,6 +22,8 @@ from governance.verification import authenticate
 from tools import declarations
 
 _declaration = msgspec.json.Decoder(Declaration)
+# Each change raises the policy version, after which every process loads the policy anew.
+changes = Budgets(rate=0.5, burst=20)
 # C2SP signed-note: the algorithm byte of Ed25519 keys.
 NOTE_ED25519 = b"\x01"
 
@@ -33,11 +36,18 @@ class ToolsView(BackendView):
         """Idempotent. New tools wait for approval by staff."""
         snapshots.at_head()  # nothing is recorded here that would refuse a key revoked a moment ago
         _, backend = authenticate(self.credential(request))
+        if changes.spent(backend.slug, "tools"):
+            raise Problem(
+                429, "too-many-changes", "Too many changes", "Tools are declared at start, not all the time.",
+                headers={"Retry-After": "2"},
+            )  # fmt: skip
         declared = decode(_declaration, request.body)
         try:
             results = declarations.declare(backend.id, backend.slug, declared.tools)
         except declarations.DeclarationError as error:
             raise Problem(400, "invalid-declaration", "The declaration is not valid", str(error)) from None
+        if any(result.change != "unchanged" for result in results):
+            changes.charge(backend.slug, "tools")
         return json_response({"tools": [{"name": r.name, "status": r.status, "change": r.change} for r in results]})
 
 

@@ -91,4 +91,4 @@ class DeclaredTool(msgspec.Struct):
 class Declaration(msgspec.Struct):
     """All tools of a backend."""
 
-    tools: Annotated[list[DeclaredTool], Meta(max_length=1000)]
+    tools: Annotated[list[DeclaredTool], Meta(max_length=200)]

@@ -21,6 +21,9 @@ from audit.models import PublishedKey
 from audit.recording import Recorder
 from governance.budgets import budgets
 
+# What Django adds to the connection parameters for its own cursors, and the limits that are ours to set.
+DJANGO_ALONE = {"cursor_factory", "context", "prepare_threshold", "options"}
+
 _recorder: Recorder | None = None
 _starting = Lock()
 
@@ -45,18 +48,18 @@ def connect() -> psycopg.Connection:
     """The recorder's own connection. It says itself that a commit must be durable, whatever the server's default
     is, and that no statement of it may hang."""
     parameters = connections["default"].get_connection_params()
-    names = ("dbname", "host", "port", "user", "password", "connect_timeout", "sslmode", "sslrootcert")
-    options = "-c synchronous_commit=on -c statement_timeout=10s -c lock_timeout=5s -c timezone=UTC"
-    options += " -c default_transaction_isolation=read\\ committed"
-    return psycopg.connect(
-        **{name: parameters[name] for name in names if name in parameters},
-        options=f"{options} -c idle_in_transaction_session_timeout=10s",
-        application_name="muniment recorder",
-        tcp_user_timeout=10_000,  # milliseconds; a silent network must not hold the thread for minutes
-        keepalives_idle=5,
-        keepalives_interval=2,
-        keepalives_count=3,
-    )
+    ours = {name: value for name, value in parameters.items() if name not in DJANGO_ALONE}
+    limits = ("synchronous_commit=on", "statement_timeout=10s", "lock_timeout=5s", "timezone=UTC",
+              "idle_in_transaction_session_timeout=10s", r"default_transaction_isolation=read\ committed")  # fmt: skip
+    ours |= {
+        "options": " ".join(f"-c {limit}" for limit in limits),
+        "application_name": "muniment recorder",
+        "tcp_user_timeout": 10_000,  # milliseconds; a silent network must not hold the thread for minutes
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+    }
+    return psycopg.connect(**ours)
 
 
 def _periodic() -> list[Entry]:

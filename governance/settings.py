@@ -181,6 +181,10 @@ TIME_ZONE = "UTC"
 # --- data -------------------------------------------------------------------------------------------------
 
 
+# No call and no page waits longer than this for the database, whatever somebody else holds open there.
+WEB_LIMITS = {"options": "-c lock_timeout=2s -c statement_timeout=10s"}
+
+
 def database(variable: str) -> dict[str, object]:
     """Django's settings for a PostgreSQL URL; the only database there is."""
     url = read_secret(variable)
@@ -194,7 +198,7 @@ def database(variable: str) -> dict[str, object]:
         "PASSWORD": parts.pop("password", ""),
         "HOST": parts.pop("host", ""),
         "PORT": str(parts.pop("port", "")),
-        "OPTIONS": {"connect_timeout": 5, **parts},
+        "OPTIONS": {"connect_timeout": 5, **(WEB_LIMITS if MUNIMENT_PROCESS == "web" else {}), **parts},
         # Threads of a web process keep their connection; a dead one is noticed before it is used.
         "CONN_MAX_AGE": 60,
         "CONN_HEALTH_CHECKS": True,

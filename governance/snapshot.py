@@ -284,7 +284,14 @@ class Snapshots:
             cursor.execute("SELECT policy FROM audit_head")
             version = cursor.fetchone()[0]
         current = self.current()
-        return current if current.version >= version else self.newer_than(version - 1)
+        # Also when the database is behind, as after a failover that lost the newest changes.
+        return current if current.version == version else self._instead_of(current)
+
+    def _instead_of(self, known: Snapshot) -> Snapshot:
+        with self._loading:
+            if self._current is known or self._current is None:
+                self._current = load()
+            return self._current
 
     def keys_are_fresh(self, snapshot: Snapshot, issuer_id: int, now: float) -> bool:
         """Whether the issuer's keys were fetched within the bound. The times are no policy, so they are read

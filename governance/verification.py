@@ -24,6 +24,7 @@ from tools import credentials
 from tools.credentials import Credential
 
 ATTEMPTS = 6  # one decision, and five refusals of it
+MOST_SCOPES, MOST_GRANTS = 100, 500  # in a statement
 State = tuple[bool, datetime | None, bool]
 UNTOUCHED: State = (False, None, False)
 
@@ -58,13 +59,13 @@ class Verdict:
         return snapshots.at_head().version == self.snapshot.version
 
 
-def authenticate(credential: Credential | None) -> tuple[Snapshot, BackendPolicy]:
+def authenticate(credential: Credential | None, look: bool = True) -> tuple[Snapshot, BackendPolicy]:
     """The backend that calls. A key that this process would refuse may be new, or good again: then, once, the
-    database is asked for its policy version. Raises NotAuthenticated."""
+    database is asked for its policy version (unless `look` is off). Raises NotAuthenticated."""
     now = time.time()
     snapshot = snapshots.current()
     backend = snapshot.authenticate(credential, now)
-    if backend is None and credential is not None:
+    if backend is None and credential is not None and look:
         snapshot = snapshots.at_head()
         backend = snapshot.authenticate(credential, now)
     if backend is None or credential is None:
@@ -74,7 +75,8 @@ def authenticate(credential: Credential | None) -> tuple[Snapshot, BackendPolicy
 
 
 def verify(credential: Credential | None, calls: Sequence[Call]) -> list[Verdict]:
-    """Decide and record calls of one backend; the verdicts in the calls' order, each with its receipt.
+    """Decide and record calls of one backend; the verdicts in the calls' order. One without a receipt could not be
+    recorded, and must not be answered.
 
     Raises NotAuthenticated, QueueFull or Unavailable; then nothing may be answered."""
     verdicts: list[Verdict | None] = [None] * len(calls)
@@ -98,8 +100,8 @@ def verify(credential: Credential | None, calls: Sequence[Call]) -> list[Verdict
                     waiting.append(position)
                 case Stale():
                     waiting.append(position)
-                case _:
-                    raise Unavailable("the record could not be written") from result
+                case _:  # it fails alone: without a receipt there is no answer for it
+                    verdicts[position] = verdict
         if not waiting:
             return [verdict for verdict in verdicts if verdict is not None]
         snapshots.at_head()
@@ -213,8 +215,8 @@ def statement(verdict: Verdict) -> dict[str, Any]:
         "policy": {"version": verdict.snapshot.version, "digest": verdict.snapshot.digest},
         "required": list(decision.required),
         "token_scopes": list(decision.token_scopes),
-        "effective": list(decision.effective),
-        "grants": list(decision.grants),
+        "effective": within(decision.effective, decision.required),
+        "grants": list(decision.grants[:MOST_GRANTS]),
         "roles": list(identity.roles) if identity else [],
         "agent": {
             "mode": call.agent.mode,
@@ -227,6 +229,14 @@ def statement(verdict: Verdict) -> dict[str, Any]:
         "token": verdict.digest.hex() if verdict.digest else None,
         "parent": None,
     }
+
+
+def within(effective: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
+    """The effective scopes; of very many, which implications can make, those that the tool needs: a statement has
+    a bound. The answer names them all."""
+    if len(effective) <= MOST_SCOPES:
+        return list(effective)
+    return [scope for scope in effective if scope in required]
 
 
 def private(verdict: Verdict) -> dict[str, Any]:

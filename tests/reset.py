@@ -5,6 +5,7 @@ from django.db import connections
 
 from audit import inbox, subjects
 from governance import idempotency, process
+from governance.backend_api import changes
 from governance.budgets import budgets
 from governance.snapshot import snapshots
 from tools import credentials
@@ -16,9 +17,7 @@ def reset() -> None:
     """Empty every table as its owner, start the head anew, and forget what this process remembers."""
     process.stop_recorder()
     connections["default"].close()
-    tables = [
-        m._meta.db_table for m in apps.get_models(include_auto_created=True) if m._meta.app_label in OURS
-    ]
+    tables = [m._meta.db_table for m in apps.get_models(include_auto_created=True) if m._meta.app_label in OURS]
     tables = [t for t in tables if t not in ("auth_permission", "audit_head")]
     with connections["owner"].cursor() as cursor:
         cursor.execute("SELECT relid::regclass::text FROM pg_partition_tree('audit_record')")
@@ -38,6 +37,7 @@ def reset() -> None:
     inbox._counts.clear()
     budgets._levels.clear()
     budgets._turned_away.clear()
+    changes._levels.clear()
     credentials._touched.clear()
     process.signer.cache_clear()
     idempotency._away_until = 0.0

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from django.db import transaction
 from django.utils import timezone
 
 from audit.protection import keyed_hash
@@ -86,4 +87,9 @@ def touch(key_id: str) -> None:
         if now - _touched.get(key_id, -TOUCH_EVERY) < TOUCH_EVERY:
             return
         _touched[key_id] = now
-    BackendKey.objects.filter(key_id=key_id).update(last_used=datetime.now(UTC).replace(second=0, microsecond=0))
+    with transaction.atomic():
+        # A key that somebody is changing is left alone: no call waits for an open transaction.
+        key = BackendKey.objects.select_for_update(skip_locked=True).filter(key_id=key_id).first()
+        if key is not None:
+            key.last_used = datetime.now(UTC).replace(second=0, microsecond=0)
+            key.save(update_fields=["last_used"])

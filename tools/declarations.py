@@ -31,6 +31,11 @@ class Result:
     change: str
 
 
+MAX_TOOLS = 1_000  # of one backend, retired ones included
+MAX_PAIRS = 2_000  # of tool and scope in one declaration
+MAX_SCOPES = 10_000  # in all
+
+
 class DeclarationError(ValueError):
     """The declaration contradicts itself; the message names what is wrong."""
 
@@ -66,11 +71,17 @@ def declare(backend_id: int, slug: str, tools: Sequence[Declared]) -> list[Resul
     names = [tool.name for tool in tools]
     if len(set(names)) != len(names):
         raise DeclarationError("a tool is declared twice")
+    if sum(len(tool.scopes) for tool in tools) > MAX_PAIRS:
+        raise DeclarationError(f"the tools of one declaration name at most {MAX_PAIRS} scopes together")
     digests = [definition(tool) for tool in tools]
     with acting(f"backend:{slug}"):
         backend = Backend.objects.select_for_update().get(pk=backend_id)
         known = {tool.name: tool for tool in backend.tools.prefetch_related("scopes")}
         wanted = {scope for tool in tools for scope in tool.scopes}
+        if len(known.keys() | set(names)) > MAX_TOOLS:
+            raise DeclarationError(f"a backend has at most {MAX_TOOLS} tools")
+        if Scope.objects.exclude(name__in=wanted).count() + len(wanted) > MAX_SCOPES:
+            raise DeclarationError(f"there are at most {MAX_SCOPES} scopes")
         Scope.objects.bulk_create([Scope(name=name) for name in sorted(wanted)], ignore_conflicts=True)
         scopes = {scope.name: scope for scope in Scope.objects.filter(name__in=wanted)}
         return [

@@ -7,10 +7,21 @@ from django.db.models import Q
 
 from audit.models import plain_time
 
-SLUG = RegexValidator(r"\A[a-z0-9][a-z0-9-]{0,62}\Z", "Lower-case letters, digits and hyphens, at most 63.")
+# Checked in the database too: what psql enters is put into challenges and statements as it is.
+SLUG_FORM = r"^[a-z0-9][a-z0-9-]{0,62}$"
 # RFC 6749 section 3.3 scope-token, bounded; no space, quote or backslash.
-SCOPE_NAME = RegexValidator(r"\A[\x21\x23-\x5B\x5D-\x7E]{1,128}\Z", 'Printable ASCII without space, " and \\.')
-TOOL_NAME = RegexValidator(r"\A[A-Za-z0-9_./:-]{1,128}\Z", "Letters, digits and _ . / : - only, at most 128.")
+SCOPE_FORM = r"^[\x21\x23-\x5B\x5D-\x7E]{1,128}$"
+TOOL_FORM = r"^[A-Za-z0-9_./:-]{1,128}$"
+
+
+def _whole(form: str) -> str:
+    """Python's `$` also matches before a final newline; PostgreSQL's does not."""
+    return form.replace("^", r"\A", 1)[:-1] + r"\Z"
+
+
+SLUG = RegexValidator(_whole(SLUG_FORM), "Lower-case letters, digits and hyphens, at most 63.")
+SCOPE_NAME = RegexValidator(_whole(SCOPE_FORM), 'Printable ASCII without space, " and \\.')
+TOOL_NAME = RegexValidator(_whole(TOOL_FORM), "Letters, digits and _ . / : - only, at most 128.")
 
 
 class Backend(models.Model):
@@ -35,7 +46,8 @@ class Backend(models.Model):
     class Meta:
         ordering = ["slug"]
         constraints = [
-            models.CheckConstraint(condition=~Q(audiences__contains=[""]), name="backend_audience_not_empty")
+            models.CheckConstraint(condition=~Q(audiences__contains=[""]), name="backend_audience_not_empty"),
+            models.CheckConstraint(condition=Q(slug__regex=SLUG_FORM), name="backend_slug"),
         ]
 
     def __str__(self) -> str:
@@ -57,7 +69,11 @@ class BackendKey(models.Model):
     class Meta:
         verbose_name = "backend key"
         ordering = ["-created_at"]
-        constraints = [plain_time("expires_at", "backend_key_expires_at")]
+        constraints = [
+            plain_time("expires_at", "backend_key_expires_at"),
+            plain_time("revoked_at", "backend_key_revoked_at"),
+            models.CheckConstraint(condition=Q(key_id__regex=r"^[A-Za-z0-9]{12}$"), name="backend_key_id"),
+        ]
 
     def __str__(self) -> str:
         return f"mk_{self.key_id}_…"
@@ -73,6 +89,7 @@ class Scope(models.Model):
 
     class Meta:
         ordering = ["name"]
+        constraints = [models.CheckConstraint(condition=Q(name__regex=SCOPE_FORM), name="scope_name")]
 
     def __str__(self) -> str:
         return self.name
@@ -102,6 +119,7 @@ class Tool(models.Model):
         ordering = ["backend", "name"]
         constraints = [
             models.UniqueConstraint(fields=["backend", "name"], name="tool_once"),
+            models.CheckConstraint(condition=Q(name__regex=TOOL_FORM), name="tool_name"),
             models.CheckConstraint(condition=Q(access__in=["read", "write", "destructive"]), name="tool_access"),
             models.CheckConstraint(
                 condition=Q(status__in=["pending", "active", "suspended", "retired"]), name="tool_status"

@@ -96,6 +96,8 @@ OUTBOX = """
         digests text[] := string_to_array(TG_ARGV[1], ',');
         o jsonb; n jsonb;
     BEGIN
+        -- A table of one's own, of the same name, is no policy.
+        IF TG_TABLE_SCHEMA <> 'public' THEN RAISE EXCEPTION '% is no policy table', TG_RELID::regclass; END IF;
         IF TG_OP <> 'INSERT' THEN o := muniment_project(to_jsonb(OLD), plain, digests); END IF;
         IF TG_OP <> 'DELETE' THEN n := muniment_project(to_jsonb(NEW), plain, digests); END IF;
         IF o IS NOT DISTINCT FROM n THEN RETURN NULL; END IF;
@@ -107,9 +109,11 @@ OUTBOX = """
     END $$;
     CREATE FUNCTION muniment_number_changes() RETURNS trigger
         LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-    DECLARE v bigint;
+    DECLARE v bigint; done bigint;
     BEGIN
-        IF EXISTS (SELECT 1 FROM audit_outbox WHERE id = NEW.id AND version IS NULL) THEN
+        -- By the primary key alone: asked once for each row, anything that searches makes a large change quadratic.
+        SELECT version INTO done FROM audit_outbox WHERE id = NEW.id;
+        IF done IS NULL THEN
             UPDATE audit_head SET policy = policy + 1 RETURNING policy INTO STRICT v;
             UPDATE audit_outbox SET version = v WHERE xact = NEW.xact AND kind = 'policy' AND version IS NULL;
         END IF;
@@ -125,6 +129,9 @@ OUTBOX = """
             (SELECT tableowner FROM pg_tables WHERE schemaname = 'public' AND tablename = 'audit_outbox')) THEN
             RAISE EXCEPTION 'this entry is not for % to make', current_user USING ERRCODE = 'insufficient_privilege';
         END IF;
+        IF jsonb_typeof(NEW.members) <> 'object' OR jsonb_typeof(NEW.private) <> 'object' THEN
+            RAISE EXCEPTION 'members and private are objects' USING ERRCODE = 'check_violation';
+        END IF;
         NEW.xact := pg_current_xact_id()::text;
         NEW.role := session_user;
         RETURN NEW;
@@ -137,18 +144,19 @@ OUTBOX = """
     -- What ends one user's access raises no version (the recording transaction reads it), but is recorded.
     CREATE FUNCTION muniment_subject_change() RETURNS trigger
         LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET timezone = 'UTC' AS $$
-    DECLARE
-        action text := CASE
-            WHEN OLD.blocked_at IS NULL AND NEW.blocked_at IS NOT NULL THEN 'subject.block'
-            WHEN OLD.blocked_at IS NOT NULL AND NEW.blocked_at IS NULL THEN 'subject.unblock'
-            WHEN OLD.signed_out_at IS DISTINCT FROM NEW.signed_out_at THEN 'subject.sign_out' END;
+    DECLARE action text;
     BEGIN
-        IF action IS NOT NULL THEN
+        IF TG_TABLE_SCHEMA <> 'public' THEN RAISE EXCEPTION '% is no policy table', TG_RELID::regclass; END IF;
+        FOREACH action IN ARRAY array_remove(ARRAY[
+            CASE WHEN OLD.blocked_at IS NULL AND NEW.blocked_at IS NOT NULL THEN 'subject.block'
+                 WHEN OLD.blocked_at IS NOT NULL AND NEW.blocked_at IS NULL THEN 'subject.unblock' END,
+            CASE WHEN OLD.signed_out_at IS DISTINCT FROM NEW.signed_out_at THEN 'subject.sign_out' END], NULL)
+        LOOP
             INSERT INTO audit_outbox (kind, xact, at, members, actor, private)
                 VALUES ('staff', pg_current_xact_id()::text, clock_timestamp(),
                         jsonb_build_object('action', action, 'subject', NEW.uid), muniment_actor(),
                         muniment_private(NULL));
-        END IF;
+        END LOOP;
         RETURN NULL;
     END $$;
     CREATE TRIGGER muniment_subject_change AFTER UPDATE ON audit_subject

@@ -72,6 +72,11 @@ NO_CYCLES = """
         FOR EACH ROW EXECUTE FUNCTION muniment_scope_no_cycle();
 """
 
+SHAPES = """
+    ALTER TABLE tools_backendkey ADD CONSTRAINT backend_key_digest CHECK (octet_length(digest) = 32);
+    ALTER TABLE clients_keyset ADD CONSTRAINT key_set_is_an_object CHECK (jsonb_typeof(jwks) IN ('object', 'null'));
+"""
+
 SECRETS_STAY = """
     -- The log may not carry the digest of a secret, so a change of it would be silent: a new key is a new row.
     CREATE FUNCTION muniment_key_stays() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
@@ -94,4 +99,5 @@ class Migration(migrations.Migration):
         migrations.RunSQL(policy_rows(TABLES)),
         migrations.RunSQL(NO_CYCLES),
         migrations.RunSQL(SECRETS_STAY),
+        migrations.RunSQL(SHAPES),
     ]

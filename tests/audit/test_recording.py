@@ -245,10 +245,21 @@ def test_what_cannot_even_be_sent_fails_alone(db: None, hostile: dict[str, Any])
 def test_a_user_with_an_odd_date_fails_alone(db: None, owner_url: str) -> None:
     """What nobody can enter but by psql: signed out for ever."""
     uid, other = subjects.resolve("https://id.example/", "alice"), subjects.resolve("https://id.example/", "bob")
-    with psycopg.connect(owner_url) as owner:
-        owner.execute("UPDATE audit_subject SET signed_out_at = 'infinity' WHERE uid = %s", [uid])
-    with running() as recorder:
-        results = recorder.record([entry(subject=who, subject_state=OPEN) for who in (other, uid, other)])
+    odd = "UPDATE audit_subject SET signed_out_at = 'infinity' WHERE uid = %s"
+    with psycopg.connect(owner_url, autocommit=True) as owner:
+        with pytest.raises(psycopg.errors.CheckViolation):
+            owner.execute(odd, [uid])
+        owner.execute("ALTER TABLE audit_subject DROP CONSTRAINT subject_signed_out_at")
+        try:
+            owner.execute(odd, [uid])
+            with running() as recorder:
+                results = recorder.record([entry(subject=who, subject_state=OPEN) for who in (other, uid, other)])
+        finally:
+            owner.execute("UPDATE audit_subject SET signed_out_at = NULL")
+            owner.execute(
+                "ALTER TABLE audit_subject ADD CONSTRAINT subject_signed_out_at CHECK (signed_out_at IS NULL OR"
+                " signed_out_at BETWEEN '1970-01-01 00:00+00' AND '9999-01-01 00:00+00')"
+            )
     assert isinstance(results[1], Exception)
     receipts([results[0], results[2]])
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, connections
 
 from audit import subjects
 from audit.models import DataKey, Outbox, Record, Subject
@@ -119,7 +119,7 @@ def test_signing_out_refuses_older_tokens_and_no_newer_ones(world: World) -> Non
 
 def test_a_user_whose_row_is_gone_is_met_as_a_new_one(world: World) -> None:
     uid = world.verify()["subject"]["uid"]
-    with connection.cursor() as cursor:
+    with connections["owner"].cursor() as cursor:
         cursor.execute("UPDATE audit_subject SET identity_key = NULL, erased_at = now() WHERE uid = %s", [uid])
     answer = world.verify()
     assert answer["decision"] == "allow" and answer["subject"]["uid"] != uid

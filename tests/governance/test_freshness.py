@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
+import jwt
 import psycopg
 import pytest
 from django.utils import timezone
@@ -15,7 +17,8 @@ from audit.models import Head, Record, Subject
 from audit.protection import keyring
 from clients import keysets
 from clients.models import Client, Issuer, KeySet, OAuthClientId
-from tests.world import World, build, jwks, token
+from tests.world import ISSUER, World, build, jwks, token
+from tools import credentials
 from tools.models import Backend, BackendKey, Tool
 
 
@@ -129,7 +132,7 @@ def test_another_secret_for_a_key_is_no_silent_change(world: World) -> None:
 
 def test_an_erased_user_whose_key_left_memory_is_met_as_a_new_one(world: World) -> None:
     uid = world.verify()["subject"]["uid"]
-    Subject.objects.filter(uid=uid).update(erased_at=timezone.now(), identity_key=None)
+    psql(f"UPDATE audit_subject SET erased_at = now(), identity_key = NULL WHERE uid = '{uid}'")
     psql(f"DELETE FROM audit_datakey WHERE holder = '{uid}'")
     keyring.clear()
     world.http.raise_request_exception = False
@@ -159,3 +162,42 @@ def test_the_serving_role_cannot_make_up_policy_changes(world: World) -> None:
         )
         serving.commit()
     assert Head.objects.get().policy == before
+
+
+def test_an_open_transaction_on_keys_and_key_sets_blocks_no_call(world: World, owner_url: str) -> None:
+    with psycopg.connect(owner_url) as owner:
+        owner.execute("UPDATE tools_backendkey SET revoked_at = now()")
+        owner.execute("UPDATE clients_keyset SET attempted_at = NULL")
+        owner.execute("UPDATE audit_subject SET blocked_at = now()")
+        credentials._touched.clear()
+        begun = time.monotonic()
+        assert world.verify()["decision"] == "allow"
+        stranger = jwt.encode({"iss": ISSUER}, "x" * 64, algorithm="HS256", headers={"kid": "made-up"})
+        assert world.verify(token=stranger)["decision"] == "deny"
+        assert world.verify(token=token(email="alice@other.example"))["decision"] == "allow"
+        assert time.monotonic() - begun < 1.5
+        owner.rollback()
+
+
+def test_a_large_declaration_holds_up_nobody_for_long(world: World) -> None:
+    tools = [{"name": f"t{n}", "access": "read", "scopes": [f"s{n}.{k}" for k in range(10)]} for n in range(200)]
+    begun = time.monotonic()
+    body = json.dumps({"tools": tools})
+    headers = {"Authorization": f"Bearer {world.key}"}
+    response = world.http.put("/v1/tools", body, content_type="application/json", headers=headers)
+    assert response.status_code == 200
+    assert time.monotonic() - begun < 20
+    assert world.verify()["decision"] == "allow"
+
+
+def test_declaring_changes_all_the_time_is_refused(world: World) -> None:
+    def declare(text: str) -> int:
+        tool = {"name": "t", "access": "read", "scopes": ["memory:read"], "description": text}
+        headers = {"Authorization": f"Bearer {world.key}"}
+        body = json.dumps({"tools": [tool]})
+        status: int = world.http.put("/v1/tools", body, content_type="application/json", headers=headers).status_code
+        return status
+
+    statuses = [declare(str(number)) for number in range(30)]
+    assert statuses[:20] == [200] * 20
+    assert 429 in statuses
