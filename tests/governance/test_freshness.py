@@ -13,7 +13,7 @@ import pytest
 from django.utils import timezone
 
 from audit import subjects
-from audit.models import Head, Record, Subject
+from audit.models import Head, Record
 from audit.protection import keyring
 from clients import keysets
 from clients.models import Client, Issuer, KeySet, OAuthClientId

@@ -4,12 +4,15 @@ import json
 import threading
 from typing import Any
 
+import jwt
 import pytest
 import redis
+from django.utils import timezone
 
 from audit.models import Record, Subject
+from clients.models import KeySet
 from governance import idempotency
-from tests.world import World, build, token
+from tests.world import World, build, jwks, token
 
 
 @pytest.fixture
@@ -113,3 +116,130 @@ def test_without_redis_calls_are_decided_as_if_without_key(world: World, monkeyp
 @pytest.mark.parametrize("key", ["x" * 256, "a\x7fb"])
 def test_a_key_that_is_not_printable_or_too_long_is_a_400(world: World, key: str) -> None:
     assert call(world, key=key).status_code == 400
+
+
+def test_an_assertion_is_signed_again_for_the_same_record(world: World) -> None:
+    first, second = (call(world, assertion="https://db.example").json() for _ in range(2))
+    claims = [jwt.decode(a["assertion"], options={"verify_signature": False}) for a in (first, second)]
+    assert claims[0]["jti"] == claims[1]["jti"] == first["record"] == second["record"]
+    assert decisions() == 1
+
+
+def test_an_outage_is_not_kept(world: World) -> None:
+    KeySet.objects.update(fetched_at=None, jwks=None, attempted_at=timezone.now(), finished_at=timezone.now())
+    assert call(world).json()["reason"] == "issuer_unavailable"
+    KeySet.objects.update(fetched_at=timezone.now(), jwks=jwks())
+    assert call(world).json()["decision"] == "allow"
+
+
+# What is in Redis is not believed, and not touched when it is another call's
+
+
+def only_slot() -> str:
+    [name] = idempotency.store().scan_iter("idem:*")
+    return bytes(name).decode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"junk",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"null",
+        b"5",
+        b"[]",
+        b'"text"',
+        b"{}",
+        b'{"body": null, "answer": null}',
+        b'{"body": "\\u00e9", "answer": null}',
+        b'{"body": "x"}',
+        b'{"body": "x", "answer": {}}',
+        b"f" * 64 + b' {"body": "x", "answer": {"decision": "allow"}}',
+    ],
+)
+def test_a_slot_that_is_none_of_ours_is_no_slot(world: World, value: bytes) -> None:
+    call(world)
+    idempotency.store().set(only_slot(), value)
+    response = call(world)
+    assert (response.status_code, response.json()["decision"]) == (200, "allow")
+    assert call(world).json() == response.json()
+    assert decisions() == 2
+
+
+def test_a_slot_that_is_no_string_is_no_slot(world: World) -> None:
+    call(world)
+    name = only_slot()
+    idempotency.store().delete(name)
+    idempotency.store().rpush(name, "a", "list")
+    response = call(world)
+    assert response.status_code == 200
+    assert call(world).json() == response.json()
+    assert decisions() == 2
+
+
+def test_what_was_kept_for_one_key_is_no_answer_for_another(world: World) -> None:
+    call(world, "k1")
+    first = only_slot()
+    value = idempotency.store().get(first)
+    assert value
+    idempotency.store().delete(first)
+    call(world, "k2")
+    idempotency.store().set(only_slot(), value)
+    assert call(world, "k2", tool="memory.capture").status_code == 200  # not the first key's body either
+
+
+def claimed(body: bytes = b"body") -> idempotency.Slot:
+    slot = idempotency.claim("key", "k", body)
+    assert slot is not None
+    return slot
+
+
+@pytest.fixture
+def late(db: None) -> idempotency.Slot:
+    """The slot of a call that took so long that its claim ran out."""
+    slot = claimed()
+    assert idempotency.store().delete(slot.name) == 1
+    return slot
+
+
+@pytest.mark.parametrize("act", ["keep", "release"])
+def test_a_late_call_does_not_touch_the_claim_of_the_next(
+    late: idempotency.Slot, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "WAIT", 0.0)
+    current = claimed()
+    late.keep({"decision": "late"}) if act == "keep" else late.release()
+    with pytest.raises(idempotency.InFlight):
+        claimed()
+    current.keep({"decision": "current"})
+    assert claimed().answer == {"decision": "current"}
+
+
+@pytest.mark.parametrize("act", ["keep", "release"])
+def test_a_late_call_does_not_touch_what_the_next_kept(late: idempotency.Slot, act: str) -> None:
+    claimed().keep({"decision": "current"})
+    late.keep({"decision": "late"}) if act == "keep" else late.release()
+    assert claimed().answer == {"decision": "current"}
+
+
+def test_a_late_call_keeps_nothing_where_nobody_claimed(late: idempotency.Slot) -> None:
+    late.keep({"decision": "late"})
+    assert claimed().answer is None
+
+
+def test_one_of_two_that_decided_anew_keeps_its_answer(db: None) -> None:
+    claimed().keep({"decision": "first"})
+    one, two = claimed(), claimed()
+    one.keep({"decision": "one"})
+    two.keep({"decision": "two"})
+    two.release()
+    assert claimed().answer == {"decision": "one"}
+    assert 0 < idempotency.store().ttl(one.name) <= idempotency.KEEP
+
+
+def test_release_lets_the_next_be_first(db: None) -> None:
+    slot = claimed()
+    slot.release()
+    assert claimed(b"another body").answer is None
