@@ -30,7 +30,7 @@ UNLIMITED = {
     "effect": "allow", "subject_id": None, "role": None, "tenant": None, "tool_id": None, "modes": [],
     "starts_at": None, "expires_at": None, "revoked_at": None,
 }  # fmt: skip
-type Switch = Callable[[bool], None]
+Switch = Callable[[bool], None]
 
 
 @dataclass
@@ -152,8 +152,9 @@ def race(world: World, switches: list[Switch], times: int, pause: float) -> None
     assert len(callers.answers) > 5 * times / 10
     # Five refusals in a row are answered 503: rare, and never an answer.
     assert set(callers.refused) <= {503} and len(callers.refused) <= len(callers.answers) / 20
-    judge(world, callers.answers, toggles)
-    switched_in_the_admin(pages, toggles)
+    log = chain.records(os.environ["DATABASE_URL"])
+    judge(world, log, callers.answers, toggles)
+    switched_in_the_admin(pages, log, toggles)
 
 
 def allows(tables: chain.Tables, world: World) -> bool:
@@ -165,18 +166,16 @@ def allows(tables: chain.Tables, world: World) -> bool:
     return any(row["id"] in held and all(row[name] == on[name] for name in on) for row in grants)
 
 
-def switched_in_the_admin(pages: Pages, toggles: list[Toggle]) -> None:
+def switched_in_the_admin(pages: Pages, log: list[chain.Logged], toggles: list[Toggle]) -> None:
     """What was done on the pages is in the log as the superuser's, on and off, and nothing else is."""
-    log = chain.records(os.environ["DATABASE_URL"])
     theirs = {record.version for record in log if record.said.get("actor") == pages.actor}
     assert theirs == {change.version for change in toggles if change.switch is pages}
     assert len(theirs) * 5 >= len(toggles)
     assert {change.on for change in toggles if change.switch is pages} == {False, True}
 
 
-def judge(world: World, answers: list[Answer], toggles: list[Toggle]) -> None:
-    """What was answered and recorded, against what the policy records say of the grant."""
-    log = chain.records(os.environ["DATABASE_URL"])
+def judge(world: World, log: list[chain.Logged], answers: list[Answer], toggles: list[Toggle]) -> None:
+    """What was answered and recorded, against what the policy records say of the client's grants."""
     history = chain.replay(log)
     assert chain.findings(os.environ["DATABASE_URL"]) == []
     assert max(history) == Head.objects.get().policy
