@@ -26,7 +26,7 @@ from tests.world import World, build, token
 
 USERS = [f"user{number}" for number in range(24)]
 # What makes a grant hold for every call of its client, at any time.
-UNLIMITED = {
+UNLIMITED: dict[str, object] = {
     "effect": "allow", "subject_id": None, "role": None, "tenant": None, "tool_id": None, "modes": [],
     "starts_at": None, "expires_at": None, "revoked_at": None,
 }  # fmt: skip
@@ -138,7 +138,7 @@ def race(world: World, switches: list[Switch], times: int, pause: float) -> None
     """Switch the grant under load, each fifth time in the admin of one of the web processes, then judge."""
     with web(servers=2, workers=1) as servers:
         pages = Pages(world, servers[0].port)
-        ways = [pages, *switches]
+        ways: list[Switch] = [pages, *switches]
         assert len(ways) % 2 == 1, "each way is to switch on and off"
         with load(world, servers) as callers:
             callers.wait_for(50)
