@@ -152,7 +152,9 @@ class Action:
 
     `method` names a method of the ModelAdmin: (request, object, cleaned data) -> what to say. `offered` says
     whether it makes sense for the object. `permission` is of the object's model (`change` by default).
-    `in_transaction` is False for what must not be done inside one, and then attributes itself."""
+    `in_transaction` is False for what must not be done inside one, and then attributes itself.
+    `digest` is for what staff decide by what the page says of the object (its `facts`): the form carries the digest
+    of that, and what is another by the time that the object is locked is refused (only in a transaction)."""
 
     name: str
     label: str
@@ -163,6 +165,7 @@ class Action:
     danger: bool = False
     permission: str = "change"
     in_transaction: bool = True
+    digest: Callable[[Any], str] | None = None
 
 
 class CappedPaginator(Paginator):
@@ -236,6 +239,10 @@ class BaseAdmin(admin.ModelAdmin):
         """What an object is called on its pages."""
         return str(obj)
 
+    def facts(self, obj: Any) -> list[tuple[str, Any]]:
+        """What the page of an action with a `digest` says of the object: names and values."""
+        return []
+
     def url_of(self, obj: Any, action: str | None = None) -> str:
         """Where an object, or an action on it, is."""
         prefix = f"admin:{self.opts.app_label}_{self.opts.model_name}"
@@ -276,12 +283,18 @@ class BaseAdmin(admin.ModelAdmin):
                 form.add_error(None, str(error))
             except (IntegrityError, DataError) as error:
                 form.add_error(None, words_of(error))
-        context = {
-            **self.admin_site.each_context(request), "opts": self.opts, "object": obj, "action": chosen,
-            "form": form, "title": f"{chosen.label}: {self.name_of(obj)}", "name": self.name_of(obj),
-            "back": self.url_of(obj),
+            if (obj := self.get_object(request, object_id)) is None:  # as it is now, not as it was before the lock
+                raise Http404
+        return TemplateResponse(request, "admin/act.html", self._asked(request, chosen, obj, form))
+
+    def _asked(self, request: HttpRequest, action: Action, obj: Any, form: forms.Form) -> dict[str, Any]:
+        """What the page of an action shows. The facts and their digest are of the same object in memory."""
+        return {
+            **self.admin_site.each_context(request), "opts": self.opts, "object": obj, "action": action,
+            "form": form, "title": f"{action.label}: {self.name_of(obj)}", "name": self.name_of(obj),
+            "back": self.url_of(obj), "facts": self.facts(obj) if action.digest else [],
+            "definition": action.digest(obj) if action.digest else None,
         }  # fmt: skip
-        return TemplateResponse(request, "admin/act.html", context)
 
     def _after(self, obj: Any) -> str:
         """The object's page, or the list when the action removed it."""
@@ -300,6 +313,9 @@ class BaseAdmin(admin.ModelAdmin):
                 raise PermissionDenied
             if not action.offered(held):
                 raise Refused("Somebody changed it a moment ago.")
+            if action.digest and action.digest(held) != request.POST.get("definition"):
+                name = self.opts.verbose_name
+                raise Refused(f"The {name} changed since the page was opened. Read what it is now, then decide again.")
             act(request, data.get("reason", ""))
             return str(method(request, held, data))
 

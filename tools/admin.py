@@ -1,6 +1,8 @@
 """The pages of what is called: backends' keys, scopes and tools. The page of a backend is in clients/admin, beside
 the issuers that it lists."""
 
+import json
+from hashlib import sha256
 from typing import Any
 
 from django import forms
@@ -220,6 +222,20 @@ class ScopeAdmin(PolicyAdmin):
         return f"{name} is removed."
 
 
+def digest(tool: Tool) -> str:
+    """SHA-256, in hex, of all that staff approve of a tool: what is declared, and what staff made of it since."""
+    content = [
+        tool.definition, tool.name, tool.description, tool.access, sorted(scope.name for scope in tool.scopes.all()),
+        tool.input_schema,
+    ]  # fmt: skip
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def visible(text: str) -> str:
+    """A backend's text with what cannot be seen (zero width, other direction) as escapes: nothing hides in it."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 @admin.register(Tool)
 class ToolAdmin(PolicyAdmin):
     """Tools: declared by their backends, or added here; only active ones can be called."""
@@ -230,10 +246,10 @@ class ToolAdmin(PolicyAdmin):
     list_filter = ["status", "backend", "access"]
     list_select_related = ["backend"]
     search_fields = ["name", "description"]
-    fields = ["backend", "name", "description", "access", "scopes", "state"]
+    fields = ["backend", "name", "description", "access", "scopes", "schema", "state"]
     can_act = [
         Action("approve", "Approve", "From the next call on it can be called, by clients that are granted its scopes.",
-               "approve", lambda t: t.status in ("pending", "suspended")),
+               "approve", lambda t: t.status in ("pending", "suspended"), digest=digest),
         Action("suspend", "Suspend", "From the next call on every call of it is refused.",
                "suspend", lambda t: t.status == "active", danger=True),
         Action("retire", "Retire", "It is over for good; every call of it is refused.",
@@ -248,7 +264,29 @@ class ToolAdmin(PolicyAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Its name says what it is; its state is changed by actions alone."""
-        return ["backend", "name", "state"] if obj else ["state"]
+        return ["backend", "name", "schema", "state"] if obj else ["state"]
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """A tool that is added here has no schema: only its backend declares one."""
+        return [name for name in self.fields if obj or name != "schema"]
+
+    def facts(self, tool: Tool) -> list[tuple[str, Any]]:
+        """What approving lets happen."""
+        return [
+            ("Backend", tool.backend),
+            ("Description", visible(tool.description) or "none"),
+            ("Access", tool.access),
+            ("Scopes", self.needs(tool)),
+            ("Input schema", self.schema(tool)),
+        ]
+
+    @admin.display(description="input schema")
+    def schema(self, tool: Tool) -> str:
+        """Indented JSON. It is the backend's text: escaped."""
+        if tool.input_schema is None:
+            return "none declared"
+        text = visible(json.dumps(tool.input_schema, indent=2, ensure_ascii=False))
+        return format_html('<pre class="raw" tabindex="0" aria-label="Input schema">{}</pre>', text)
 
     @admin.display(description="needs")
     def needs(self, tool: Tool) -> str:

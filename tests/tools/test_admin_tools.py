@@ -1,6 +1,9 @@
 """Backend keys, scopes and tools in the admin."""
 
 import re
+from collections.abc import Callable
+from html import unescape
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from django.test import Client as HttpClient
 from tests.staff import administrator, drained, member, newest
 from tests.world import World, build
 from tools import admin as tools_admin
+from tools.declarations import declare
 from tools.models import BackendKey, Scope, Tool
 
 
@@ -99,6 +103,11 @@ def test_a_wrong_scope_is_a_form_error(world: World, http: HttpClient, name: str
     assert response.status_code == 200 and Scope.objects.count() == 2
 
 
+def hidden(page: str) -> dict[str, str]:
+    """What the form of an action carries of what its page shows."""
+    return dict(re.findall(r'name="(definition)" value="([0-9a-f]{64})"', page))
+
+
 def test_a_tool_is_approved_suspended_and_retired_with_a_reason(world: World, http: HttpClient) -> None:
     tool = Tool.objects.create(backend=world.backend, name="memory.list", access="read")
     tool.scopes.set(Scope.objects.filter(name="memory:read"))
@@ -111,7 +120,8 @@ def test_a_tool_is_approved_suspended_and_retired_with_a_reason(world: World, ht
         ("approve", "granted"),
         ("retire", "tool_suspended"),
     ):
-        assert http.post(f"{base}/{action}/", {"reason": "because"}).status_code == 302
+        page = http.get(f"{base}/{action}/").content.decode()
+        assert http.post(f"{base}/{action}/", {"reason": "because"} | hidden(page)).status_code == 302
         assert world.verify(tool="memory.list")["reason"] == expected, action
     drained()
 
@@ -122,3 +132,122 @@ def test_a_tool_that_exists_is_a_form_error(world: World, http: HttpClient) -> N
     assert http.post("/admin/tools/tool/add/", data | {"name": "a b"}).status_code == 200
     assert http.post("/admin/tools/tool/add/", data | {"name": "new", "access": "all"}).status_code == 200
     assert Tool.objects.count() == 2
+
+
+# What is approved is what was read
+
+HARMLESS = {
+    "name": "notes.tidy",
+    "access": "read",
+    "scopes": ["memory:read"],
+    "description": "Counts <b>notes</b>",
+    "input_schema": {"type": "object", "properties": {"in": {"maxLength": 5}}},
+}
+
+
+def declared(world: World, **changes: Any) -> Tool:
+    """The tool, as its backend declares it by now."""
+    declare(world.backend.pk, world.backend.slug, [SimpleNamespace(**HARMLESS | changes)])
+    return Tool.objects.get(name="notes.tidy")
+
+
+def url(tool: Tool) -> str:
+    return f"/admin/tools/tool/{tool.pk}/act/approve/"
+
+
+CHANGES = [
+    {"access": "destructive"},
+    {"scopes": ["memory:read", "memory:write"]},
+    {"scopes": []},
+    {"description": "Counts"},
+    {"input_schema": None},
+    {"input_schema": {"type": "object", "properties": {"in": {"maxLength": 6}}}},
+    {"access": "destructive", "scopes": ["memory:write"], "description": "Deletes notes"},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_a_tool_that_was_declared_anew_meanwhile_is_not_approved(
+    world: World, http: HttpClient, changes: dict[str, Any]
+) -> None:
+    tool = declared(world)
+    seen = hidden(http.get(url(tool)).content.decode())
+    declared(world, **changes)
+    response = http.post(url(tool), {"reason": "looks harmless"} | seen)
+    page = response.content.decode()
+    assert response.status_code == 200 and "The tool changed since the page was opened" in page
+    assert Tool.objects.get(pk=tool.pk).status == "pending"
+    assert "looks harmless" in page and hidden(page) != seen
+    assert http.post(url(tool), {"reason": "read again"} | hidden(page)).status_code == 302
+    assert Tool.objects.get(pk=tool.pk).status == "active"
+
+
+def by_staff_access(tool: Tool) -> None:
+    Tool.objects.filter(pk=tool.pk).update(access="destructive")
+
+
+def by_staff_scopes(tool: Tool) -> None:
+    tool.scopes.set(Scope.objects.filter(name="memory:write"))
+
+
+@pytest.mark.parametrize("edit", [by_staff_access, by_staff_scopes])
+def test_a_tool_that_staff_edited_meanwhile_is_not_approved(
+    world: World, http: HttpClient, edit: Callable[[Tool], None]
+) -> None:
+    tool = declared(world)
+    seen = hidden(http.get(url(tool)).content.decode())
+    edit(tool)
+    response = http.post(url(tool), {"reason": "x"} | seen)
+    assert response.status_code == 200 and "changed since the page was opened" in response.content.decode()
+    assert Tool.objects.get(pk=tool.pk).status == "pending"
+
+
+def test_a_change_in_the_moment_of_approval_is_seen_under_the_lock(
+    world: World, http: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = declared(world)
+    seen = hidden(http.get(url(tool)).content.decode())
+    do = tools_admin.ToolAdmin._do
+
+    def late(*given: Any) -> str:
+        declared(world, access="destructive", description="Deletes everything")
+        return do(*given)
+
+    monkeypatch.setattr(tools_admin.ToolAdmin, "_do", late)
+    page = http.post(url(tool), {"reason": "x"} | seen).content.decode()
+    assert "changed since the page was opened" in page and "Deletes everything" in page
+    assert Tool.objects.get(pk=tool.pk).status == "pending"
+
+
+@pytest.mark.parametrize("sent", [{}, {"definition": ""}, {"definition": "0" * 64}, {"definition": "é\x00"}])
+def test_nothing_is_approved_unseen(world: World, http: HttpClient, sent: dict[str, str]) -> None:
+    tool = declared(world)
+    assert http.post(url(tool), {"reason": "x"} | sent).status_code == 200
+    assert Tool.objects.get(pk=tool.pk).status == "pending"
+
+
+def test_what_is_approved_is_shown(world: World, http: HttpClient) -> None:
+    tool = declared(world, access="destructive", description="Counts <b>notes</b> \u202eyltsenoh\u200b")
+    page = http.get(url(tool)).content.decode()
+    assert "Counts &lt;b&gt;notes&lt;/b&gt; \\u202eyltsenoh\\u200b" in page
+    for shown in ("<dd>destructive</dd>", "<dd>memory:read</dd>", "<dt>Input schema</dt>"):
+        assert shown in page
+    for text in (page, http.get(f"/admin/tools/tool/{tool.pk}/change/").content.decode()):
+        [schema] = re.findall(r"<pre[^>]*>(.*?)</pre>", text, re.DOTALL)
+        assert '\n  "properties": {\n    "in": {\n      "maxLength": 5' in unescape(schema)
+        assert "Counts &lt;b&gt;notes" in text and "destructive" in text and "memory:read" in text
+
+
+def test_a_schema_is_no_markup(world: World, http: HttpClient) -> None:
+    tool = declared(world, input_schema={"</pre><script>": "\u202e"})
+    for page in (url(tool), f"/admin/tools/tool/{tool.pk}/change/"):
+        text = http.get(page).content.decode()
+        assert "&lt;/pre&gt;&lt;script&gt;" in text and "</pre><script>" not in text and "\u202e" not in text
+
+
+def test_viewers_of_a_tool_see_what_it_is(world: World) -> None:
+    tool = declared(world)
+    text = member("vera", "tools.view_tool").get(f"/admin/tools/tool/{tool.pk}/change/").content.decode()
+    for shown in ("Counts &lt;b&gt;notes", "maxLength", "memory:read", "read"):
+        assert shown in text
+    assert "none declared" not in text
