@@ -88,9 +88,7 @@ def load(requests: list[dict[str, Any]], connections: int, seconds: float) -> di
     """One load, from a process of its own; fails when a request did."""
     lines = "\n".join(json.dumps(request) for request in requests)
     command = [sys.executable, "-m", "bench.load", str(PORT), str(connections), str(seconds)]
-    done = subprocess.run(
-        command, input=lines, capture_output=True, text=True, check=True, timeout=seconds + 60
-    )
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True, timeout=seconds + 60)
     outcome: dict[str, Any] = json.loads(done.stdout)
     if outcome["faults"]:
         raise SystemExit(f"{outcome['faults']} requests failed, the first: {outcome['fault']}")

@@ -42,6 +42,4 @@ def measure(world: World, seconds: float) -> None:
         thread.join()
     print(f"a grant switched {len(waits)} times while 16 connections verify ({verify['rate']:.0f}/s)")
     print(f"{'verify waited':>16} p50 {verify['p50']:.1f} ms, p99 {verify['p99']:.1f} ms")
-    print(
-        f"{'revoke waited':>16} p50 {percentile(waits, 0.5):.1f} ms, p99 {percentile(waits, 0.99):.1f} ms\n"
-    )
+    print(f"{'revoke waited':>16} p50 {percentile(waits, 0.5):.1f} ms, p99 {percentile(waits, 0.99):.1f} ms\n")

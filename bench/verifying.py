@@ -12,9 +12,7 @@ BATCH = 100
 def requests(world: World) -> list[dict[str, Any]]:
     """One verify request for each of a thousand users."""
     tokens = [token(sub=f"user-{number}") for number in range(platform.USERS)]
-    calls = [
-        {"token": text, "tool": "memory.recall", "request": {"id": f"r{i}"}} for i, text in enumerate(tokens)
-    ]
+    calls = [{"token": text, "tool": "memory.recall", "request": {"id": f"r{i}"}} for i, text in enumerate(tokens)]
     return [{"path": "/v1/verify", "key": world.key, "body": json.dumps(call)} for call in calls]
 
 

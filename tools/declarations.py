@@ -76,7 +76,8 @@ def declare(backend_id: int, slug: str, tools: Sequence[Declared]) -> list[Resul
     digests = [definition(tool) for tool in tools]
     with acting(f"backend:{slug}"):
         backend = Backend.objects.select_for_update().get(pk=backend_id)
-        known = {tool.name: tool for tool in backend.tools.prefetch_related("scopes")}
+        # Locked, so that a suspension by staff at this moment is not written over.
+        known = {tool.name: tool for tool in backend.tools.select_for_update().prefetch_related("scopes")}
         wanted = {scope for tool in tools for scope in tool.scopes}
         if len(known.keys() | set(names)) > MAX_TOOLS:
             raise DeclarationError(f"a backend has at most {MAX_TOOLS} tools")

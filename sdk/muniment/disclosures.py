@@ -150,9 +150,7 @@ def _encode(data: bytes) -> bytes:
 def _decode(text: str) -> bytes:
     """Strict base64url without padding: one text for each value, so no white space and no stray bits."""
     try:
-        data = a2b_base64(
-            text.encode("ascii").translate(_FROM_URL) + b"=" * (-len(text) % 4), strict_mode=True
-        )
+        data = a2b_base64(text.encode("ascii").translate(_FROM_URL) + b"=" * (-len(text) % 4), strict_mode=True)
     except ValueError:
         data = None
     if data is None or _encode(data) != text.encode("ascii"):

@@ -85,9 +85,7 @@ def usual_claims(now: float = NOW) -> dict[str, Any]:
 
 
 @functools.cache
-def signing_key(
-    algorithm: str = "ES256", kid: str | None = "k1", number: int = 0, bits: int = 2048
-) -> SigningKey:
+def signing_key(algorithm: str = "ES256", kid: str | None = "k1", number: int = 0, bits: int = 2048) -> SigningKey:
     """A key, the same one for the same arguments within a test run."""
     if algorithm in _CURVES:
         return SigningKey(algorithm, ec.generate_private_key(_CURVES[algorithm]), kid)
@@ -174,9 +172,7 @@ def fake_issuer(*published: Mapping[str, Any], ssl_context: Any = None) -> Itera
     server = Server(("127.0.0.1", 0), Handler)
     scheme = "http"
     if ssl_context is not None:
-        server.socket = ssl_context.wrap_socket(
-            server.socket, server_side=True, do_handshake_on_connect=False
-        )
+        server.socket = ssl_context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         scheme = "https"
     issuer = FakeIssuer(f"{scheme}://127.0.0.1:{server.server_port}", {"keys": list(published)})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -21,16 +21,12 @@ def payload(changes: dict[str, Any]) -> bytes:
     return json.dumps({name: value for name, value in claims.items() if value is not ABSENT}).encode()
 
 
-def read(
-    audiences: frozenset[str] | None = None, policy: IssuerPolicy | None = None, **changes: Any
-) -> Identity:
+def read(audiences: frozenset[str] | None = None, policy: IssuerPolicy | None = None, **changes: Any) -> Identity:
     accepted = frozenset({AUDIENCE}) if audiences is None else audiences
     return read_claims(payload(changes), policy or issuer(), accepted, NOW)
 
 
-def refusal(
-    audiences: frozenset[str] | None = None, policy: IssuerPolicy | None = None, **changes: Any
-) -> str:
+def refusal(audiences: frozenset[str] | None = None, policy: IssuerPolicy | None = None, **changes: Any) -> str:
     with pytest.raises(Refused) as caught:
         read(audiences, policy, **changes)
     return caught.value.reason
@@ -165,9 +161,7 @@ def test_without_iat_the_lifetime_counts_from_now() -> None:
 # Row 7
 
 
-@pytest.mark.parametrize(
-    "sub", ["alice", "auth0|65f0", "a", "x" * 255, "ali ce", "Zoë", "愛", "00u1$%'\"\\<>;--"]
-)
+@pytest.mark.parametrize("sub", ["alice", "auth0|65f0", "a", "x" * 255, "ali ce", "Zoë", "愛", "00u1$%'\"\\<>;--"])
 def test_a_subject_is_taken_as_it_is(sub: str) -> None:
     assert read(sub=sub).sub == sub
 
@@ -287,9 +281,7 @@ def test_scopes_are_bounded() -> None:
         ({}, None),
     ],
 )
-def test_the_client_id_is_client_id_else_azp_else_the_vendors_own(
-    given: dict[str, Any], client_id: str | None
-) -> None:
+def test_the_client_id_is_client_id_else_azp_else_the_vendors_own(given: dict[str, Any], client_id: str | None) -> None:
     assert read(None, None, **{"client_id": ABSENT} | given).client_id == client_id
 
 
@@ -319,9 +311,7 @@ def test_tenant_and_roles_are_read_only_where_staff_named_the_claims() -> None:
         ("a.b", {"a.b": ["exact"], "a": {"b": ["path"]}}, ("exact",)),
     ],
 )
-def test_roles_are_one_or_an_array_by_name_or_path(
-    claim: str, claims: dict[str, Any], roles: tuple[str, ...]
-) -> None:
+def test_roles_are_one_or_an_array_by_name_or_path(claim: str, claims: dict[str, Any], roles: tuple[str, ...]) -> None:
     assert read(policy=issuer(roles_claim=claim), **claims).roles == roles
 
 

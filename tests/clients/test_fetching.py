@@ -146,25 +146,19 @@ def test_a_private_address_is_allowed_where_staff_list_its_network() -> None:
     target = fetching._target("https://keys.example/", allow_http=False)
     inside, outside = IPv4Address("10.1.2.3"), IPv4Address("10.2.2.3")
     for address in (inside, IPv6Address("::ffff:10.1.2.3")):
-        assert fetching._permitted(
-            address, target, [ip_network("fd00::/8"), ip_network("10.1.0.0/16")], False
-        )
+        assert fetching._permitted(address, target, [ip_network("fd00::/8"), ip_network("10.1.0.0/16")], False)
     assert not fetching._permitted(outside, target, [ip_network("10.1.0.0/16")], False)
     assert fetching._permitted(IPv6Address("fd00::1"), target, [ip_network("fd00::/8")], False)
 
 
-@pytest.mark.parametrize(
-    "host", ["127.1", "0x7f000001", "2130706433", "0177.0.0.1", "localhost", "[::ffff:7f00:1]"]
-)
+@pytest.mark.parametrize("host", ["127.1", "0x7f000001", "2130706433", "0177.0.0.1", "localhost", "[::ffff:7f00:1]"])
 def test_a_loopback_address_in_disguise_is_still_loopback(host: str, connections: list[Any]) -> None:
     with pytest.raises(FetchError, match=r"not allowed|cannot be resolved"):
         get_json(f"https://{host}/jwks")
     assert connections == []
 
 
-def test_http_is_for_loopback_in_development_only(
-    resolving: Callable[..., list[str]], connections: list[Any]
-) -> None:
+def test_http_is_for_loopback_in_development_only(resolving: Callable[..., list[str]], connections: list[Any]) -> None:
     with fake_issuer() as server:
         with pytest.raises(FetchError, match="not https"):
             get_json(server.url + "/jwks", allowed_networks=[LOOPBACK])
@@ -379,9 +373,7 @@ def test_a_tls_handshake_that_never_ends_is_cut_off() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
         with pytest.raises(FetchError, match="in time"):
-            get_json(
-                f"https://127.0.0.1:{silent.getsockname()[1]}/", allowed_networks=[LOOPBACK], timeout=0.3
-            )
+            get_json(f"https://127.0.0.1:{silent.getsockname()[1]}/", allowed_networks=[LOOPBACK], timeout=0.3)
         assert time.monotonic() - start < 2.5
 
 

@@ -123,9 +123,7 @@ def test_a_discovery_document_of_another_issuer_is_refused(claimed: Any) -> None
         assert server.hits["/jwks"] == 0
 
 
-@pytest.mark.parametrize(
-    "uri", [None, 5, ["x"], "", "file:///etc/passwd", "http://10.0.0.1/jwks", "https://10.0.0.1/"]
-)
+@pytest.mark.parametrize("uri", [None, 5, ["x"], "", "file:///etc/passwd", "http://10.0.0.1/jwks", "https://10.0.0.1/"])
 def test_a_discovered_address_is_judged_like_any_other(uri: Any) -> None:
     with fake_issuer(KEY.jwk()) as server:
         issuer = register(server)
@@ -226,9 +224,7 @@ def slow(server: FakeIssuer) -> None:
     server.delay = 2.0
 
 
-@pytest.mark.parametrize(
-    "trouble", [down, redirecting, oversized, no_key_set, too_many_keys, ambiguous, slow]
-)
+@pytest.mark.parametrize("trouble", [down, redirecting, oversized, no_key_set, too_many_keys, ambiguous, slow])
 def test_a_failure_keeps_the_keys_and_says_why(
     trouble: Callable[[FakeIssuer], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,9 +22,7 @@ def refusal(header: dict[str, Any], claims: dict[str, Any]) -> str:
     return caught.value.reason
 
 
-@pytest.mark.parametrize(
-    "typ", [None, "JWT", "jwt", "at+jwt", "AT+JWT", "application/at+jwt", "Application/AT+JWT"]
-)
+@pytest.mark.parametrize("typ", [None, "JWT", "jwt", "at+jwt", "AT+JWT", "application/at+jwt", "Application/AT+JWT"])
 def test_the_types_of_access_tokens_are_accepted_in_any_case(typ: str | None) -> None:
     assert accepts({"typ": typ}, {})
 

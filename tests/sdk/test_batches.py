@@ -62,9 +62,7 @@ def holds(receipt: Receipt, statement: bytes | None = STATEMENTS[4], public: byt
 def test_the_message_is_these_bytes() -> None:
     previous, root = bytes(range(32)), bytes(range(32, 64))
     message = batches.message(0x0102030405060708, 0x0A0B0C0D, previous, root)
-    assert message == b"muniment/batch/v1\x00\x01\x02\x03\x04\x05\x06\x07\x08\x0a\x0b\x0c\x0d" + bytes(
-        range(64)
-    )
+    assert message == b"muniment/batch/v1\x00\x01\x02\x03\x04\x05\x06\x07\x08\x0a\x0b\x0c\x0d" + bytes(range(64))
     assert batches.digest(message) == sha256(message).digest()
     assert batches.GENESIS == b"\0" * 32
 

@@ -30,9 +30,7 @@ odd_scalars = (
     | st.floats()
     | st.binary(max_size=3)
     | st.text(max_size=3)
-    | st.sampled_from(
-        ["\0", "\\u0000", "\ud800", "é\udfff", LIMIT + 1, -LIMIT - 1, (), frozenset(), object()]
-    )
+    | st.sampled_from(["\0", "\\u0000", "\ud800", "é\udfff", LIMIT + 1, -LIMIT - 1, (), frozenset(), object()])
 )
 odd_names = names | st.sampled_from(["é", "\0", "\ud800", "\\u0000"]) | st.integers() | st.none()
 odd_values = st.recursive(
