@@ -308,7 +308,9 @@ class BaseAdmin(admin.ModelAdmin):
         if not action.in_transaction:
             return str(method(request, obj, data))
         with transaction.atomic(using=router.db_for_write(self.model)):
-            held = type(obj)._default_manager.select_for_update(of=("self",)).get(pk=obj.pk)
+            held = type(obj)._default_manager.select_for_update(of=("self",)).filter(pk=obj.pk).first()
+            if held is None:
+                raise Refused("Somebody removed it a moment ago.")
             if not self.may(request, action.permission):
                 raise PermissionDenied
             if not action.offered(held):
