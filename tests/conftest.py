@@ -59,13 +59,20 @@ _start()
 django.setup()
 
 
+def _superuser_url() -> str | None:
+    if servers is None:
+        return None
+    path = urlsplit(os.environ["DATABASE_URL"]).path
+    return urlunsplit(urlsplit(servers.superuser_url)._replace(path=path))
+
+
 @pytest.fixture(scope="session")
 def superuser_url() -> str:
     """The test database as its superuser, for attacks; skips where the server is not ours."""
-    if servers is None:
+    found = _superuser_url()
+    if found is None:
         pytest.skip("the database server is not the embedded one: no superuser")
-    path = urlsplit(os.environ["DATABASE_URL"]).path
-    return urlunsplit(urlsplit(servers.superuser_url)._replace(path=path))
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +93,9 @@ def migrated(django_db_setup: None, django_db_blocker: pytest.FixtureRequest) ->
 
     with django_db_blocker.unblock():  # type: ignore[attr-defined]
         call_command("migrate", database="owner", verbosity=0, interactive=False)
+        from tests import reset
+
+        reset.superuser_url = _superuser_url()
         yield
         from django.db import connections
 
