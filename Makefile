@@ -9,7 +9,7 @@ run: .venv/.installed
 	@$(BIN)/python -m governance.supervisor
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # mypy's Django plugin imports the settings. makemigrations warns that it reaches no database: none is there.
 check: .venv/.installed

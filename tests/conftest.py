@@ -29,7 +29,9 @@ def _start() -> None:
     var = Path(tempfile.mkdtemp(prefix="muniment-test-"))
     var.chmod(0o711)
     atexit.register(shutil.rmtree, var, ignore_errors=True)
-    if not os.environ.get("DATABASE_URL"):
+    # A worker of pytest-xdist inherits what its controller set for itself; it needs servers of its own.
+    if not os.environ.get("DATABASE_URL") or "MUNIMENT_TESTS_OWN_SERVERS" in os.environ:
+        os.environ["MUNIMENT_TESTS_OWN_SERVERS"] = "1"
         servers = embedded.start(var / "servers", durable=False)
         atexit.register(servers.stop)
         os.environ["DATABASE_URL"], os.environ["DATABASE_OWNER_URL"] = servers.database_url, servers.owner_url
@@ -57,6 +59,8 @@ def _make_database(name: str) -> None:
 
 _start()
 django.setup()
+# A worker of pytest-xdist that inherits it would have pytest-django read the settings before its servers are up.
+del os.environ["DJANGO_SETTINGS_MODULE"]
 
 
 def _superuser_url() -> str | None:
