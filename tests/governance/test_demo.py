@@ -258,7 +258,11 @@ for name in ("governance.demo_issuer", "governance.demo"):
     except ImproperlyConfigured as error:
         print(error)
 """
-    environment = os.environ | {"MUNIMENT_MODE": "production", "MUNIMENT_HOSTS": "muniment.example"}
+    environment = (
+        os.environ
+        | {"DJANGO_SETTINGS_MODULE": "governance.settings"}
+        | {"MUNIMENT_MODE": "production", "MUNIMENT_HOSTS": "muniment.example"}
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
     )

@@ -27,7 +27,9 @@ WEB_KEYS = ("DJANGO_SECRET", "WRITER_KEY", "ASSERTION_KEY", "KEY_ENCRYPTION_KEY"
 USERS = 16
 # Tables and a small world, made by a process of that instance: this one belongs to the suite's database.
 PREPARE = f"""
-import json, django
+import json, os
+os.environ["DJANGO_SETTINGS_MODULE"] = "governance.settings"
+import django
 django.setup()
 from django.core.management import call_command
 call_command("migrate", database="owner", verbosity=0, interactive=False)
