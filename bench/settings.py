@@ -3,3 +3,6 @@
 from governance.settings import *  # noqa: F403
 
 ROOT_URLCONF = "bench.urls"
+
+# Django's test client, with which one request is profiled, calls itself so.
+ALLOWED_HOSTS = ["127.0.0.1", "testserver"]
