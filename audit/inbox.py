@@ -35,11 +35,12 @@ def note(kind: str, source: str, name: str) -> None:
             _counts[key] = _counts.get(key, 0) + 1
 
 
-def flush() -> None:
-    """Add what was counted to the table, at most once a second; the recorder's thread calls it."""
+def flush(last: bool = False) -> None:
+    """Add what was counted to the table, at most once a second (or now, for the last time); the recorder's thread
+    calls it."""
     global _flushed_at
     now = time.monotonic()
-    if not _counts or now - _flushed_at < FLUSH_EVERY:
+    if not _counts or (now - _flushed_at < FLUSH_EVERY and not last):
         return
     _flushed_at = now
     with _lock:

@@ -3,6 +3,7 @@ after granian has started its workers."""
 
 import base64
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
@@ -12,7 +13,7 @@ import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.conf import settings
-from django.db import connections
+from django.db import Error, connections
 
 from audit import inbox
 from audit.batching import Signer
@@ -95,4 +96,6 @@ def stop_recorder() -> None:
     global _recorder
     if _recorder is not None:
         _recorder.stop()
+        with suppress(Error):  # without a database the counts of the last second are lost
+            inbox.flush(last=True)
     _recorder = None
