@@ -269,14 +269,7 @@ class Snapshots:
 
     def current(self) -> Snapshot:
         """The newest snapshot that this process has; what it decides is refused if the policy has moved on."""
-        return self._current or self.newer_than(-1)
-
-    def newer_than(self, version: int) -> Snapshot:
-        """Load anew, unless another thread has done so since `version`. One load at a time."""
-        with self._loading:
-            if self._current is None or self._current.version <= version:
-                self._current = load()
-            return self._current
+        return self._current or self._instead_of(None)
 
     def at_head(self) -> Snapshot:
         """The snapshot of the version that the database is at now: one small query, and a load if it moved."""
@@ -287,7 +280,8 @@ class Snapshots:
         # Also when the database is behind, as after a failover that lost the newest changes.
         return current if current.version == version else self._instead_of(current)
 
-    def _instead_of(self, known: Snapshot) -> Snapshot:
+    def _instead_of(self, known: Snapshot | None) -> Snapshot:
+        """Load anew, unless another thread has done so meanwhile. One load at a time."""
         with self._loading:
             if self._current is known or self._current is None:
                 self._current = load()
