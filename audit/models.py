@@ -2,7 +2,8 @@
 
 `Head` is the one row that everything recorded passes through; `Batch` and `Record` are the log; `DataKey` holds
 the wrapped keys under which personal data in records is protected; `Outbox` is where every process other than a
-web writer, and every change of policy, leaves what must be recorded.
+web writer, and every change of policy, leaves what must be recorded. `Log`, `Tile` and `Checkpoint` are the Merkle
+trees that the sealer builds over the records; `Anchoring` is what of them is held elsewhere.
 """
 
 from datetime import UTC, datetime
@@ -217,3 +218,150 @@ class Sighting(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
+
+
+class Log(models.Model):
+    """One Merkle tree over records: its leaf k is the record at index `start` + k. There is one, unless a real loss
+    closed it and two people opened the next (DESIGN.md section 6, Sealing)."""
+
+    number = models.SmallIntegerField(primary_key=True)
+    origin = models.CharField(max_length=255, unique=True, help_text="C2SP tlog-checkpoint: the log's name for ever")
+    start = models.BigIntegerField(help_text="index of its first record")
+    opened_at = models.DateTimeField()
+    closed_at = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return self.origin
+
+
+class Tile(models.Model):
+    """Up to 256 hashes of one level of a log's tree (C2SP tlog-tiles). A partial tile grows until it is full, so that
+    every narrower one is a prefix of it. Kept for ever: retention deletes records, never tiles."""
+
+    log = models.SmallIntegerField()
+    level = models.SmallIntegerField()
+    index = models.BigIntegerField()
+    hashes = models.BinaryField(help_text="1 to 256 hashes of 32 bytes")
+
+    class Meta:
+        constraints = [
+            # query: audit.logtree, by all three
+            models.UniqueConstraint(fields=["log", "level", "index"], name="tile_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.log}/{self.level}/{self.index}"
+
+
+class Checkpoint(models.Model):
+    """A signed tree head (C2SP tlog-checkpoint): never two roots for one size."""
+
+    log = models.SmallIntegerField()
+    size = models.BigIntegerField(help_text="leaves in the tree")
+    root = models.BinaryField(help_text="Merkle root, 32 bytes")
+    note = models.TextField(help_text="the note as the sealer signed it, without cosignatures")
+    key_id = models.CharField(max_length=64)
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            # query: the newest of a log, the first that covers a record
+            models.UniqueConstraint(fields=["log", "size"], name="checkpoint_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.log}, {self.size} records"
+
+
+class Anchoring(models.Model):
+    """A checkpoint that an anchor, outside of the database administrator's reach, has taken."""
+
+    anchor = models.CharField(max_length=255)
+    log = models.SmallIntegerField()
+    size = models.BigIntegerField()
+    at = models.DateTimeField()
+    cosignature = models.TextField(default="", help_text="a witness's signature lines (C2SP tlog-cosignature)")
+
+    class Meta:
+        constraints = [
+            # query: the newest of one anchor
+            models.UniqueConstraint(fields=["anchor", "log", "size"], name="anchored_once"),
+        ]
+        # query: where a record is anchored
+        indexes = [models.Index(fields=["log", "size"], name="anchoring_by_size")]
+
+    def __str__(self) -> str:
+        return f"{self.anchor}: {self.log}, {self.size} records"
+
+
+class AnchorState(models.Model):
+    """How one configured anchor does: its last attempt, its last success, and the error between them."""
+
+    name = models.CharField(max_length=255, primary_key=True, help_text="kind and place, without credentials")
+    kind = models.CharField(max_length=20)
+    log = models.SmallIntegerField(null=True)
+    size = models.BigIntegerField(null=True, help_text="size of the newest checkpoint that it took")
+    reached_at = models.DateTimeField(null=True, help_text="when it took that one")
+    tried_at = models.DateTimeField(null=True)
+    failures = models.IntegerField(default=0, help_text="in a row")
+    error = models.TextField(default="")
+
+    class Meta:
+        verbose_name = "anchor"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Alert(models.Model):
+    """Something that a person must look at: raised once, seen again while it lasts, cleared when it is over."""
+
+    kind = models.CharField(max_length=40)
+    about = models.CharField(max_length=255, default="")
+    words = models.TextField()
+    raised_at = models.DateTimeField()
+    seen_at = models.DateTimeField()
+    cleared_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            # query: audit.alerts.open_alerts
+            models.UniqueConstraint(fields=["kind", "about"], condition=Q(cleared_at=None), name="alert_open_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.about}".strip()
+
+
+class Verification(models.Model):
+    """One run of the log's verification: what was looked at, and what was found."""
+
+    kind = models.CharField(max_length=10, help_text="full, since, or sample")
+    began_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    records = models.BigIntegerField(default=0)
+    size = models.BigIntegerField(default=0, help_text="sealed size that was looked at")
+    findings = models.JSONField(default=list, help_text="code, index and message of each, at most 100")
+    count = models.IntegerField(default=0, help_text="of findings")
+
+    class Meta:
+        indexes = [models.Index(fields=["-began_at"], name="verification_newest")]  # query: the log page
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.began_at:%Y-%m-%d %H:%M}"
+
+
+class SealerStatus(models.Model):
+    """What the active sealer said last, in one row: the admin's and the operators' sign of its life."""
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    state = models.CharField(max_length=10, help_text="active, halted or closed")
+    words = models.TextField(default="")
+    host = models.CharField(max_length=255, default="")
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="sealer_status_single")]
+
+    def __str__(self) -> str:
+        return self.state

@@ -44,6 +44,12 @@ def grant(using: str) -> None:
         "REVOKE UPDATE ON audit_datakey, audit_subject, audit_publishedkey FROM {role}",
         f"GRANT UPDATE ({', '.join(SUBJECT_COLUMNS)}) ON audit_subject TO {{role}}",
         "GRANT UPDATE (not_after) ON audit_publishedkey TO {role}",
+        "REVOKE UPDATE, DELETE ON audit_checkpoint, audit_anchoring FROM {role}",
+        "REVOKE UPDATE, DELETE ON audit_tile, audit_log, audit_alert, audit_verification FROM {role}",
+        "GRANT UPDATE (hashes) ON audit_tile TO {role}",
+        "GRANT UPDATE (closed_at) ON audit_log TO {role}",
+        "GRANT UPDATE (words, seen_at, cleared_at) ON audit_alert TO {role}",
+        "GRANT UPDATE (ended_at, records, size, findings, count) ON audit_verification TO {role}",
         *(f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC" for name in DEFINERS),
         # A temporary table could pass for another to a function that runs as the owner.
         f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC",

@@ -1,24 +1,20 @@
 """What a web process keeps for its life: the recorder and its keys. Made at the first use, so that it is made
 after granian has started its workers."""
 
-import base64
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import cache
-from hashlib import sha256
 from threading import Lock
 
 import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.conf import settings
 from django.db import Error, connections
 
-from audit import inbox
+from audit import inbox, keys
 from audit.batching import Signer
 from audit.entries import Entry
-from audit.models import PublishedKey
 from audit.recording import Recorder
 from governance.budgets import budgets
 
@@ -29,20 +25,11 @@ _recorder: Recorder | None = None
 _starting = Lock()
 
 
-def key_id(public: bytes) -> str:
-    """RFC 7638 thumbprint of an Ed25519 public key (RFC 8037 appendix A.3)."""
-    x = base64.urlsafe_b64encode(public).rstrip(b"=").decode()
-    thumbprint = sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}'.encode()).digest()
-    return base64.urlsafe_b64encode(thumbprint).rstrip(b"=").decode()
-
-
 @cache
 def signer(name: str, use: str) -> Signer:
     """The process's key of this name, published for those who verify."""
     private = Ed25519PrivateKey.from_private_bytes(settings.MUNIMENT_KEYS[name])
-    public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    PublishedKey.objects.get_or_create(key_id=key_id(public), defaults={"use": use, "public": public})
-    return Signer(private, key_id(public))
+    return Signer(private, keys.publish(private, use))
 
 
 def connect() -> psycopg.Connection:

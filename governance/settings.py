@@ -221,6 +221,7 @@ CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_TIME_LIMIT = 3600
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+MUNIMENT_ANCHOR_INTERVAL = env.float("MUNIMENT_ANCHOR_INTERVAL", 60.0)
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BEAT_SCHEDULE = {
     # What was not begun before the next one is due is dropped, so that runs cannot pile up behind an outage.
@@ -229,6 +230,9 @@ CELERY_BEAT_SCHEDULE = {
         ("refresh key sets", "clients.tasks.refresh_key_sets", 300.0),
         ("make partitions", "audit.tasks.make_partitions", 3600.0),
         ("clear outbox", "audit.tasks.clear_outbox", 3600.0),
+        ("push anchors", "audit.tasks.push_anchors", MUNIMENT_ANCHOR_INTERVAL),
+        ("verify a sample", "audit.tasks.verify_sample", 3600.0),
+        ("verify the whole log", "audit.tasks.verify_all", 24 * 3600.0),
     ]
 }
 DJANGO_CELERY_BEAT_TZ_AWARE = True
@@ -263,6 +267,10 @@ MUNIMENT_FAILURES_PER_SECOND = env.int("MUNIMENT_FAILURES_PER_SECOND", 100)
 MUNIMENT_FAILURES_BURST = env.int("MUNIMENT_FAILURES_BURST", 1000)
 MUNIMENT_QUEUE = env.int("MUNIMENT_QUEUE", 2048)
 MUNIMENT_RECORD_TIMEOUT = env.float("MUNIMENT_RECORD_TIMEOUT", 5.0)
+# The log's name for ever (C2SP tlog-checkpoint: a schema-less URL); it must not change when the host does.
+MUNIMENT_LOG_ORIGIN = env.str("MUNIMENT_LOG_ORIGIN", f"{urlsplit(MUNIMENT_URL).netloc or 'muniment'}/log")
+MUNIMENT_SEAL_STATE = Path(env.str("MUNIMENT_SEAL_STATE", str(MUNIMENT_VAR / "seal"))).absolute()
+MUNIMENT_ANCHORS = (read_secret("MUNIMENT_ANCHORS") or "").split()
 
 LOGGING = {
     "version": 1,

@@ -38,6 +38,7 @@ def _start() -> None:
         os.environ["REDIS_URL"], os.environ["CELERY_BROKER_URL"] = servers.redis_url, servers.broker_url
     os.environ["MUNIMENT_MODE"], os.environ["MUNIMENT_PROCESS"] = "demo", "web"
     os.environ["MUNIMENT_VAR"] = str(var)
+    os.environ["MUNIMENT_LOG_ORIGIN"] = "muniment.test/log"
     os.environ["DJANGO_SETTINGS_MODULE"] = "governance.settings"
     for name in WEB_KEYS:
         os.environ[f"MUNIMENT_{name}"] = base64.b64encode(secrets.token_bytes(32)).decode()
