@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from hashlib import sha256
 from threading import Lock
 from typing import Any
 
@@ -23,7 +22,7 @@ from clients import jwks
 from clients.claims import Identity
 from clients.jwks import IssuerPolicy
 from governance.decision import ClientPolicy, GrantPolicy, Policy, ToolPolicy
-from muniment import statements
+from muniment.policy import digest_of
 from tools.credentials import Credential, KnownKey, check
 
 Row = dict[str, Any]
@@ -106,12 +105,6 @@ def _unlogged(cursor: Any) -> Unlogged:
     rows = cursor.fetchall()
     documents = {issuer: json.loads(text) if text else None for issuer, text, _ in rows}
     return Unlogged(secrets, names, documents, {issuer: at for issuer, _, at in rows})
-
-
-def digest_of(tables: dict[str, list[Row]]) -> str:
-    """The name of a policy: SHA-256, in hex, of the canonical JSON of its non-empty tables, rows by id."""
-    content = {name: sorted(rows, key=lambda row: row["id"]) for name, rows in tables.items() if rows}
-    return sha256(statements.dump(content)).hexdigest()
 
 
 def build(version: int, tables: dict[str, list[Row]], unlogged: Unlogged) -> Snapshot:

@@ -12,8 +12,8 @@ from uuid import UUID
 
 import psycopg
 
-from governance.snapshot import digest_of
 from muniment import batches, merkle, statements
+from muniment.policy import digest_of
 
 Tables = dict[str, dict[int, dict[str, Any]]]
 EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
