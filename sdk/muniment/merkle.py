@@ -4,11 +4,13 @@ Hashes are 32 bytes. `leaves` are leaf hashes already (see `leaf_hash`), in log 
 hashes from the bottom of the tree to its top, as RFC 9162 orders them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from itertools import islice
 
 HASH_BYTES = 32
 EMPTY_ROOT = sha256(b"").digest()
+_CHUNK = 4096  # leaves of a stream that are hashed at a time
 
 
 def leaf_hash(data: bytes) -> bytes:
@@ -150,6 +152,106 @@ def verify_consistency(
     return last == 0 and first == first_root and second == second_root
 
 
+def verify_range(
+    first: int, leaves: Iterable[bytes], count: int, size: int, path: Sequence[bytes], root: bytes
+) -> bool:
+    """Whether these are leaves [first, first + count) of the tree of `size` leaves with this `root`.
+
+    `path`: the hashes of the largest subtrees (RFC 9162, 2.1.1) wholly outside the range, left to right; for
+    one leaf these are the hashes of its inclusion path. The leaves are read once, in O(log n) memory. An empty
+    range is False: it would prove nothing. Never raises on values of the right type.
+    """
+    end = first + count
+    if not 0 <= first < end <= size or not _are_hashes(root, *path):
+        return False
+    before = first.bit_count()
+    if len(path) != before + len(starts_after(end, size)):
+        return False
+    edge = Frontier(first, path[:before])
+    stream = iter(leaves)
+    while chunk := list(islice(stream, _CHUNK)):
+        if edge.size + len(chunk) > end or not _are_hashes(*chunk):
+            return False
+        edge.extend(chunk)
+    if edge.size != end:
+        return False
+    hashes, at = edge.hashes, end
+    for found in path[before:]:
+        bit = at & -at  # the new subtree is the right sibling of the smallest one so far
+        while at & bit:
+            found = node_hash(hashes.pop(), found)
+            at, bit = at - bit, bit << 1
+        hashes.append(found)
+        at += bit
+    return _fold(hashes) == root
+
+
+def starts_after(end: int, size: int) -> list[int]:
+    """Where the largest subtrees of a tree of `size` leaves begin that hold only leaves from `end` (> 0) on.
+
+    Each reaches to where the next one begins, the last one to `size`.
+    """
+    starts = []
+    while end < size:
+        starts.append(end)
+        end += end & -end
+    return starts
+
+
+class Frontier:
+    """The right edge of a growing tree: all that is needed to add leaves and to know the root.
+
+    `hashes` holds the roots of the complete subtrees that the leaves divide into, largest (leftmost) first:
+    one for each bit that is set in `size`.
+    """
+
+    __slots__ = ("hashes", "size")
+
+    def __init__(self, size: int = 0, hashes: Sequence[bytes] = ()) -> None:
+        """Raises ValueError unless there is one hash of 32 bytes for each bit of a `size` >= 0."""
+        if size < 0 or len(hashes) != size.bit_count() or not _are_hashes(*hashes):
+            raise ValueError("the hashes are not the edge of a tree of this size")
+        self.size = size
+        self.hashes = list(hashes)
+
+    def append(self, leaf: bytes) -> None:
+        """Add one leaf. Raises ValueError unless it is 32 bytes."""
+        self.extend((leaf,))
+
+    def extend(self, leaves: Sequence[bytes]) -> None:
+        """Add leaves, level by level. Raises ValueError, and adds none, unless each is 32 bytes."""
+        if not _are_hashes(*leaves):
+            raise ValueError("a leaf is not 32 bytes")
+        level, before, kept = list(leaves), self.size, []
+        while level:
+            if before & 1:  # a subtree of this height still waits for its right sibling
+                level.insert(0, self.hashes.pop())
+            if len(level) % 2:
+                kept.append(level[-1])
+            level = [
+                sha256(b"\x01" + left + right).digest() for left, right in zip(level[::2], level[1::2], strict=False)
+            ]
+            before >>= 1
+        self.hashes += reversed(kept)
+        self.size += len(leaves)
+
+    def root(self) -> bytes:
+        """The root of the tree so far (RFC 9162, 2.1.1)."""
+        return _fold(self.hashes) if self.hashes else EMPTY_ROOT
+
+    def copy(self) -> "Frontier":
+        """Another frontier of the same leaves, which grows on its own."""
+        return Frontier(self.size, self.hashes)
+
+
+def _fold(hashes: Sequence[bytes]) -> bytes:
+    """The root over subtrees of falling size, at least one: the smallest two are joined first."""
+    found = hashes[-1]
+    for left in reversed(hashes[:-1]):
+        found = node_hash(left, found)
+    return found
+
+
 def _climb(tree: list[list[bytes]], height: int, node: int) -> list[bytes]:
     """The siblings on the way from a node to the root; a node that moved up unchanged has none."""
     path = []
@@ -161,4 +263,4 @@ def _climb(tree: list[list[bytes]], height: int, node: int) -> list[bytes]:
 
 
 def _are_hashes(*hashes: bytes) -> bool:
-    return all(len(found) == HASH_BYTES for found in hashes)
+    return {HASH_BYTES}.issuperset(map(len, hashes))
