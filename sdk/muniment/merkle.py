@@ -183,7 +183,7 @@ def verify_range(
             at, bit = at - bit, bit << 1
         hashes.append(found)
         at += bit
-    return _fold(hashes) == root
+    return fold(hashes) == root
 
 
 def starts_after(end: int, size: int) -> list[int]:
@@ -196,6 +196,14 @@ def starts_after(end: int, size: int) -> list[int]:
         starts.append(end)
         end += end & -end
     return starts
+
+
+def fold(hashes: Sequence[bytes]) -> bytes:
+    """The root over subtrees of falling size, at least one: the smallest two are joined first."""
+    found = hashes[-1]
+    for left in reversed(hashes[:-1]):
+        found = node_hash(left, found)
+    return found
 
 
 class Frontier:
@@ -237,19 +245,11 @@ class Frontier:
 
     def root(self) -> bytes:
         """The root of the tree so far (RFC 9162, 2.1.1)."""
-        return _fold(self.hashes) if self.hashes else EMPTY_ROOT
+        return fold(self.hashes) if self.hashes else EMPTY_ROOT
 
     def copy(self) -> "Frontier":
         """Another frontier of the same leaves, which grows on its own."""
         return Frontier(self.size, self.hashes)
-
-
-def _fold(hashes: Sequence[bytes]) -> bytes:
-    """The root over subtrees of falling size, at least one: the smallest two are joined first."""
-    found = hashes[-1]
-    for left in reversed(hashes[:-1]):
-        found = node_hash(left, found)
-    return found
 
 
 def _climb(tree: list[list[bytes]], height: int, node: int) -> list[bytes]:
