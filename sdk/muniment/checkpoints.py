@@ -34,8 +34,8 @@ class Checkpoint:
     root: bytes
 
     def __post_init__(self) -> None:
-        if not self.origin or "\n" in self.origin:
-            raise CheckpointError("the checkpoint's origin is not one line")
+        if not self.origin or min(self.origin) < " ":
+            raise CheckpointError("the checkpoint's origin is empty or holds a control character")
         if not 0 <= self.size <= MAX_SIZE:
             raise CheckpointError("the checkpoint's size is out of range")
         if len(self.root) != merkle.HASH_BYTES or (not self.size and self.root != merkle.EMPTY_ROOT):
