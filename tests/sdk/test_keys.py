@@ -18,6 +18,7 @@ from muniment.notes import COSIGNATURE, ED25519, Key
 PRIVATES = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in range(4)]
 PUBLICS = [private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw) for private in PRIVATES]
 IDS = [thumbprint(public) for public in PUBLICS]
+WRONG: list[object] = [None, 5, "other", [], {}, True, "\ud800"]
 
 
 def statement(signer: int, use: str, public: int, retired: bool = False) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def statement(signer: int, use: str, public: int, retired: bool = False) -> dict
     return {"v": 1, "type": "key", "at": 5, **introduce(PRIVATES[signer], use, PUBLICS[public], retired)}
 
 
-def jwk(public: bytes, use: str = "writer", **changes: object) -> dict[str, object]:
+def jwk(public: bytes, use: str = "writer", **changes: Any) -> dict[str, object]:
     """A key as GET /v1/keys writes it."""
     x = urlsafe_b64encode(public).rstrip(b"=").decode()
     return {
@@ -139,7 +140,7 @@ def test_a_key_whose_validity_ended_is_still_trusted_for_what_it_signed() -> Non
         {"use": "witness"},
     ],
 )
-def test_a_jwk_that_is_not_one_of_ours_is_refused(changes: dict[str, object]) -> None:
+def test_a_jwk_that_is_not_one_of_ours_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(TrustError, match="key 2"):
         Trust.parse(document(jwk(PUBLICS[1]), jwk(PUBLICS[0], **changes)))
 
@@ -233,7 +234,7 @@ def test_a_changed_or_malformed_statement_teaches_nothing() -> None:
     trust = Trust(writers={IDS[0]: PUBLICS[0]})
     good = statement(0, "writer", 1)
     for name in ("type", "action", "use", "key_id", "public", "by", "signature"):
-        for wrong in (None, 5, "other", [], {}, True, "\ud800"):
+        for wrong in WRONG:
             assert not trust.learn({**good, name: wrong})
         assert not trust.learn({member: value for member, value in good.items() if member != name})
     assert not trust.learn({})
