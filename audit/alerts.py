@@ -1,5 +1,5 @@
 """What a person must look at: raised once, seen again while it lasts, cleared when it is over; the admin's home and the
-log page show what is open. Each raise and each end is a `notice` in the log, so that whoever deletes the row is seen."""
+log page show what is open. Each raise and each end is a `notice` in the log: whoever deletes the row is seen."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +24,11 @@ KINDS = {
         "Answered calls are missing from the database",
         "A web process answered calls whose records are gone. Look for a restored backup, a failover or tampering; "
         "keep the receipts of the backends. If the records are lost, two people close the log and open the next.",
+    ),
+    "journal-failing": Kind(
+        "A web process cannot write its journal of answered calls",
+        "Free space on its disk, or give it its folder `batches` under MUNIMENT_VAR. Calls are answered; but if that "
+        "process also ends, a loss of its newest records could go unnoticed.",
     ),
     "sealing-late": Kind("Records wait too long to be sealed", "Check that the sealer runs."),
     "anchor-failing": Kind("An anchor cannot be reached", "Until it is reached, newer records are not anchored there."),

@@ -20,6 +20,7 @@ from audit import outbox
 from audit.batching import Batch, Begun, Signer, build, finish, landed, lock
 from audit.entries import Entry, Receipt
 from audit.faults import AlreadyRecorded, QueueFull, Stale, SubjectChanged, Unavailable
+from audit.journal import Journal
 
 __all__ = ["AlreadyRecorded", "QueueFull", "Recorder", "Stale", "SubjectChanged", "Unavailable"]
 
@@ -77,7 +78,7 @@ def resolve(jobs: Sequence[Job], result: Result) -> None:
 class Recorder:
     """The writer thread of one web process. `connect` opens its connection; `clock`, in demo mode and tests
     only, sets record time (which never goes back); `periodic` is asked about four times a second what else
-    there is to record."""
+    there is to record; `journal` remembers each batch outside of the database."""
 
     def __init__(
         self,
@@ -87,8 +88,10 @@ class Recorder:
         timeout: float = 5.0,
         clock: Callable[[], datetime] | None = None,
         periodic: Callable[[], list[Entry]] = list,
+        journal: Journal | None = None,
     ) -> None:
         self.connect, self.signer, self.clock, self.periodic = connect, signer, clock, periodic
+        self.journal = journal
         self.capacity, self.timeout = capacity, timeout
         self.queue: deque[Job] = deque()
         self.ready = Condition(Lock())
@@ -259,7 +262,10 @@ class Recorder:
             self._write(jobs[middle:])
 
     def _answer(self, batch: Batch, jobs: list[Job]) -> None:
-        if not jobs:  # it was the outbox's: nobody waits
+        """The batch has committed. `jobs` is empty when it was the outbox's: then nobody waits."""
+        if self.journal is not None:
+            self.journal.append(batch.first, len(batch.rows), batch.digest, time.time_ns() // 1_000_000)
+        if not jobs:
             return
         for receipt, (submission, position) in zip(batch.receipts(), jobs, strict=True):
             submission.resolve(position, receipt)
@@ -305,4 +311,5 @@ class Recorder:
         self.unsettled = (batch, [])
         finish(connection, batch)
         self.unsettled = None
+        self._answer(batch, [])
         return True

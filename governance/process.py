@@ -1,5 +1,5 @@
-"""What a web process keeps for its life: the recorder and its keys. Made at the first use, so that it is made
-after granian has started its workers."""
+"""What a web process keeps for its life: the recorder, its journal and its keys. Made at the first use, so that it is
+made after granian has started its workers."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +15,8 @@ from django.db import Error, connections
 from audit import inbox, keys
 from audit.batching import Signer
 from audit.entries import Entry
+from audit.journal import Journal
+from audit.journal_watch import Watch
 from audit.recording import Recorder
 from governance.budgets import budgets
 
@@ -22,6 +24,7 @@ from governance.budgets import budgets
 DJANGO_ALONE = {"cursor_factory", "context", "prepare_threshold", "options"}
 
 _recorder: Recorder | None = None
+_watch: Watch | None = None
 _starting = Lock()
 
 
@@ -65,24 +68,30 @@ def recorder() -> Recorder:
 
 
 def start_recorder(clock: Callable[[], datetime] | None = None) -> Recorder:
-    """Start it; `clock` is for the demo's history and for tests."""
-    global _recorder
+    """Start it, and the watch over its journal; `clock` is for the demo's history and for tests."""
+    global _recorder, _watch
+    key = signer("WRITER_KEY", "writer")  # first: without a database it fails, and is tried again with each call
+    journal = Journal(settings.MUNIMENT_VAR / "batches")
+    _watch = Watch(journal, settings.MUNIMENT_LOG_ORIGIN).start()
     _recorder = Recorder(
         connect,
-        signer("WRITER_KEY", "writer"),
+        key,
         capacity=settings.MUNIMENT_QUEUE,
         timeout=settings.MUNIMENT_RECORD_TIMEOUT,
         clock=clock,
         periodic=_periodic,
+        journal=journal,
     ).start()
     return _recorder
 
 
 def stop_recorder() -> None:
     """Write what is queued and stop."""
-    global _recorder
+    global _recorder, _watch
     if _recorder is not None:
         _recorder.stop()
         with suppress(Error):  # without a database the counts of the last second are lost
             inbox.flush(last=True)
-    _recorder = None
+    if _watch is not None:
+        _watch.stop()
+    _recorder = _watch = None

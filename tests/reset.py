@@ -1,10 +1,13 @@
 """Back to an empty database. Django's flush cannot: TRUNCATE of what is evidence is refused by trigger."""
 
+import shutil
+
 import psycopg
 from django.apps import apps
+from django.conf import settings
 from django.db import connections
 
-from audit import inbox, subjects
+from audit import inbox, journal_watch, subjects
 from governance import idempotency, process
 from governance.backend_api import changes
 from governance.budgets import budgets
@@ -13,6 +16,8 @@ from tools import credentials
 
 OURS = ("clients", "tools", "audit", "auth", "sessions", "django_celery_beat", "admin")
 
+# In this process a test looks when it wants to: an alert at some moment of its own would be a record more.
+journal_watch.EVERY = 3600.0
 
 # Set where the server is ours: a superuser passes by the triggers, and then rows are deleted in a few milliseconds.
 superuser_url: str | None = None
@@ -34,6 +39,7 @@ HEAD = """UPDATE audit_head SET policy = 0, next = 0, at = 'epoch', drained = 0,
 def reset() -> None:
     """Empty every table, start the head anew, and forget what this process remembers."""
     process.stop_recorder()
+    shutil.rmtree(settings.MUNIMENT_VAR / "batches", ignore_errors=True)  # what it remembers will be gone
     connections["default"].close()
     if superuser_url:
         with psycopg.connect(superuser_url) as superuser:
