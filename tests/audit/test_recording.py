@@ -18,6 +18,7 @@ from audit.faults import AlreadyRecorded, QueueFull, Stale, SubjectChanged, Unav
 from audit.models import Batch, Head, Record, Subject
 from governance import process
 from muniment import batches
+from muniment.keys import thumbprint
 from tests.audit import chain
 from tests.audit.recorders import at_once, entry, receipts, running, version
 from tests.live import until
@@ -54,7 +55,7 @@ def test_a_receipt_holds_under_the_published_key(world: World) -> None:
     answer = world.verify()
     jwk = next(key for key in world.http.get("/v1/keys").json()["keys"] if key["use"] == "writer")
     public = urlsafe_b64decode(jwk["x"] + "=")
-    assert jwk["kid"] == answer["receipt"]["key"] == process.key_id(public)
+    assert jwk["kid"] == answer["receipt"]["key"] == thumbprint(public)
     statement = bytes(Record.objects.get(id=answer["record"]).statement)
     assert batches.verify_receipt(answer["receipt"], statement, public)
     assert not batches.verify_receipt(answer["receipt"], statement + b" ", public)

@@ -71,7 +71,8 @@ def test_the_history_is_a_few_hundred_real_calls_of_every_kind(db: None) -> None
 def test_the_log_of_it_is_whole_and_in_the_past(loaded: str) -> None:
     rows = list(Record.objects.order_by("index").values_list("index", "at", "type"))
     assert [index for index, _, _ in rows] == list(range(len(rows))) and Head.objects.get().next == len(rows)
-    assert [kind for _, _, kind in rows[:3]] == ["policy"] * 3, "the policy is on record before the first call"
+    kinds = [kind for _, _, kind in rows[:4]]
+    assert kinds == ["key", *["policy"] * 3], "key and policy are on record before the first call"
     assert [at for _, at, _ in rows] == sorted(at for _, at, _ in rows)
     now = datetime.now(UTC)
     assert timedelta(days=DAYS - 1) < now - rows[0][1] < timedelta(days=DAYS, minutes=5)
