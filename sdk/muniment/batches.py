@@ -3,7 +3,6 @@
 The batches of all writers form one chain, because each names the digest of the one before it.
 """
 
-from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from hashlib import sha256
 from struct import Struct
@@ -12,6 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from muniment import merkle
+from muniment.notes import from_base64
 
 GENESIS = bytes(32)
 """What the first batch of a log names as the batch before it."""
@@ -83,13 +83,9 @@ def verify_receipt(receipt: Mapping[str, object], statement: bytes | None, publi
 
 
 def _bytes(value: object) -> bytes:
-    """Standard base64 in its one canonical form (RFC 4648, 4)."""
     if type(value) is not str:
         raise ValueError("not text")
-    data = b64decode(value, validate=True)
-    if b64encode(data).decode("ascii") != value:
-        raise ValueError("not canonical base64")
-    return data
+    return from_base64(value)
 
 
 def _path(value: object) -> list[bytes]:
