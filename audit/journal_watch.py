@@ -51,7 +51,7 @@ class Sealed:
         self.log = self.upto = 0
         self.opened_at: datetime | None = None
         self._starts: dict[int, int] = {1: 0}  # of each log, as it was first seen
-        self._sizes: dict[str, int] = {}  # by believed note, of the newest of each log
+        self._sizes: dict[tuple[int, str], int] = {}  # by number and believed note, of the newest of each log
 
     def look(self) -> None:
         """Read the newest checkpoint of each log."""
@@ -65,7 +65,7 @@ class Sealed:
             if size is None:  # a log that begins: what stands from its start on is not sealed by the one before
                 self.upto = min(self.upto, start)
                 continue
-            sizes[note] = size
+            sizes[number, note] = size
             self.upto = self._starts.setdefault(number, start) + size
             self.log, self.opened_at = number, opened_at
         self._sizes = sizes
@@ -73,8 +73,8 @@ class Sealed:
     def _believed(self, number: int, note: str) -> int | None:
         """The size of a checkpoint; None for one that no known key signed for that log."""
         origin = self.origin if number == 1 else f"{self.origin}/{number}"
-        if note in self._sizes:
-            return self._sizes[note]
+        if (number, note) in self._sizes:
+            return self._sizes[number, note]
         for learn in (self._first_use, self._introductions):
             try:
                 return read(note, self.trust.log_keys(origin)).size
