@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from audit import maintenance
+from audit import anchors, maintenance
 
 
 @shared_task
@@ -15,3 +15,9 @@ def make_partitions() -> None:
 def clear_outbox() -> None:
     """Hourly: what the log has had for a week leaves the outbox."""
     maintenance.clear_outbox()
+
+
+@shared_task
+def push_anchors() -> None:
+    """Each MUNIMENT_ANCHOR_INTERVAL: the newest checkpoint goes to the anchors that do not have it."""
+    anchors.push_all()

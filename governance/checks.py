@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
+from audit import anchors
+
 # Answered in a second or so; a longer leeway lets a withdrawn token live on.
 LONGEST_COOLDOWN = 30
 LONGEST_STALE = 7 * 24 * 3600
@@ -23,6 +25,26 @@ def mode_is_whole(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
         hint = "Unset MUNIMENT_HOSTS and MUNIMENT_URL, or set MUNIMENT_MODE=production."
         return [Error("Demo mode is on together with a public name.", hint=hint, id="muniment.E001")]
     return []
+
+
+@register(Tags.security)
+def anchors_can_be(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """E006: an anchor that is written wrong would silently anchor nothing."""
+    try:
+        anchors.configured()
+    except anchors.ConfigError as error:
+        hint = "docs/configuration.md, Anchors, says how each kind is written."
+        return [Error(f"MUNIMENT_ANCHORS, {error}.", hint=hint, id="muniment.E006")]
+    return []
+
+
+@register(Tags.security, deploy=True)
+def log_is_anchored(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """W005: without an anchor, whoever has the database and the sealer's machine can cut off the log unseen."""
+    if settings.MUNIMENT_DEMO or settings.MUNIMENT_ANCHORS:
+        return []
+    hint = "Name at least one place in MUNIMENT_ANCHORS that the database's administrator cannot write to."
+    return [Warning("The log is anchored nowhere.", hint=hint, id="muniment.W005")]
 
 
 @register(Tags.security, deploy=True)

@@ -267,10 +267,29 @@ MUNIMENT_FAILURES_PER_SECOND = env.int("MUNIMENT_FAILURES_PER_SECOND", 100)
 MUNIMENT_FAILURES_BURST = env.int("MUNIMENT_FAILURES_BURST", 1000)
 MUNIMENT_QUEUE = env.int("MUNIMENT_QUEUE", 2048)
 MUNIMENT_RECORD_TIMEOUT = env.float("MUNIMENT_RECORD_TIMEOUT", 5.0)
+MUNIMENT_SEALED_WAITERS = env.int("MUNIMENT_SEALED_WAITERS", 4)
 # The log's name for ever (C2SP tlog-checkpoint: a schema-less URL); it must not change when the host does.
 MUNIMENT_LOG_ORIGIN = env.str("MUNIMENT_LOG_ORIGIN", f"{urlsplit(MUNIMENT_URL).netloc or 'muniment'}/log")
 MUNIMENT_SEAL_STATE = Path(env.str("MUNIMENT_SEAL_STATE", str(MUNIMENT_VAR / "seal"))).absolute()
 MUNIMENT_ANCHORS = (read_secret("MUNIMENT_ANCHORS") or "").split()
+
+
+def mail_server(url: str) -> dict[str, object]:
+    """Django's settings for the URL of a mail server."""
+    try:
+        if urlsplit(url).scheme not in ("smtp", "smtp+tls", "smtp+ssl") or not urlsplit(url).hostname:
+            raise ValueError
+        return dict(env.email_url_config(url))
+    except ValueError:
+        # Not the URL itself, which may hold a password.
+        words = "MUNIMENT_EMAIL_URL (or MUNIMENT_EMAIL_URL_FILE) must be an smtp, smtp+tls or smtp+ssl URL"
+        raise ImproperlyConfigured(words) from None
+
+
+# The worker sends mail, to mailboxes that are anchors.
+vars().update(mail_server(read_secret("MUNIMENT_EMAIL_URL") or "smtp://localhost:25"))
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = env.str("MUNIMENT_EMAIL_FROM", f"muniment@{urlsplit(MUNIMENT_URL).hostname or 'localhost'}")
 
 LOGGING = {
     "version": 1,

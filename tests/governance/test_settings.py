@@ -121,10 +121,23 @@ def test_what_is_dangerous_in_production_is_a_numbered_finding() -> None:
         "check", "--deploy", MUNIMENT_HOSTS=None, MUNIMENT_URL="http://muniment.example",
         MUNIMENT_JWKS_MAX_STALE="9999999", MUNIMENT_JWKS_COOLDOWN="600", DATABASE_OWNER_URL=BASE["DATABASE_URL"],
     ).stderr  # fmt: skip
-    for number in ("E003", "E004", "E005", "W001", "W003", "W004"):
+    for number in ("E003", "E004", "E005", "W001", "W003", "W004", "W005"):
         assert f"muniment.{number}" in found
-    clean = manage("check", "--deploy", MUNIMENT_PROXY_TLS="1")
+    clean = manage("check", "--deploy", MUNIMENT_PROXY_TLS="1", MUNIMENT_ANCHORS="file:///anchor")
     assert "muniment." not in clean.stderr + clean.stdout
+
+
+def test_an_anchor_that_cannot_be_stops_the_start_and_is_not_shown() -> None:
+    found = manage("check", MUNIMENT_ANCHORS="file:///fine s3://id:s3cret-pw@bucket/x").stderr
+    assert "muniment.E006" in found
+    assert "entry 2" in found
+    assert "s3cret-pw" not in found
+
+
+@pytest.mark.parametrize("url", ["nonsense", "smtp://", "smtp://u:s3cret-pw@host:port", "https://host"])
+def test_a_mail_server_that_cannot_be_is_named_and_not_shown(url: str) -> None:
+    assert "MUNIMENT_EMAIL_URL" in refused(MUNIMENT_EMAIL_URL=url)
+    assert settings.mail_server("smtp+tls://u:pw@mail.example:587")["EMAIL_USE_TLS"] is True
 
 
 def test_demo_mode_takes_no_public_name_and_is_not_deployed() -> None:
