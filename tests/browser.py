@@ -1,0 +1,88 @@
+"""A real browser for tests of the admin: it remembers every complaint, and takes pictures. With MUNIMENT_SHOTS=<folder>
+each page that it looks at leaves a picture there."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+ARGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+# Once the new size has been drawn.
+WIDTH = """new Promise(done => requestAnimationFrame(() => requestAnimationFrame(
+    () => done(document.documentElement.scrollWidth))))"""
+TOO_WIDE = """[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth)
+    .map(e => e.outerHTML.slice(0, 100))"""
+PASSWORD = "correct horse battery"
+WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+WATCH = """document.addEventListener('securitypolicyviolation',
+    e => console.error('CSP ' + e.violatedDirective + ' ' + e.blockedURI + ' ' + e.sample))"""
+
+
+class Visitor:
+    """A browser page that remembers every complaint, and takes pictures of what it sees."""
+
+    def __init__(self, browser: Any, url: str) -> None:
+        from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
+
+        self.axe = Axe()
+        self.url = url
+        self.complaints: list[str] = []
+        self.shots = Path(os.environ["MUNIMENT_SHOTS"]) if os.environ.get("MUNIMENT_SHOTS") else None
+        context = browser.new_context(viewport=WIDE, color_scheme="light", timezone_id="UTC")
+        context.add_init_script(WATCH)
+        self.page = context.new_page()
+        self.page.set_default_timeout(15_000)
+        self.page.on("console", self._complain)
+        self.page.on("pageerror", lambda error: self.complaints.append(f"{self.page.url}: {error}"))
+
+    def _complain(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{self.page.url}: {message.text}")
+
+    def go(self, path: str) -> None:
+        """Open a path; anything but success is a failure of the test."""
+        response = self.page.goto(self.url + path)
+        assert response is not None and response.status == 200, (path, response and response.status)
+
+    def follow(self, link: Any) -> None:
+        """Click, and wait for the page that comes."""
+        with self.page.expect_navigation():
+            link.click()
+
+    def sign_in(self) -> None:
+        """As the administrator, by keyboard."""
+        self.go("/admin/login/?next=/admin/")
+        self.shot("login")
+        self.page.get_by_label("Username").fill("mara")
+        self.page.get_by_label("Password").fill(PASSWORD)
+        with self.page.expect_navigation():
+            self.page.keyboard.press("Enter")
+        assert self.page.url == f"{self.url}/admin/"
+
+    def barriers(self) -> list[str]:
+        """What axe finds serious on the page that is open; Django's own date and list widgets are Django's."""
+        if any(path in self.page.url for path in ("/auth/", "/django_celery_beat/")):
+            return []
+        found = self.axe.run(self.page).response["violations"]
+        grave = [v for v in found if v["impact"] in ("serious", "critical")]
+        return [f"{self.page.url}: {v['id']} {[n['html'][:200] for n in v['nodes']]}" for v in grave]
+
+    def shot(self, name: str) -> None:
+        """Nothing is wider than the page, on a phone neither. With MUNIMENT_SHOTS: pictures, light and dark."""
+        for width, size in (("1440", WIDE), ("390", NARROW)):
+            self.page.set_viewport_size(size)
+            wide = self.page.evaluate(WIDTH)
+            assert wide <= size["width"], f"{name} at {width} is {wide} wide: {self.page.evaluate(TOO_WIDE)}"
+            for scheme in ("dark", "light"):
+                if self.shots is None:
+                    break
+                self.page.emulate_media(color_scheme=scheme)
+                self.page.screenshot(path=str(self.shots / f"{name}-{width}-{scheme}.png"), full_page=True)
+        self.page.set_viewport_size(WIDE)
+        self.complaints += self.barriers()
