@@ -1,16 +1,20 @@
 """The pages of what audit owns: users (never their identifiers, in this version), the inbox, and the parts of the
-log. All are for looking; a user can be blocked, unblocked and signed out everywhere, each with a reason."""
+log, whose soundness has a page of its own (log_page). All are for looking; a user can be blocked, unblocked and signed
+out everywhere, each with a reason."""
 
 from typing import Any
 
 from django.contrib import admin
 from django.http import HttpRequest
+from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
 from audit.admin_base import Action, ReadOnlyAdmin, bytes_hex
-from audit.models import Outbox, PublishedKey, Sighting, Subject
+from audit.log_health import SCOPES, counted, kind_of
+from audit.log_page import runs
+from audit.models import Alert, Checkpoint, Outbox, PublishedKey, Sighting, Subject, Verification
 from audit.templatetags.muniment import when
 
 
@@ -152,3 +156,112 @@ class PublishedKeyAdmin(ReadOnlyAdmin):
     @admin.display(description="public key")
     def public_hex(self, key: PublishedKey) -> str:
         return bytes_hex(key.public)
+
+
+@admin.register(Checkpoint)
+class CheckpointAdmin(ReadOnlyAdmin):
+    """Signed states of the log."""
+
+    intro = "Each is the signed state of the whole log at one moment. Those kept elsewhere can be compared with it."
+    empty = "No checkpoint yet: the sealer signs the first one. Start it with manage.py seal."
+    list_display = ["records", "log", "signed", "root_hex"]
+    ordering = ["-log", "-size"]
+    fields = ["records", "log", "signed", "root_hex", "key_id", "signed_note"]
+
+    def name_of(self, obj: Any) -> str:
+        """By its size, as everywhere."""
+        return f"Checkpoint of {counted(obj.size, 'record')}"
+
+    @admin.display(description="records", ordering="size")
+    def records(self, checkpoint: Checkpoint) -> str:
+        return f"{checkpoint.size:,}"
+
+    @admin.display(description="signed", ordering="at")
+    def signed(self, checkpoint: Checkpoint) -> str:
+        return when(checkpoint.at)
+
+    @admin.display(description="root")
+    def root_hex(self, checkpoint: Checkpoint) -> str:
+        return format_html('<span class="mono">{}</span>', bytes_hex(checkpoint.root))
+
+    @admin.display(description="note")
+    def signed_note(self, checkpoint: Checkpoint) -> str:
+        return format_html('<pre class="raw" tabindex="0">{}</pre>', checkpoint.note)
+
+
+@admin.register(Alert)
+class AlertAdmin(ReadOnlyAdmin):
+    """What a person had to look at."""
+
+    intro = "What somebody must look at, or had to. Each raise and each end is also a notice in the log itself."
+    empty = "No alert was ever raised."
+    list_display = ["title", "about", "raised", "over"]
+    ordering = ["-raised_at", "-id"]
+    fields = ["title", "about", "words", "remedy", "raised", "seen", "over"]
+
+    def name_of(self, obj: Any) -> str:
+        """What it means."""
+        return kind_of(obj).title
+
+    @admin.display(description="alert")
+    def title(self, alert: Alert) -> str:
+        return kind_of(alert).title
+
+    @admin.display(description="what to do")
+    def remedy(self, alert: Alert) -> str:
+        return kind_of(alert).remedy or "—"
+
+    @admin.display(description="raised", ordering="raised_at")
+    def raised(self, alert: Alert) -> str:
+        return when(alert.raised_at)
+
+    @admin.display(description="last seen", ordering="seen_at")
+    def seen(self, alert: Alert) -> str:
+        return when(alert.seen_at)
+
+    @admin.display(description="over", ordering="cleared_at")
+    def over(self, alert: Alert) -> str:
+        return when(alert.cleared_at, format_html('<span class="pill deny">{}</span>', "Open"))
+
+
+@admin.register(Verification)
+class VerificationAdmin(ReadOnlyAdmin):
+    """Runs of the log's verification."""
+
+    intro = "Each time the log was verified, from its records to its signed state."
+    empty = "The log has not been verified yet. It is every night; to do it now: manage.py verify_log."
+    list_display = ["what", "began", "ended", "records", "result"]
+    list_filter = ["kind"]
+    ordering = ["-began_at"]
+    fields = ["what", "began", "ended", "looked_at", "result", "found"]
+
+    def name_of(self, obj: Any) -> str:
+        """What was verified."""
+        return f"Verification of {SCOPES.get(obj.kind, obj.kind)}"
+
+    @admin.display(description="of", ordering="kind")
+    def what(self, run: Verification) -> str:
+        return SCOPES.get(run.kind, run.kind)
+
+    @admin.display(description="looked at")
+    def looked_at(self, run: Verification) -> str:
+        return f"{counted(run.records, 'record')} of {run.size:,} that were sealed"
+
+    @admin.display(description="began", ordering="began_at")
+    def began(self, run: Verification) -> str:
+        return when(run.began_at)
+
+    @admin.display(description="ended", ordering="ended_at")
+    def ended(self, run: Verification) -> str:
+        return when(run.ended_at, "running or interrupted")
+
+    @admin.display(description="result")
+    def result(self, run: Verification) -> str:
+        pill = runs([run], most=0)[0].pill
+        return format_html('<span class="pill {}">{}</span>', pill.kind, pill.words)
+
+    @admin.display(description="findings")
+    def found(self, run: Verification) -> str:
+        one = runs([run], most=len(run.findings))[0]
+        shown = render_to_string("admin/log_findings.html", {"findings": one.findings, "more": one.more})
+        return shown or "none"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from audit import record_words, search
+from audit import record_proof, record_words, search
 from audit.models import Batch, Record
 from audit.reasons import REASONS
 from audit.record_words import Statement
@@ -21,6 +21,9 @@ class Pill:
 
     kind: str
     words: str
+
+
+ALTERED = Pill("deny", "Does not hold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,12 @@ def row(record: Record, names: Mapping[str, str]) -> Row:
     if not statement:
         return Row(record, UNREADABLE, "Verify the log.", Pill("deny", "Unreadable"), None)
     user = statement.get("subject")
+    sound = merkle.leaf_hash(bytes(record.statement)) == bytes(record.leaf)
     return Row(
         record,
         record_words.title(statement, names),
         record_words.why(statement, names),
-        pill(statement),
+        pill(statement) if sound else ALTERED,
         record_words.short_uid(user) if user else None,
     )
 
@@ -75,14 +79,18 @@ def page(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
     """The context of the record page."""
     statement = read(record)
     is_call = statement.get("type") in ("decision", "evaluation")
+    shown, sealing = receipt(record), record_proof.sealing(record)
+    verdict = record_proof.verdict(record, sealing, shown["batch"] and shown["batch"].key_id)
     context: dict[str, Any] = {
         "record": record,
         "statement": statement,
         "title": record_words.title(statement, names) if statement else UNREADABLE,
-        "pill": pill(statement) if statement else Pill("deny", "Unreadable"),
+        "pill": (ALTERED if verdict.findings else pill(statement)) if statement else Pill("deny", "Unreadable"),
         "is_call": is_call,
         "facts": facts(statement, names),
-        "receipt": receipt(record),
+        "receipt": shown,
+        "sealing": sealing,
+        "verdict": verdict,
         "protected": len(statement.get("_sd") or []),
         "raw": json.dumps(statement, indent=2, ensure_ascii=False) if statement else None,
     }

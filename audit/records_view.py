@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django import forms
+from django.contrib import messages
 from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -18,8 +19,9 @@ from django.utils import timezone
 from django.utils.http import urlencode
 from django.views.decorators.http import require_POST, require_safe
 
-from audit import record_page, record_words, search
+from audit import logtree, record_page, record_words, search
 from audit.entries import lookup
+from audit.log_page import download
 from audit.models import Record
 from audit.reasons import REASONS
 
@@ -145,6 +147,8 @@ class RecordViews:
             path("records/", wrap(require_safe(self.records)), name="records"),
             path("records/find/", wrap(require_POST(self.find)), name="records_find"),
             path("records/<uuid:record>/", wrap(require_safe(self.record)), name="record"),
+            path("records/<uuid:record>/verify/", wrap(require_POST(self.verify)), name="record_verify"),
+            path("records/<uuid:record>/proof/", wrap(require_safe(self.proof)), name="record_proof"),
         ]
 
     def _context(self, request: HttpRequest, **more: Any) -> dict[str, Any]:
@@ -180,10 +184,38 @@ class RecordViews:
         return HttpResponseRedirect(f"{reverse('admin:records')}?{urlencode({'window': '1y', 'request_key': key})}")
 
     def record(self, request: HttpRequest, record: UUID) -> HttpResponse:
-        """One record in full."""
-        context = self._context(request)
+        """One record in full; what does not hold of it is said at once."""
+        return self._page(request, record, asked=False)
+
+    def verify(self, request: HttpRequest, record: UUID) -> HttpResponse:
+        """POST: the same page, with what verifying found, also when that is nothing."""
+        return self._page(request, record, asked=True)
+
+    def _page(self, request: HttpRequest, record: UUID, asked: bool) -> HttpResponse:
+        context = self._context(request, asked=asked)
+        context |= record_page.page(self._found(record), self.directory().clients)
+        return TemplateResponse(request, "admin/record.html", context)
+
+    def _found(self, record: UUID) -> Record:
         found = search.by_id(record)
         if found is None:
             raise Http404("No such record.")
-        context |= record_page.page(found, self.directory().clients)
-        return TemplateResponse(request, "admin/record.html", context)
+        return found
+
+    def proof(self, request: HttpRequest, record: UUID) -> HttpResponse:
+        """The record's inclusion proof as a file (C2SP tlog-proof)."""
+        self._context(request)
+        found = self._found(record)
+        try:
+            text = logtree.proof_of(found).encode()
+        except (LookupError, ValueError) as error:
+            return self._unproven(request, found, error)
+        return download(text, f"muniment-record-{found.index}.tlog-proof", "text/plain; charset=utf-8")
+
+    def _unproven(self, request: HttpRequest, record: Record, error: Exception) -> HttpResponse:
+        """Back to the record, with why there is no proof of it."""
+        words = "It is not sealed yet, so there is no proof of it yet. The sealer looks every second."
+        if not isinstance(error, logtree.NotSealed):
+            words = "The proof cannot be made: the stored tree is damaged. Verify the log with manage.py verify_log."
+        messages.warning(request, words)
+        return HttpResponseRedirect(reverse("admin:record", args=[record.id]))

@@ -21,6 +21,7 @@ NAVIGATION = [
     ]),
     ("Evidence", [
         ("Records", "admin:records", "audit.view_record"),
+        ("Log", "admin:log", "audit.view_record"),
         ("Outbox", "admin:audit_outbox_changelist", "audit.view_outbox"),
         ("Published keys", "admin:audit_publishedkey_changelist", "audit.view_publishedkey"),
     ]),
@@ -80,26 +81,35 @@ class MunimentAdminSite(AdminSite):
     enable_nav_sidebar = False
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
+        from audit.log_page import LogViews
         from audit.records_view import RecordViews
 
-        return [*RecordViews(self, directory).urls(), *super().get_urls()]
+        return [*RecordViews(self, directory).urls(), *LogViews(self).urls(), *super().get_urls()]
 
     def each_context(self, request: HttpRequest) -> dict[str, Any]:
-        """With the navigation, for members of staff only."""
+        """With the navigation and the log's pulse, for members of staff only."""
+        from audit.log_health import pulse
+
         context = super().each_context(request)
         if context["has_permission"]:
+            context["pulse"] = pulse()
             context["navigation"] = sections = navigation(request)
             context["here"] = next((link for _, links in sections for link in links if link.here), None)
         return context
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
-        """Home: how much there is, what waits, where to go."""
+        """Home: how much there is, whether the log is sound, what waits, where to go."""
+        from audit.log_health import health
+        from audit.log_page import notices
         from audit.models import Head
 
         head = Head.objects.get()
         name = request.user.get_short_name() if request.user.is_authenticated else ""
-        context = {
-            **self.each_context(request), "title": f"Welcome{name and chr(32)}{name}", "head": head,
+        context = self.each_context(request)
+        state, may_look = health(context["pulse"]), request.user.has_perm("audit.view_record")
+        context |= {
+            "title": f"Welcome{name and chr(32)}{name}", "head": head,
+            "health": state, "notices": notices(state.pulse.alerts if may_look else []),
             "newest": head.at if head.next else None, "waiting": waiting(), "now": timezone.now(),
             "undrained": head.policy - head.drained, **(extra_context or {}),
         }  # fmt: skip

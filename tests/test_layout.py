@@ -21,6 +21,11 @@ NOT_REGISTERED = {
     "DataKey": "nobody has any business with a wrapped key",
     "OAuthClientId": "edited with its client",
     "AcceptedIssuer": "edited with its backend",
+    "Log": "one, almost for ever; the log page names it, and its seams where there are more",
+    "Tile": "hashes without end; proofs are made of them",
+    "Anchoring": "one for each checkpoint and place; a record's page and the log page say what they mean",
+    "AnchorState": "the log page shows each place with what to do",
+    "SealerStatus": "one row that the sealer writes; the log page says it in words",
 }
 LONGEST_FUNCTION, LONGEST_FILE = 45, 450
 

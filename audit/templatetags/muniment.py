@@ -1,6 +1,6 @@
 """Times, pills and sizes in the admin's templates."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from django import template
 from django.utils import timezone
@@ -10,6 +10,7 @@ from django.utils.safestring import SafeString
 register = template.Library()
 # Seconds of a unit, the least number of it worth saying (`89 days` is more than `2 months`), and its name.
 UNITS = [(31_557_600, 2, "year"), (2_629_800, 4, "month"), (86_400, 1, "day"), (3_600, 1, "hour"), (60, 1, "minute")]
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def relative(at: datetime, now: datetime) -> str:
@@ -22,6 +23,27 @@ def relative(at: datetime, now: datetime) -> str:
     return "in a moment" if seconds > 5 else "just now"
 
 
+def ago(at: datetime, now: datetime) -> str:
+    """As `relative`, with the seconds that matter to a log: `3 s ago`."""
+    seconds = (now - at).total_seconds()
+    return f"{int(seconds)} s ago" if 1 <= seconds < 120 else relative(at, now)
+
+
+def lapse(seconds: float) -> str:
+    """How long something took: `0.8 s`, `42 s`, `3 minutes`."""
+    if seconds < 120:
+        if seconds < 0.1:
+            return "less than 0.1 s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    start = datetime(2000, 1, 1, tzinfo=UTC)
+    return relative(start, start + timedelta(seconds=seconds)).removesuffix(" ago")
+
+
+def number_words(number: int) -> str:
+    """`two`, and `12` from ten on."""
+    return NUMBERS[number] if 0 <= number < len(NUMBERS) else f"{number:,}"
+
+
 def exact(at: datetime) -> str:
     """`23 Nov 2026, 10:03:58.204 UTC`."""
     utc = at.astimezone(timezone.get_default_timezone())
@@ -29,13 +51,12 @@ def exact(at: datetime) -> str:
 
 
 @register.filter
-def when(at: datetime | None, empty: str = "—") -> SafeString | str:
-    """How long ago, with the exact time in UTC on hover."""
+def when(at: datetime | None, empty: str = "—", seconds: bool = False) -> SafeString | str:
+    """How long ago, with the exact time in UTC on hover; `seconds` tells them too."""
     if at is None:
         return empty
-    return format_html(
-        '<time datetime="{}" title="{}">{}</time>', at.isoformat(), exact(at), relative(at, timezone.now())
-    )
+    words = (ago if seconds else relative)(at, timezone.now())
+    return format_html('<time datetime="{}" title="{}">{}</time>', at.isoformat(), exact(at), words)
 
 
 @register.filter
@@ -57,6 +78,16 @@ def day(at: datetime | None, empty: str = "—") -> SafeString | str:
     utc = at.astimezone(timezone.get_default_timezone())
     shown = f"{utc.day} {utc:%b %Y}"
     return format_html('<time datetime="{}" title="{}">{}</time>', at.isoformat(), exact(at), shown)
+
+
+@register.filter
+def clock(at: datetime) -> SafeString:
+    """`at 10:04:07 UTC`, with the date where it is not today's; the exact time on hover."""
+    utc, today = at.astimezone(timezone.get_default_timezone()), timezone.now()
+    date = "" if utc.date() == today.date() else f"on {utc.day} {utc:%b %Y} "
+    return format_html(
+        '<time datetime="{}" title="{}">{}at {} UTC</time>', at.isoformat(), exact(at), date, f"{utc:%H:%M:%S}"
+    )
 
 
 @register.filter
