@@ -6,13 +6,15 @@ api -> verification -> clients.tokens (identity) -> decision -> audit.recording
 import json
 import re
 from typing import Any
+from uuid import UUID
 
 import msgspec
+from django.core.exceptions import SuspiciousOperation
 from django.http import HttpRequest, HttpResponse
 from rest_framework.views import APIView
 
 from audit.reasons import REASONS
-from governance import idempotency, schema
+from governance import idempotency, schema, waiting
 from governance.answers import answer, assertion, subject_body
 from governance.budgets import budgets
 from governance.contract import Call, Calls
@@ -26,6 +28,7 @@ MAX_IDEMPOTENCY_KEY = 255
 MAX_ITEMS = 100
 # The one message of msgspec that repeats what was sent.
 ENUM_VALUE = re.compile(r"Invalid enum value .*(?= - at `)", re.DOTALL)
+SEALED = re.compile("sealed")
 _calls = msgspec.json.Decoder(Calls)
 _call = msgspec.json.Decoder(Call)
 _encode = msgspec.json.Encoder().encode
@@ -40,6 +43,27 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes | msgspec.Raw) -> Any
         raise Problem(400, "invalid-member", "A member of the body is not valid", told) from None
     except (msgspec.DecodeError, ValueError, RecursionError):
         raise Problem(400, "invalid-json", "The body is not JSON", "It must be one JSON object in UTF-8.") from None
+
+
+def parameter(request: HttpRequest, name: str, pattern: re.Pattern[str], words: str) -> str:
+    """The one value of a query parameter. Raises a 400 Problem that names it and says what it must be."""
+    given = values(request, name)
+    if len(given) != 1 or not pattern.fullmatch(given[0]):
+        raise invalid_parameter(name, words)
+    return given[0]
+
+
+def values(request: HttpRequest, name: str) -> list[str]:
+    """All values of a query parameter. Raises a 400 Problem for more parameters than Django takes."""
+    try:
+        return request.GET.getlist(name)
+    except SuspiciousOperation:
+        raise invalid_parameter(name, "it is among too many parameters") from None
+
+
+def invalid_parameter(name: str, words: str) -> Problem:
+    """A query parameter that is missing, given twice, or not what it must be."""
+    return Problem(400, "invalid-parameter", "A parameter is not valid", f"`{name}`: {words}.")
 
 
 def json_response(body: Any, status: int = 200) -> HttpResponse:
@@ -104,11 +128,14 @@ class VerifyView(BackendView):
     def post(self, request: HttpRequest) -> HttpResponse:
         """Allow or deny one call of a tool; a denial is a 200."""
         credential = self.credential(request)
+        sealed = waits(request)
         body = request.body
         call = decode(_call, body)
-        if key := request.META.get("HTTP_IDEMPOTENCY_KEY"):
-            return json_response(once(credential, key, body, call, request))
-        return json_response(decided_one(credential, call, request))
+        key = request.META.get("HTTP_IDEMPOTENCY_KEY")
+        found = once(credential, key, body, call, request) if key else decided_one(credential, call, request)
+        if sealed:  # the answer is made, and what is kept of it is kept: only now is the seal waited for
+            found = found | {"tlog_proof": waiting.tlog_proof(UUID(found["record"]))}
+        return json_response(found)
 
 
 class VerifyBatchView(BackendView):
@@ -118,6 +145,8 @@ class VerifyBatchView(BackendView):
     def post(self, request: HttpRequest) -> HttpResponse:
         """Each item is decided by itself; one that is not valid has a problem document in its place."""
         credential = self.credential(request)
+        if waits(request):
+            raise invalid_parameter("wait", "a batch does not wait; ask for the proofs of its records")
         items: list[Call | dict[str, Any]] = []
         for raw in raw_items(request.body):
             try:
@@ -128,6 +157,13 @@ class VerifyBatchView(BackendView):
         answers = iter(decided(credential, calls, request) if calls else [])
         found = [next(answers) if isinstance(item, Call) else item for item in items]
         return json_response({"items": [one.document() if isinstance(one, Problem) else one for one in found]})
+
+
+def waits(request: HttpRequest) -> bool:
+    """Whether `?wait=sealed` is asked for. Raises a 400 Problem for any other value."""
+    if not request.META.get("QUERY_STRING") or not values(request, "wait"):
+        return False
+    return bool(parameter(request, "wait", SEALED, "`sealed`, or leave it out"))
 
 
 def raw_items(body: bytes) -> list[msgspec.Raw]:

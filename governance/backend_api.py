@@ -1,7 +1,6 @@
 """What backends and verifiers need besides verify: declaring tools, and the public keys."""
 
 import base64
-from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,13 +18,12 @@ from governance.contract import Declaration
 from governance.problems import Problem
 from governance.snapshot import snapshots
 from governance.verification import authenticate
+from muniment.notes import ED25519, Key
 from tools import declarations
 
 _declaration = msgspec.json.Decoder(Declaration)
 # Each change raises the policy version, after which every process loads the policy anew.
 changes = Budgets(rate=0.5, burst=20)
-# C2SP signed-note: the algorithm byte of Ed25519 keys.
-NOTE_ED25519 = b"\x01"
 
 
 class ToolsView(BackendView):
@@ -72,14 +70,14 @@ def _jwk(key: PublishedKey) -> dict[str, Any]:
         "kid": key.key_id,
         "alg": "EdDSA",
         "use": key.use,
-        "vkey": vkey(f"{urlsplit(settings.MUNIMENT_URL).netloc or 'muniment'}/{key.use}", public),
+        "vkey": Key(_name(key.use), ED25519, public).vkey,
         "not_before": key.not_before.isoformat(),
         "not_after": key.not_after.isoformat() if key.not_after else None,
     }
 
 
-def vkey(name: str, public: bytes) -> str:
-    """A verifier key as C2SP signed-note writes it: name, key hash (4 bytes) and key."""
-    typed = NOTE_ED25519 + public
-    short = sha256(name.encode() + b"\n" + typed).digest()[:4]
-    return f"{name}+{short.hex()}+{base64.b64encode(typed).decode()}"
+def _name(use: str) -> str:
+    """The key's name in its vkey. A log's key has the log's origin for its name (C2SP tlog-checkpoint)."""
+    if use == "log":
+        return str(settings.MUNIMENT_LOG_ORIGIN)
+    return f"{urlsplit(settings.MUNIMENT_URL).netloc or 'muniment'}/{use}"

@@ -10,6 +10,7 @@ from governance import contract
 
 TYPES = (contract.Call, contract.Outcome, contract.Declaration)
 View = Callable[..., Any]
+PUBLIC: list[Any] = [{}]  # no key is needed, against what holds for all others
 _, COMPONENTS = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
 
 _text = {"type": "string"}
@@ -67,6 +68,7 @@ ANSWER: dict[str, Any] = {
         "www_authenticate": _text,
         "retry_after": _count,
         "assertion": _text,
+        "tlog_proof": _nullable,
     },
 }
 PROBLEM: dict[str, Any] = {
@@ -89,7 +91,17 @@ def add_components(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         "securitySchemes": {"backendKey": {"type": "http", "scheme": "bearer", "bearerFormat": "mk_<key id>_<secret>"}},
     }
     result["security"] = [{"backendKey": []}]
+    _add_older_logs(result["paths"])
     return result
+
+
+def _add_older_logs(paths: dict[str, Any]) -> None:
+    """What is public of the current log is there of each log, below its number."""
+    number = {"name": "number", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
+    for path in ("checkpoint", "tile/{tile}", "proof/consistency"):
+        get = paths[f"/v1/log/{path}"]["get"]
+        older = get | {"operationId": f"{get['operationId']}_of", "parameters": [number, *get.get("parameters", [])]}
+        paths[f"/v1/log/{{number}}/{path}"] = {"get": older}
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -109,6 +121,13 @@ _idempotency = OpenApiParameter(
     OpenApiParameter.HEADER,
     description="A retry with the same body gets the first answer.",
 )
+_wait = OpenApiParameter(
+    "wait",
+    str,
+    enum=["sealed"],
+    description="Wait, up to 5 s, until the record is sealed: the answer then has `tlog_proof`, which is null when it"
+    " took longer. Nothing else of the answer changes.",
+)
 
 
 def verify(view: View) -> View:
@@ -116,7 +135,7 @@ def verify(view: View) -> View:
     return extend_schema(
         operation_id="verify",
         request={"application/json": ref("Call")},
-        parameters=[_idempotency],
+        parameters=[_idempotency, _wait],
         responses=_responses({200: ref("Answer")}, 400, 401, 409, 413, 422, 429, 503),
     )(view)
 
@@ -159,6 +178,53 @@ def keys(view: View) -> View:
     )
     return extend_schema(
         operation_id="keys",
-        auth=[],
+        auth=PUBLIC,
         responses={(200, "application/json"): _object(keys={"type": "array", "items": key})},
+    )(view)
+
+
+def log_checkpoint(view: View) -> View:
+    """GET /v1/log/checkpoint."""
+    note = OpenApiResponse(_text, "A signed note (C2SP tlog-checkpoint), with cosignatures.")
+    return extend_schema(
+        operation_id="log_checkpoint", auth=PUBLIC, responses={(200, "text/plain"): note} | _responses({}, 404, 503)
+    )(view)
+
+
+def log_tile(view: View) -> View:
+    """GET /v1/log/tile/{tile}."""
+    tile = OpenApiParameter(
+        "tile", str, OpenApiParameter.PATH,
+        description="Level, index and, for a partial tile, width, as C2SP tlog-tiles writes them: `0/x001/234.p/17`.",
+    )  # fmt: skip
+    hashes = OpenApiResponse({"type": "string", "format": "binary"}, "1 to 256 hashes of 32 bytes.")
+    return extend_schema(
+        operation_id="log_tile",
+        auth=PUBLIC,
+        parameters=[tile],
+        responses={(200, "application/octet-stream"): hashes} | _responses({}, 404, 503),
+    )(view)
+
+
+def log_consistency(view: View) -> View:
+    """GET /v1/log/proof/consistency."""
+    sizes = [OpenApiParameter(name, {"type": "integer", "minimum": 1}, required=True) for name in ("from", "to")]
+    body = _object(log=_count, **{"from": _count}, to=_count, path=_texts)
+    return extend_schema(
+        operation_id="log_consistency",
+        auth=PUBLIC,
+        parameters=sizes,
+        responses=_responses({200: body}, 400, 404, 503),
+    )(view)
+
+
+def log_inclusion(view: View) -> View:
+    """GET /v1/log/proof/inclusion."""
+    record = OpenApiParameter("record", {"type": "string", "format": "uuid"}, required=True)
+    counts = dict.fromkeys(("index", "log", "leaf_index", "size"), _count)
+    body = _object(record=_text, **counts, leaf=_text, path=_texts, checkpoint=_text, tlog_proof=_text)
+    return extend_schema(
+        operation_id="log_inclusion",
+        parameters=[record],
+        responses=_responses({200: body}, 400, 401, 404, 429, 503),
     )(view)

@@ -1,15 +1,29 @@
 """Every path that is served."""
 
+from typing import Any
+
 from django.conf import settings
 from django.contrib import admin
-from django.urls import include, path
+from django.urls import URLPattern, include, path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView
 
 from governance.api import VerifyBatchView, VerifyView
 from governance.backend_api import KeysView, ToolsView
 from governance.health import livez, readyz
+from governance.log_api import CheckpointView, ConsistencyView, InclusionView, TileView
 from governance.outcomes import OutcomeView
+
+
+def log(**initial: Any) -> tuple[list[URLPattern], None, None]:
+    """What each log has for everybody: the newest one below v1/log/, any one below v1/log/<number>/."""
+    found = [
+        path("checkpoint", CheckpointView.as_view(**initial)),
+        path("tile/<path:tile>", TileView.as_view(**initial)),
+        path("proof/consistency", ConsistencyView.as_view(**initial)),
+    ]
+    return found, None, None
+
 
 urlpatterns = [
     path("v1/verify", VerifyView.as_view()),
@@ -17,6 +31,9 @@ urlpatterns = [
     path("v1/records/<uuid:record>/outcome", OutcomeView.as_view()),
     path("v1/tools", ToolsView.as_view()),
     path("v1/keys", KeysView.as_view()),
+    path("v1/log/", log()),
+    path("v1/log/<int:number>/", log(schema=None)),  # described by governance.schema, from the ones above
+    path("v1/log/proof/inclusion", InclusionView.as_view()),
     path("v1/schema", SpectacularAPIView.as_view(), name="schema"),
     path("livez", livez),
     path("readyz", readyz),
