@@ -24,10 +24,11 @@ def publish(private: Ed25519PrivateKey, use: str) -> str:
 
 
 def announce(signer: Ed25519PrivateKey, use: str, public: bytes) -> bool:
-    """Publish a key, introduced by `signer`, with its `key` record; False when it was published already."""
+    """Publish a key, introduced by `signer`, with its `key` record; False when it was published already. Another's key
+    is introduced even then: it may have published itself, which makes nobody trust it."""
     with transaction.atomic():
         _, new = PublishedKey.objects.get_or_create(key_id=thumbprint(public), defaults={"use": use, "public": public})
-        if new:
+        if new or public != public_of(signer):
             _record(introduce(signer, use, public))
     return new
 

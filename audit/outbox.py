@@ -56,7 +56,9 @@ def entries(connection: psycopg.Connection, drained: int) -> tuple[list[Entry], 
 
     Called under the head's lock, so that no version can be missing between `drained` and the newest."""
     with connection.cursor(row_factory=dict_row) as cursor:
-        made = [_event(row) for row in cursor.execute(EVENTS).fetchall()]
+        # The next log starts with the record that opens it, and with a whole write batch.
+        events = sorted(cursor.execute(EVENTS).fetchall(), key=lambda row: not _opens_log(row))
+        made = [_event(row) for row in events]
         changes = cursor.execute(CHANGES, {"drained": drained}).fetchall()
     newest = drained
     for version, group in groupby(changes, key=lambda row: row["version"]):
@@ -65,6 +67,10 @@ def entries(connection: psycopg.Connection, drained: int) -> tuple[list[Entry], 
         made += _policy(version, list(group))
         newest = version
     return made, newest if newest != drained else None
+
+
+def _opens_log(row: dict[str, Any]) -> bool:
+    return row["kind"] == "notice" and (row["members"] or {}).get("action") == "log.open"
 
 
 def _holder(actor: str) -> str:

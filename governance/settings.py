@@ -269,7 +269,7 @@ MUNIMENT_QUEUE = env.int("MUNIMENT_QUEUE", 2048)
 MUNIMENT_RECORD_TIMEOUT = env.float("MUNIMENT_RECORD_TIMEOUT", 5.0)
 MUNIMENT_SEALED_WAITERS = env.int("MUNIMENT_SEALED_WAITERS", 4)
 # The log's name for ever (C2SP tlog-checkpoint: a schema-less URL); it must not change when the host does.
-MUNIMENT_LOG_ORIGIN = env.str("MUNIMENT_LOG_ORIGIN", f"{urlsplit(MUNIMENT_URL).netloc or 'muniment'}/log")
+MUNIMENT_LOG_ORIGIN = env.str("MUNIMENT_LOG_ORIGIN", f"{urlsplit(MUNIMENT_URL).hostname or 'muniment'}/log")
 MUNIMENT_SEAL_STATE = Path(env.str("MUNIMENT_SEAL_STATE", str(MUNIMENT_VAR / "seal"))).absolute()
 MUNIMENT_ANCHORS = (read_secret("MUNIMENT_ANCHORS") or "").split()
 

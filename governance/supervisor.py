@@ -39,6 +39,7 @@ from governance.supervisor_plan import (
     instance_lines,
     manage_command,
     read_plan,
+    seal_command,
     web_command,
     worker_command,
 )
@@ -173,11 +174,12 @@ class Supervisor:
 
     def _start_children(self, urls: Urls) -> None:
         self._check()
-        say("starting web, worker and beat")
-        # In this order they are stopped, last to first: web, beat, worker.
+        say("starting web, sealer, worker and beat")
+        # In this order they are stopped, last to first: web, seal, beat, worker.
         for name, command, owner, grace in (
             ("worker", worker_command(), True, 20.0),
             ("beat", beat_command(self.plan), False, 10.0),
+            ("seal", seal_command(), False, 10.0),
             ("web", web_command(self.plan), False, 15.0),
         ):
             log = self.plan.var / "log" / f"{name}.log"

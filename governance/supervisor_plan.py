@@ -138,6 +138,11 @@ def worker_command() -> list[str]:
     ]
 
 
+def seal_command() -> list[str]:
+    """The sealer."""
+    return manage_command("seal")
+
+
 def beat_command(plan: Plan) -> list[str]:
     """Celery beat; the schedule is in the database, the file only remembers the last run where it is not."""
     schedule = str(plan.var / "celerybeat-schedule")

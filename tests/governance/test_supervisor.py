@@ -129,7 +129,7 @@ def test_it_starts_serves_tells_how_and_ctrl_c_leaves_nothing(run: Run) -> None:
     for needed in (f"http://127.0.0.1:{run.port}/admin/", "/v1/schema", "/v1/verify", "mk_"):
         assert needed in run.said
     lines = " ".join(marked(run.var).values())
-    for name in ("granian", "worker", "beat", "postgres", "redis-server"):
+    for name in ("granian", "worker", "beat", "manage.py seal", "postgres", "redis-server"):
         assert name in lines
     for file in (run.var / "instance.env", *run.var.glob("log/*"), *run.var.glob("keys/*")):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
@@ -258,7 +258,7 @@ def test_a_wrong_environment_exits_2(tmp_path: Path) -> None:
 # --- who is given what ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("process", ["web", "worker", "beat", "manage"])
+@pytest.mark.parametrize("process", ["web", "worker", "beat", "seal", "manage"])
 def test_each_process_is_given_its_own_keys_and_no_others(tmp_path: Path, process: str) -> None:
     plan = read_plan({"MUNIMENT_VAR": str(tmp_path)})
     inherited = {f"MUNIMENT_{name}": "foreign" for name in devkeys.NAMES} | {"MUNIMENT_LOG_KEY_FILE": "/x"}
