@@ -4,6 +4,7 @@ anybody until its time is over."""
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -89,33 +90,31 @@ class Bucket(Anchor):
             until = datetime.now(UTC) + timedelta(days=self._retain_days)
             lock = {"ObjectLockMode": "COMPLIANCE", "ObjectLockRetainUntilDate": until}
         what = {"Bucket": self._bucket, "Key": key, "Body": note.encode(), "ContentType": "text/plain; charset=utf-8"}
-        client = self._client()
         try:
-            client.put_object(**what, **lock, IfNoneMatch="*")
+            self._client.put_object(**what, **lock, IfNoneMatch="*")
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
             if code in _NO_CONDITION:  # an older server; versions keep what was there
-                client.put_object(**what, **lock)
+                self._client.put_object(**what, **lock)
             elif code not in _EXISTS:  # another worker was faster, with the same note
                 raise
 
     def _get(self, key: str, version: str) -> str:
         which = {} if version == "null" else {"VersionId": version}
-        with self._client().get_object(Bucket=self._bucket, Key=key, **which)["Body"] as body:
+        with self._client.get_object(Bucket=self._bucket, Key=key, **which)["Body"] as body:
             return str(body.read(MAX_NOTE).decode("utf-8", "replace"))
 
     def _versions(self, folder: str, after: str) -> Iterator[tuple[str, str]]:
         """Key and version of the objects in a folder, in the order of their keys."""
-        pages = (
-            self._client()
-            .get_paginator("list_object_versions")
-            .paginate(Bucket=self._bucket, Prefix=folder, **({"KeyMarker": after} if after else {}))
+        pages = self._client.get_paginator("list_object_versions").paginate(
+            Bucket=self._bucket, Prefix=folder, **({"KeyMarker": after} if after else {})
         )
         listing = iter(pages)
         while page := _asked(lambda: next(listing, None)):
             for one in page.get("Versions", []):
                 yield one["Key"], one.get("VersionId") or "null"
 
+    @cached_property
     def _client(self) -> Any:
         # Imported here: it takes long, and of all processes only the worker and the verifier need it.
         import boto3
