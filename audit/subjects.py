@@ -55,7 +55,7 @@ def _find(key: bytes, email: str | None) -> Known | None:
             # Somebody may be changing this user; then the address is stored at a later call.
             free = Subject.objects.select_for_update(skip_locked=True).filter(uid=subject.uid).first()
             if free is not None:
-                free.email = protect(keyring.get(free.uid), email.encode(), _bound(free.uid, "email"))
+                free.email = protect(keyring.get(free.uid), email.encode(), bound(free.uid, "email"))
                 free.email_key = email_key(email)
                 free.save(update_fields=["email", "email_key"])
                 stored = email
@@ -81,15 +81,16 @@ def _insert(uid: str, key: bytes, issuer: str, sub: str, email: str | None) -> s
         uid=uid,
         issuer=issuer,
         identity_key=key,
-        sub=protect(cipher, sub.encode(), _bound(uid, "sub")),
-        email=protect(cipher, email.encode(), _bound(uid, "email")) if email else None,
+        sub=protect(cipher, sub.encode(), bound(uid, "sub")),
+        email=protect(cipher, email.encode(), bound(uid, "email")) if email else None,
         email_key=email_key(email) if email else None,
     )
     Subject.objects.bulk_create([subject], ignore_conflicts=True)
     return Subject.objects.values_list("uid", flat=True).get(identity_key=key)
 
 
-def _bound(uid: str, column: str) -> bytes:
+def bound(uid: str, column: str) -> bytes:
+    """What a protected identifier is bound to (AAD)."""
     return f"{uid}/{column}".encode()
 
 
@@ -100,7 +101,7 @@ def read(subject: Subject, column: str) -> str | None:
     if protected is None:
         return None
     try:
-        return reveal(keyring.get(subject.uid), bytes(protected), _bound(subject.uid, column)).decode()
+        return reveal(keyring.get(subject.uid), bytes(protected), bound(subject.uid, column)).decode()
     except (KeyDestroyed, InvalidTag):
         return None
 

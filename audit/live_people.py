@@ -1,0 +1,126 @@
+"""Whether the protected details beside the records, and the users' entries, are those that the log commits to."""
+
+from collections.abc import Callable
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from django.conf import settings
+
+from audit import subjects
+from audit.entries import LOOKUPS, lookup
+from audit.models import DataKey, Record, Subject
+from audit.protection import KeyDestroyed, KeyRing, reveal
+from muniment import disclosures
+from muniment.disclosures import DisclosureError
+from muniment.findings import Finding
+
+PAGE = 1000
+
+
+class People:
+    """Examines disclosures record by record, then keys and users. `opened` tells whether this process has the key that
+    opens protected details; without it only what is there, and what is gone, can be told."""
+
+    def __init__(self, report: Callable[[Finding], None]) -> None:
+        self._report = report
+        self.opened = {"KEY_ENCRYPTION_KEY", "PEPPER"} <= set(settings.MUNIMENT_KEYS)
+        self._ring = KeyRing()
+        self._first: dict[str, int] = {}  # holder -> the first record that has details under its key
+        self._stripped: list[tuple[int, str | None]] = []
+
+    def record(self, record: Record, said: dict[str, Any]) -> None:
+        """One record, whose statement is what was sealed."""
+        committed = said.get("_sd") or []
+        if record.disclosures is None:
+            if committed:
+                self._stripped.append((record.index, said.get("subject")))
+            return
+        if record.holder is None or not committed:
+            self._find("disclosure-foreign", record.index, "has details that its statement does not commit to")
+            return
+        self._first.setdefault(record.holder, record.index)
+        if self.opened and (key := self._key(record.holder)):
+            self._open(record, key, committed)
+
+    def finish(self, erased: set[str], retained: Callable[[int], bool]) -> None:
+        """What needs the whole log: keys that are gone, details that were taken away, users."""
+        holders = list(self._first)
+        for start in range(0, len(holders), PAGE):
+            page = holders[start : start + PAGE]
+            there = set(DataKey.objects.filter(holder__in=page).values_list("holder", flat=True))
+            for holder in page:
+                if holder not in there and holder not in erased:
+                    words = f"the key of {holder} is gone, and no erasure record accounts for it"
+                    self._report(Finding("key-destroyed", words, self._first[holder]))
+        for index, subject in self._stripped:
+            if subject not in erased and not retained(index):
+                self._find("disclosure-missing", index, "has lost its protected details")
+        if self.opened:
+            self._users(erased)
+
+    # --- one record ---------------------------------------------------------------------------------------
+
+    def _key(self, holder: str) -> AESGCM | None:
+        try:
+            return self._ring.get(holder)
+        except KeyDestroyed:
+            return None
+        except InvalidTag:
+            if holder in self._first:
+                words = f"the key that is stored for {holder} is another's"
+                self._report(Finding("subject-swapped", words, self._first[holder]))
+            return None
+
+    def _open(self, record: Record, key: AESGCM, committed: list[str]) -> None:
+        try:
+            found = disclosures.unpack(reveal(key, bytes(record.disclosures or b""), bytes(record.leaf)))
+        except (InvalidTag, DisclosureError):
+            self._find("disclosure-foreign", record.index, "has details that do not open under its user's key")
+            return
+        if disclosures.digests(found) != sorted(committed):
+            self._find("disclosure-foreign", record.index, "has details that its statement does not commit to")
+            return
+        self._columns(record, {one.name: one.value for one in found})
+
+    def _columns(self, record: Record, private: dict[str, Any]) -> None:
+        """The keyed hashes by which a record is found, and the user that it is of."""
+        expected = {column: lookup(name, private[name]) for name, column in LOOKUPS.items() if name in private}
+        if isinstance(resource := private.get("resource"), dict):
+            expected["resource_key"] = lookup("resource", f"{resource['type']}\x00{resource['id']}")
+        for column in (*LOOKUPS.values(), "resource_key"):
+            stored = getattr(record, column)
+            if (bytes(stored) if stored is not None else None) != expected.get(column):
+                self._find("column-differs", record.index, f"is found by another {column} than it has")
+
+    # --- users --------------------------------------------------------------------------------------------
+
+    def _users(self, erased: set[str]) -> None:
+        after = ""
+        while page := list(Subject.objects.filter(uid__gt=after).order_by("uid")[:PAGE]):
+            for user in page:
+                if user.uid not in erased and user.erased_at is None:
+                    self._user(user)
+            after = page[-1].uid
+
+    def _user(self, user: Subject) -> None:
+        sub, email = self._read(user, "sub"), self._read(user, "email")
+        same = sub is not None and bytes(user.identity_key or b"") == subjects.identity_key(user.issuer, sub)
+        if email is not None:
+            same = same and bytes(user.email_key or b"") == subjects.email_key(email)
+        if not same or (user.email_key is not None) != (user.email is not None):
+            words = f"the entry of user {user.uid} does not hold the identifiers that it is found by"
+            self._report(Finding("subject-swapped", words, self._first.get(user.uid)))
+
+    def _read(self, user: Subject, column: str) -> str | None:
+        protected = getattr(user, column)
+        if protected is None:
+            return None
+        try:
+            key = self._ring.get(user.uid)
+            return reveal(key, bytes(protected), subjects.bound(user.uid, column)).decode()
+        except (KeyDestroyed, InvalidTag):
+            return None
+
+    def _find(self, code: str, index: int, words: str) -> None:
+        self._report(Finding(code, f"record {index:,} {words}", index))

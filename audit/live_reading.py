@@ -1,0 +1,114 @@
+"""What the verification of the live log reads: pages by index, one short statement each, so that no snapshot is held
+open (DESIGN.md section 6, Storage)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import count, pairwise
+from typing import Any
+
+from django.db import connection
+
+from audit.models import Batch as BatchRow
+from audit.models import Record, Tile
+from muniment.examine import Batch
+from muniment.merkle import HASH_BYTES
+from muniment.tiles import WIDTH
+
+MOST = 10_000  # records in a write batch; the writer makes 512 at most
+AT_ONCE = 100  # write batches read in one statement
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of the log at one moment."""
+
+    policy: int
+    next: int
+    at: datetime
+    batch: bytes
+    drained: int
+    beyond: tuple[int, ...]  # indices of records at or behind `next`
+
+
+def head() -> Head:
+    """The head, with what stands beyond it, seen at one moment."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT policy, next, at, batch, drained, ARRAY(SELECT index FROM audit_record r WHERE r.index >= h.next"
+            " ORDER BY index LIMIT 20) FROM audit_head h"
+        )
+        policy, upto, at, batch, drained, beyond = cursor.fetchone()
+    return Head(policy, upto, at, bytes(batch), drained, tuple(beyond))
+
+
+def policy_tables() -> tuple[int, int, dict[str, list[dict[str, Any]]]]:
+    """The policy's version, how far it is recorded, and its tables as the log carries them, at one moment."""
+    import json
+
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT h.policy, h.drained, r.table_name, r.content::text FROM audit_head h"
+            " LEFT JOIN LATERAL muniment_policy_rows() r ON true"
+        )
+        rows = cursor.fetchall()
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for _, _, table, content in rows:
+        if table is not None:
+            tables.setdefault(table, []).append(json.loads(content))
+    return rows[0][0], rows[0][1], tables
+
+
+def batches(first: int, upto: int) -> Iterator[Batch]:
+    """The write batches that begin in [first, upto), in order."""
+    while first < upto:
+        rows = BatchRow.objects.filter(first__gte=first, first__lt=upto).order_by("first")[:AT_ONCE]
+        page = [
+            Batch(r.first, r.size, bytes(r.previous), bytes(r.root), bytes(r.digest), bytes(r.signature), r.key_id)
+            for r in rows
+        ]
+        yield from page
+        if len(page) < AT_ONCE:
+            return
+        first = page[-1].first + 1
+
+
+def records(first: int, upto: int) -> list[Record]:
+    """The records with an index in [first, upto), in order; one index may be there twice."""
+    return list(Record.objects.filter(index__gte=first, index__lt=upto).order_by("index", "at"))
+
+
+class Leaves:
+    """The leaf hashes that the stored tiles of one log have, tile by tile."""
+
+    def __init__(self, log: int, size: int) -> None:
+        self.log, self.size = log, size
+        self._tile = -1
+        self._hashes = b""
+
+    def get(self, leaf: int) -> bytes | None:
+        """The sealed hash of a leaf; None for one that is not sealed, or whose tile is gone."""
+        if not 0 <= leaf < self.size:
+            return None
+        if leaf // WIDTH != self._tile:
+            self._tile = leaf // WIDTH
+            self._hashes = tile(self.log, 0, self._tile)
+        at = leaf % WIDTH * HASH_BYTES
+        return self._hashes[at : at + HASH_BYTES] if len(self._hashes) >= at + HASH_BYTES else None
+
+
+def tile(log: int, level: int, index: int) -> bytes:
+    """A tile as it is stored; empty where it is gone."""
+    row = Tile.objects.filter(log=log, level=level, index=index).values_list("hashes", flat=True).first()
+    return b"" if row is None else bytes(row)
+
+
+def ranges(indices: list[int]) -> list[tuple[int, int]]:
+    """Indices, rising, as ranges of first and size."""
+    found: list[tuple[int, int]] = []
+    for (before, index), _ in zip(pairwise([-2, *indices]), count(), strict=False):
+        if index == before + 1 and found:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((index, 1))
+    return found
