@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from urllib.parse import SplitResult, urlsplit
 
 from django.conf import settings
@@ -63,9 +64,10 @@ def held(origin: str, limit: int | None = None) -> Iterator[tuple[str, str]]:
     failed = []
     for anchor in configured():
         try:
-            for note in anchor.held(origin, limit):
-                if note.partition("\n")[0] == origin:  # two origins can have one folder
-                    yield anchor.name, note
+            # Two origins can have one folder; what is of another one must not count.
+            ours = (note for note in anchor.held(origin) if note.partition("\n")[0] == origin)
+            for note in islice(ours, limit):
+                yield anchor.name, note
         except AnchorError as error:
             failed.append(f"{anchor.name}: {error}")
     if failed:

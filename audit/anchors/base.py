@@ -55,9 +55,9 @@ class Anchor:
         nothing. Raises AnchorError, Disagreement. Opens no transaction."""
         raise NotImplementedError
 
-    def held(self, origin: str, limit: int | None = None) -> Iterator[str]:
-        """The notes of a log that the anchor has, largest first, at most `limit`; none if it cannot be read back.
-        They are what the anchor holds and nothing more: not verified. Raises AnchorError."""
+    def held(self, origin: str) -> Iterator[str]:
+        """What the anchor has in the log's folder, largest first, each read when it is asked for; nothing if it cannot
+        be read back. Not verified, not even that they are notes of this log. Raises AnchorError."""
         return iter(())
 
 

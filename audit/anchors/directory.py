@@ -61,14 +61,14 @@ class Directory(Anchor):
             raise AnchorError(f"the directory cannot be written: {error.strerror}") from None
         return ""
 
-    def held(self, origin: str, limit: int | None = None) -> Iterator[str]:
+    def held(self, origin: str) -> Iterator[str]:
         """Read back what is there. A directory that does not exist is an error, one without this log is empty."""
         try:
             if not self._path.is_dir():
                 raise AnchorError("the directory does not exist")
             folder = self._path / folder_of(origin)
             names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208
-            for name in sorted((name for name in names if size_of(name) is not None), reverse=True)[:limit]:
+            for name in sorted((name for name in names if size_of(name) is not None), reverse=True):
                 yield _read(folder / name)
         except OSError as error:
             raise AnchorError(f"the directory cannot be read: {error.strerror}") from None

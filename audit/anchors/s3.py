@@ -1,7 +1,6 @@
 """A bucket as an anchor (S3, or a server that speaks it), with object lock: what was put there cannot be deleted by
 anybody until its time is over."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -71,11 +70,10 @@ class Bucket(Anchor):
             _asked(lambda: self._put(folder + name, submission.note))
         return ""
 
-    def held(self, origin: str, limit: int | None = None) -> Iterator[str]:
+    def held(self, origin: str) -> Iterator[str]:
         """Read back every version of every object."""
         folder = self._folder(origin)
-        ours = (one for one in self._versions(folder, "") if size_of(one[0].removeprefix(folder)) is not None)
-        found = deque(ours, limit)
+        found = [one for one in self._versions(folder, "") if size_of(one[0].removeprefix(folder)) is not None]
         for key, version in reversed(found):
             yield _asked(lambda key=key, version=version: self._get(key, version))  # type: ignore[misc]
 
