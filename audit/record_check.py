@@ -5,8 +5,10 @@ whoever must not believe this database verifies a bundle elsewhere.
 """
 
 from audit import logtree
+from audit.live_people import People
+from audit.live_records import differing
 from audit.models import Batch, Log, PublishedKey, Record
-from muniment import batches, merkle, proofs
+from muniment import batches, merkle, proofs, statements
 from muniment.findings import Finding
 from muniment.notes import ED25519, Key, NoteError
 from muniment.proofs import ProofError
@@ -21,10 +23,27 @@ def verify_record(record: Record) -> list[Finding]:
         words = f"record {record.index}: the stored bytes do not give the stored leaf"
         return [Finding("record-changed", words, record.index)]
     try:
-        return _tree(record, leaf) or _batch(record)
+        return _tree(record, leaf) or _batch(record) or _beside(record)
     except TileMissing as missing:
         words = f"tile {missing.level}/{missing.index} of the tree is gone, or too short"
         return [Finding("tile-differs", words, record.index)]
+
+
+def _beside(record: Record) -> list[Finding]:
+    """What stands beside the statement: the columns, and the protected details, where this process can open them."""
+    found: list[Finding] = []
+    try:
+        said = statements.decode(bytes(record.statement))
+    except statements.StatementError:
+        return [Finding("record-malformed", f"record {record.index:,} is not a statement", record.index)]
+    if columns := differing(record, said):
+        words = f"record {record.index:,}: the column {', '.join(columns)} says something else than the record"
+        found.append(Finding("column-differs", words, record.index))
+    if said.get("_sd") and record.disclosures is None:
+        words = f"record {record.index:,} has lost its protected details"
+        found.append(Finding("disclosure-missing", words, record.index))
+    People(found.append).record(record, said)
+    return found
 
 
 def _leaves(batch: Batch) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from audit import anchors, maintenance
+from audit import anchors, maintenance, verification_runs
 
 
 @shared_task
@@ -21,3 +21,15 @@ def clear_outbox() -> None:
 def push_anchors() -> None:
     """Each MUNIMENT_ANCHOR_INTERVAL: the newest checkpoint goes to the anchors that do not have it."""
     anchors.push_all()
+
+
+@shared_task
+def verify_sample() -> None:
+    """Hourly: a thousand records, taken at random, are verified."""
+    verification_runs.run_sample()
+
+
+@shared_task
+def verify_all() -> None:
+    """Nightly: the whole log is verified."""
+    verification_runs.run_full()

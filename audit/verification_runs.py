@@ -1,0 +1,113 @@
+"""Runs of the log's verification that are kept: what was looked at, what was found, and the alert where something was.
+
+Two at once would only slow each other down, so a lock lets one run at a time."""
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from django.db import connection
+from django.utils import timezone
+
+from audit import alerts, logtree, verification
+from audit.models import Record, Verification
+from audit.record_check import verify_record
+from audit.verification import Report
+from muniment.examine import Examiner
+from muniment.findings import Finding
+from muniment.keys import Trust
+
+logger = logging.getLogger(__name__)
+
+RUNNING = int.from_bytes(b"munverif")
+"""The session-level advisory lock of a verification."""
+
+KEPT = 100  # findings in the row of a run
+SAMPLE = 1000
+
+
+class Busy(Exception):
+    """Another verification is running."""
+
+
+def run(kind: str, look: Callable[[], Report]) -> Report:
+    """Run one verification of a kind (`full`, `since`, `sample`), keep what it found, raise or end the alert. Raises
+    Busy, and whatever `look` raises."""
+    with _alone():
+        row = Verification.objects.create(kind=kind, began_at=timezone.now())
+        report = look()
+        row.ended_at, row.records, row.size = timezone.now(), report.records, report.size
+        row.findings = [{"code": f.code, "index": f.index, "message": f.message} for f in report.findings[:KEPT]]
+        row.count = report.count
+        row.save(update_fields=["ended_at", "records", "size", "findings", "count"])
+    if report.count:
+        first = report.findings[0]
+        more = f" And {report.count - 1:,} more." if report.count > 1 else ""
+        alerts.raise_alert("verification-failed", "", f"{first.code}: {first.message}.{more}")
+        logger.error("the verification of the log found %d things, the first: %s", report.count, first.line)
+    elif kind == "full":  # a look at part of the log ends nothing
+        alerts.clear("verification-failed")
+    return report
+
+
+def run_full() -> None:
+    """The nightly run; nothing, with a line in the log, when one is running."""
+    try:
+        run("full", verification.verify)
+    except Busy:
+        logger.warning("the verification of the log is left out: another one is running")
+
+
+def run_sample() -> None:
+    """The hourly run on a sample; nothing, with a line in the log, when one is running."""
+    try:
+        run("sample", lambda: sample(SAMPLE))
+    except Busy:
+        logger.warning("the verification of a sample is left out: another one is running")
+
+
+def sample(count: int) -> Report:
+    """Look at so many sealed records, taken at random: each with its columns, its write batch and its way to the signed
+    root. Keys are those that are published."""
+    report = Report(notes=["A sample, checked against the keys that are published here."])
+    log = logtree.current()
+    newest = logtree.newest(log) if log else None
+    if log is None or newest is None:
+        return report
+    report.size = log.start + newest.size
+    retained = _retained()
+    for index in sorted(random.sample(range(log.start, report.size), min(count, newest.size))):
+        found = list(Record.objects.filter(index=index)[:2])
+        if not found and not any(first <= index < first + size for first, size in retained):
+            words = f"record {index:,} is missing, and no retention record accounts for it"
+            report.add(Finding("record-missing", words, index))
+        if len(found) > 1:
+            report.add(Finding("record-inserted", f"there are two records {index:,}", index))
+        for record in found[:1]:
+            report.records += 1
+            for finding in verify_record(record):
+                report.add(finding)
+    return report
+
+
+def _retained() -> list[tuple[int, int]]:
+    """What retention records say was deleted."""
+    examiner = Examiner(Trust(), lambda finding: None)
+    for record in Record.objects.filter(type="retention").order_by("index").iterator():
+        if not verify_record(record):
+            examiner.context(record.index, bytes(record.statement))
+    return examiner.retained
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [RUNNING])
+        if not cursor.fetchone()[0]:
+            raise Busy
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [RUNNING])
