@@ -55,7 +55,6 @@ class Tree:
         self._outside = sorted((c for c in held if c.size > begun or c.size > size), key=lambda claim: claim.size)
         self._stored = self._read(begun)
         self._next: Claim | None = next(self._stored, None)
-        self._first = begun == 0
 
     @property
     def at(self) -> int:
@@ -127,9 +126,6 @@ class Tree:
         """Whether a trusted key signed it; a finding where not."""
         where = f" of {claim.where}" if claim.where else ""
         about = f"the checkpoint{where} of {claim.size:,} records"
-        if self._first and not self.trust.logs and not claim.where:
-            self.trust.logs |= first_key(self.log.origin, claim.note)
-        self._first = False
         try:
             read = checkpoints.read(claim.note, self.trust.log_keys(self.log.origin))
         except CheckpointUntrusted:

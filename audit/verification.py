@@ -119,6 +119,8 @@ class _Run:
     def _begin(self, since: datetime | None, outside: Held) -> int:
         """The index to begin at. The trees are made ready; what those before it tell is taken note of."""
         start, frontier = (0, 0), None
+        if self.examiner.first_use and (first := Checkpoint.objects.filter(log=1).order_by("size").first()):
+            self.trust.logs |= first_key(self.logs[0].origin, first.note)
         if since is not None:
             found = Checkpoint.objects.filter(at__lte=since, log=self.logs[-1].number if self.logs else 0)
             if (row := found.order_by("-size").first()) and (frontier := self._frontier(row)):
@@ -140,8 +142,6 @@ class _Run:
     def _frontier(self, row: Checkpoint) -> merkle.Frontier | None:
         """The tree's edge at a checkpoint that is signed; None where it cannot be had, and all is verified."""
         log = self.logs[-1]
-        if not self.trust.logs and (first := Checkpoint.objects.filter(log=1).order_by("size").first()):
-            self.trust.logs |= first_key(self.logs[0].origin, first.note)
         try:
             frontier = logtree.tree(log, row.size).frontier(row.size)
         except LookupError:
@@ -154,7 +154,7 @@ class _Run:
 
     def _context(self, upto: int) -> None:
         """The keys, the policy and the deletions of the time before, each shown to be in the tree."""
-        if not self.trust.writers and (batch := next(reading.batches(0, 1), None)):
+        if self.examiner.first_use and (batch := next(reading.batches(0, 1), None)):
             key = PublishedKey.objects.filter(key_id=batch.key_id, use="writer").first()
             self.trust.writers |= {batch.key_id: bytes(key.public)} if key else {}
         log = self.logs[-1]
