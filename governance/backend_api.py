@@ -15,9 +15,9 @@ from governance import schema
 from governance.api import BackendView, decode, json_response
 from governance.budgets import Budgets
 from governance.contract import Declaration
-from governance.problems import Problem
+from governance.problems import Problem, not_authenticated
 from governance.snapshot import snapshots
-from governance.verification import authenticate
+from governance.verification import NotAuthenticated, authenticate
 from muniment.notes import ED25519, Key
 from tools import declarations
 
@@ -33,7 +33,10 @@ class ToolsView(BackendView):
     def put(self, request: HttpRequest) -> HttpResponse:
         """Idempotent. New tools wait for approval by staff."""
         snapshots.at_head()  # nothing is recorded here that would refuse a key revoked a moment ago
-        _, backend = authenticate(self.credential(request))
+        try:
+            _, backend = authenticate(self.credential(request))
+        except NotAuthenticated:  # revoked since
+            raise not_authenticated() from None
         if changes.spent(backend.slug, "tools"):
             raise Problem(
                 429, "too-many-changes", "Too many changes", "Tools are declared at start, not all the time.",

@@ -86,6 +86,7 @@ class Supervisor:
             self._stop_leftovers()
             cleanup.enter_context(reserved_port(self.plan.port))
             devkeys.make(var / "keys")
+            devkeys.private_directory(var / "anchor")
             urls = self._start_servers(cleanup)
             self._write_instance(urls, cleanup)
             self._prepare_database(urls)

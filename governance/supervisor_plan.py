@@ -96,6 +96,9 @@ def environment_for(
     }
     if owner:
         given["DATABASE_OWNER_URL"] = urls.owner
+    if not _value_or_file(inherited, "MUNIMENT_ANCHORS"):
+        # Beside the database it shows what an anchor is, and protects nothing: a real one is somewhere else.
+        given["MUNIMENT_ANCHORS"] = (plan.var / "anchor").as_uri()
     return kept | given | devkeys.variables(plan.var / "keys", process)
 
 
