@@ -100,25 +100,27 @@ class Tree:
     def _compare(self) -> None:
         stored = None
         while self._next is not None and self._next.size <= self.at:
-            stored, self._next = self._next, next(self._stored, None)
-            self._stored_one(stored)
+            passed, self._next = self._next, next(self._stored, None)
+            stored = passed if self._stored_one(passed) else None
         while self._outside and self._outside[0].size <= self.at:
             self._outside_one(self._outside.pop(0), stored)
 
-    def _stored_one(self, claim: Claim) -> None:
+    def _stored_one(self, claim: Claim) -> bool:
+        """Compare it; whether it is signed, and so can be one of two."""
         if not self._signed(claim):
-            return
+            return False
         if claim.root != self.root():
             words = f"the records do not give the root that was signed over {claim.size:,} records"
             self._find("root-differs", words, self._last(claim))
+        return True
 
     def _outside_one(self, claim: Claim, stored: Claim | None) -> None:
-        if not self._signed(claim) or claim.root == self.root():
+        if not self._signed(claim):
             return
         if stored is not None and stored.size == claim.size and stored.root != claim.root:
             words = f"two roots were signed over {claim.size:,} records: one here, one with {claim.where}"
             self._find("fork", words, self._last(claim))
-        else:
+        elif claim.root != self.root():
             words = f"{claim.where} holds another root of the first {claim.size:,} records than they give"
             self._find("anchor-differs", words, self._last(claim))
 

@@ -97,9 +97,7 @@ class _Run:
                     try:
                         outside.add(where, note)
                     except CheckpointError:
-                        self.report.add(
-                            Finding("checkpoint-unsigned", f"{where} holds what is no checkpoint")
-                        )
+                        self.report.add(Finding("checkpoint-unsigned", f"{where} holds what is no checkpoint"))
             except AnchorError as error:
                 self.report.notes.append(f"An anchor could not be read back: {error}.")
         return outside
@@ -199,7 +197,7 @@ class _Run:
                 row = Record.objects.filter(index__gte=first, index__lt=upto).order_by("index").first()
                 there = row.index if row else upto
                 if there > first:
-                    self.gaps.append((first, there - first))
+                    self._missing(first, there - first)
                     self.examiner.next = first = there
                     continue
             end = min(first + CHUNK, upto)
@@ -223,8 +221,15 @@ class _Run:
             for index, row in enumerate(rows, first)
         ]
         if missing := [entry.index for entry in entries if entry.statement is None]:
-            self.gaps += reading.ranges(missing)
+            for low, size in reading.ranges(missing):
+                self._missing(low, size)
         return rows, entries
+
+    def _missing(self, first: int, size: int) -> None:
+        """A gap; one that goes on from the gap before it is the same one: a month that was dropped is one finding."""
+        if self.gaps and sum(self.gaps[-1]) == first:
+            first, size = self.gaps[-1][0], self.gaps.pop()[1] + size
+        self.gaps.append((first, size))
 
     def _examined(self, rows: Sequence[Record | None], entries: Sequence[Entry], leaves: Sequence[bytes]) -> None:
         for row, entry, leaf in zip(rows, entries, leaves, strict=True):
@@ -301,7 +306,7 @@ class _Run:
                 later = [low for low, _ in self.examiner.retained if at < low < first + size]
                 end = min([first + size, *later])
                 which = f"record {at:,} is" if end == at + 1 else f"records {at:,} to {end - 1:,} are"
-                words = f"{which} missing, and no retention record accounts for it"
+                words = f"{which} missing, and no retention record accounts for {'it' if end == at + 1 else 'them'}"
                 self.report.add(Finding("record-missing", words, at))
                 at = end
 

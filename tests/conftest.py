@@ -117,3 +117,19 @@ def db(migrated: None) -> Iterator[None]:
     from governance import process
 
     process.stop_recorder()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The attacks that were carried out, and what found each (tests/audit/test_attacks.py)."""
+    rows = []
+    for report in terminalreporter.getreports("passed"):
+        told = dict(report.user_properties) if report.when == "call" else {}
+        if "attack" in told:
+            rows.append([str(told[name]) for name in ("attack", "detector", "finding")])
+    if not rows:
+        return
+    rows = [["attack", "detected by", "finding"], *sorted(rows, key=lambda row: row[1])]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    terminalreporter.section("attacks on the log")
+    for attack, detector, finding in rows:
+        terminalreporter.write_line(f"{attack:<{widths[0]}} | {detector:<{widths[1]}} | {finding}")
