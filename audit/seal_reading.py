@@ -4,9 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from audit.seal_session import Look, Session
-from audit.seal_state import Halt, Passing, State
+from audit.seal_state import Halt, Passing, State, StateBroken
+from muniment import checkpoints
+from muniment.checkpoints import CheckpointError
 from muniment.examine import Batch, Entry, Examiner
 from muniment.findings import Finding
+from muniment.keys import Trust
 from muniment.merkle import HASH_BYTES
 from muniment.tiles import WIDTH, Builder
 
@@ -31,8 +34,22 @@ def log_origin(origin: str, log: int) -> str:
     return origin if log == 1 else f"{origin}/{log}"
 
 
+def signer(state: State) -> str:
+    """The id of the key that signed the state's checkpoint. StateBroken where it is none that the state knows."""
+    for key_id, public in state.logs.items():
+        try:
+            checkpoints.read(state.note, Trust(logs={key_id: public}).log_keys(state.origin))
+        except CheckpointError:
+            continue
+        return key_id
+    raise StateBroken("the checkpoint in state.json is signed by no key that it knows")
+
+
 def halt(finding: Finding) -> None:
     """What the examiner finds stops the sealer. Raises Halt."""
+    if finding.code == "tile-differs":  # what it was given as the tree's hash is the record's own column
+        words = f"the leaf column of record {finding.index:,} is not the hash of its statement"
+        raise Halt("column-differs", words, finding.index)
     raise Halt(finding.code, finding.message, finding.index)
 
 

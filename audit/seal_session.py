@@ -148,6 +148,12 @@ class Session:
             connection.execute(STATUS, ["active", "", host])
         return bool(self._one(NOTE, [state.log, state.sealed])[0] == state.note)
 
+    def republish(self, state: State, key_id: str) -> bool:
+        """Store the last checkpoint of a log that is closed, where it is gone. False where another is there."""
+        self._live.execute(LOG, [state.log, state.origin, state.start])
+        self._live.execute(CHECKPOINT, [state.log, state.sealed, state.root, state.note, key_id])
+        return bool(self._one(NOTE, [state.log, state.sealed])[0] == state.note)
+
     def status(self, state: str, words: str, host: str) -> None:
         """Say how the active sealer does."""
         self._live.execute(STATUS, [state, words, host])

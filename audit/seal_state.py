@@ -164,6 +164,8 @@ class StateDir:
         """Put leaves behind the first `size` ones; what a crash left there is cut off. StateBroken where fewer stand
         there."""
         path = self.path / LEAVES
+        if size == 0:  # never cut: the leaves of a log that was closed may have this name still
+            path.unlink(missing_ok=True)
         new = not path.exists()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -206,10 +208,14 @@ class StateDir:
         level, count = 0, state.size
         while count:
             for index in range((since >> level * HEIGHT) // WIDTH, -(-count // WIDTH)):
-                whole = (index + 1) * WIDTH <= count
-                content = b"".join(self._hashes(level, index, name)) if whole else state.edge[level]
-                yield (level, index), content
+                yield (level, index), self.tile(state, level, index, name)
             level, count = level + 1, count // WIDTH
+
+    def tile(self, state: State, level: int, index: int, name: str = LEAVES) -> bytes:
+        """A tile of the state's tree, as long as it is. StateBroken where leaves are gone."""
+        if (index + 1) * WIDTH <= state.size >> level * HEIGHT:
+            return b"".join(self._hashes(level, index, name))
+        return state.edge.get(level, b"")
 
     def _hashes(self, level: int, index: int, name: str) -> list[bytes]:
         """Those of a full tile."""
@@ -236,11 +242,14 @@ class StateDir:
         draft.write_text(json.dumps(said) + "\n")
         draft.replace(self.path / HALTED)
 
-    def put_by(self, log: int) -> None:
-        """Keep the leaves of a log that is over, as `leaves.<log>`. Does nothing where that was done."""
-        if (self.path / LEAVES).exists():
-            (self.path / LEAVES).replace(self.path / f"{LEAVES}.{log}")
-            self._sync()
+    def next_log(self, state: State, after: int) -> None:
+        """Begin the state of the next log; the leaves of the one before are kept, as `leaves.<number>`."""
+        kept = self.path / f"{LEAVES}.{after}"
+        if (self.path / LEAVES).exists() and not kept.exists():
+            os.link(self.path / LEAVES, kept)
+        self.write(state)
+        (self.path / LEAVES).unlink(missing_ok=True)
+        self._sync()
 
     def _sync(self) -> None:
         descriptor = os.open(self.path, os.O_RDONLY)

@@ -37,7 +37,7 @@ REMEDIES = {
     "batch-key-untrusted": (
         "A web process started with a writer key that the log does not introduce, or somebody else signed.",
         "If the key is yours and its records can still come from the old one: announce it with the old key. Where the"
-        " old key is lost, `manage.py seal --accept KEY_ID --yes` on the sealer's machine. If the key is not yours,"
+        " old key is lost, `manage.py seal --accept=KEY_ID --yes` on the sealer's machine. If the key is not yours,"
         " keep the database as it is.",
     ),
     "batch-key-retired": (

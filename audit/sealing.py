@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -18,8 +19,9 @@ import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.db import Error, close_old_connections
 
-from audit import alerts, keys
-from audit.seal_reading import Page, check, examine, halt, log_origin, unaccounted
+from audit import alerts, anchors, keys
+from audit.anchors import AnchorError
+from audit.seal_reading import Page, check, examine, halt, log_origin, signer, unaccounted
 from audit.seal_session import Session
 from audit.seal_state import Halt, Mark, Passing, Refused, State, StateBroken, StateDir
 from muniment import checkpoints
@@ -34,6 +36,7 @@ PAGE = 16_384  # records between two checkpoints of a backlog
 EVERY, AGAIN, ALIVE = 1.0, 5.0, 5.0  # seconds: between steps, after a halt, between signs of life
 TICK = 0.1
 TILES_AT_ONCE = 256
+ANCHORED = 20  # newest checkpoints of each anchor
 
 
 @dataclass(slots=True)
@@ -67,7 +70,7 @@ class Sealer:
         self.host = f"{socket.gethostname()} (process {os.getpid()})"
         self._held: _Held | None = None
         self._trouble: bool | None = None  # whether halted; None: not known yet
-        self._seen = 0.0
+        self._seen, self._said = 0.0, ""
 
     def step(self) -> int:
         """Seal what there is; how many records. 0 also where another sealer is active (`active` tells). Raises Halt,
@@ -129,9 +132,9 @@ class Sealer:
             self.directory.halt(None)
             if self._trouble:
                 logger.info("sealing goes on")
-        if self._trouble is not False or time.monotonic() - self._seen > ALIVE:
+        if self._trouble is not False or state != self._said or time.monotonic() - self._seen > ALIVE:
             self.session.status(state, words, self.host)
-            self._seen = time.monotonic()
+            self._seen, self._said = time.monotonic(), state
         self._trouble = False
 
     # --- one page -----------------------------------------------------------------------------------------
@@ -229,7 +232,7 @@ class Sealer:
 
     def _publish(self, state: State, root: bytes, tiles: dict[tuple[int, int], bytes]) -> None:
         try:
-            same = self.session.publish(state, root, tiles, self._signer(state), self.host)
+            same = self.session.publish(state, root, tiles, signer(state), self.host)
         except psycopg.errors.InsufficientPrivilege:
             raise Halt("tile-differs", "the database holds a tile of the tree that is not ours") from None
         if not same:
@@ -288,6 +291,12 @@ class Sealer:
         if self.session.has_checkpoints():
             raise Refused(f"{self.directory.path} holds no state, but the log was sealed before: start it from an"
                           " anchored checkpoint: seal --from FILE")  # fmt: skip
+        try:
+            for name, _ in anchors.held(self.origin, 1):
+                raise Refused(f"{self.directory.path} holds no state, and neither does the database, but {name} holds a"
+                              " checkpoint of this log: get both back, or give the log another name")  # fmt: skip
+        except AnchorError as error:
+            raise Refused(f"whether this log was sealed before cannot be told: {error}") from None
         state = State(1, self.origin, 0, logs={self.key_id: self.public})
         self.directory.write(state)
         keys.publish(self.private, "log")
@@ -306,9 +315,22 @@ class Sealer:
                 given = checkpoints.read(note, Trust(logs={self.key_id: self.public}).log_keys(self.origin))
             except CheckpointError as error:
                 raise Refused(f"the checkpoint cannot be used with this log key and origin: {error}") from None
-            must = (Passing(given.size, given.root, note),) if given.size else ()
-            self.directory.write(State(1, self.origin, 0, logs={self.key_id: self.public}, must=must))
+            state = State(1, self.origin, 0, logs={self.key_id: self.public})
+            must = {given.size: Passing(given.size, given.root, note)} if given.size else {}
+            self.directory.write(replace(state, must=tuple({**self._anchored(state), **must}.values())))
         keys.publish(self.private, "log")
+
+    def _anchored(self, state: State) -> dict[int, Passing]:
+        """What anchors hold that our key signed: the records must lead there, too."""
+        found = {}
+        try:
+            for _, note in anchors.held(state.origin, ANCHORED):
+                with suppress(CheckpointError):  # by an earlier key, perhaps
+                    read = checkpoints.read(note, Trust(logs=state.logs).log_keys(state.origin))
+                    found[read.size] = Passing(read.size, read.root, note)
+        except AnchorError as error:
+            logger.warning("%s", error)
+        return found
 
     def _entitled(self, state: State) -> None:
         """Our key must be one that the log introduced, and did not retire."""
@@ -316,16 +338,6 @@ class Sealer:
             raise Refused(f"the log key {self.key_id} was not introduced in the log, or was retired there: with the key"
                           " before it, run `manage.py key announce log PUBLIC`, wait until that is sealed, then start"
                           " with the new one")  # fmt: skip
-
-    def _signer(self, state: State) -> str:
-        """The id of the key that signed the state's checkpoint."""
-        for key_id, public in state.logs.items():
-            try:
-                checkpoints.read(state.note, Trust(logs={key_id: public}).log_keys(state.origin))
-            except CheckpointError:
-                continue
-            return key_id
-        raise StateBroken("the checkpoint in state.json is signed by no key that it knows")
 
     def _sealed(self, state: State) -> Checkpoint:
         try:

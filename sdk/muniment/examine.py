@@ -163,7 +163,7 @@ class Examiner:
                 brief = msgspec.convert({"type": said.get("type"), "at": said.get("at")}, _Brief)
             else:
                 brief = self._brief.decode(entry.statement)
-                said = statements.decode(entry.statement) if brief.type in ("key", "notice") else said
+                said = statements.decode(entry.statement) if brief.type in ("key", "notice", "retention") else said
         except (statements.StatementError, msgspec.DecodeError):  # ValidationError is one
             self._find("record-malformed", f"record {entry.index:,} is not a statement", entry.index)
             return

@@ -215,14 +215,14 @@ def until(done: Callable[[], bool], seconds: float = 20.0) -> None:
 
 def test_killed_at_any_moment_it_reaches_the_same_root(db: None, tmp_path: Path) -> None:
     recorded(10)
-    for _ in range(3):
+    for _ in range(2):
         before = Checkpoint.objects.count()
         process = command(tmp_path)
         try:
             until(lambda before=before: Checkpoint.objects.count() > before)  # type: ignore[misc]
             for _ in range(secrets.randbelow(4)):
                 recorded(300, 100)
-            time.sleep(secrets.randbelow(1200) / 1000)
+            time.sleep(secrets.randbelow(800) / 1000)
             process.send_signal(signal.SIGKILL)
         finally:
             process.kill()

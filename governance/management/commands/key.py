@@ -38,9 +38,9 @@ class Command(BaseCommand):
         announce = actions.add_parser("announce", help="introduce a new key, signed by this process's key of that use")
         announce.add_argument("use", choices=USES)
         announce.add_argument("public", metavar="PUBLIC", help="the new public key, 32 bytes in base64")
-        retire = actions.add_parser(
-            "retire", help="nothing new may be signed with this key; what it signed stays valid"
-        )
+        ended = "nothing new may be signed with this key; what it signed stays valid"
+        # An id may begin with a hyphen, and is no option then.
+        retire = actions.add_parser("retire", help=ended, prefix_chars="+", add_help=False)
         retire.add_argument("key_id", metavar="KEY_ID")
         new = actions.add_parser("new", help="make a key, as a file that its owner alone can read")
         new.add_argument("file", type=Path)

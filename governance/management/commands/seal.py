@@ -1,6 +1,7 @@
 """`manage.py seal`: the sealer, and what people do with it (DESIGN.md section 6, Sealing)."""
 
 import signal
+from getpass import getpass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
 
-from audit import seal_words
-from audit.seal_state import Halt, Refused, StateDir
+from audit import seal_words, seams
+from audit.seal_session import Session
+from audit.seal_state import Halt, Refused, StateBroken, StateDir
 from audit.sealing import Sealer
 from governance.process import connect
 
@@ -29,21 +31,32 @@ class Command(BaseCommand):
         what.add_argument("--once", action="store_true", help="seal what there is, then end")
         what.add_argument("--explain", action="store_true", help="say how far it is, what stopped it and what to do")
         start = "start without a state: read all again, up to this checkpoint (a file from an anchor)"
-        what.add_argument("--from", dest="note", type=Path, metavar="FILE", help=start)
-        what.add_argument("--accept", metavar="KEY_ID", help="trust a writer key that no other could introduce")
+        parser.add_argument("--from", dest="note", type=Path, metavar="FILE", help=start)
+        accept = "trust a writer key that no other could introduce (with =, for an id may begin with -)"
+        what.add_argument("--accept", metavar="KEY_ID", help=accept)
+        what.add_argument("--close", action="store_true", help="after a loss that nothing brings back: end this log")
+        what.add_argument("--open", action="store_true", help="then: begin the next log")
+        parser.add_argument("--by", metavar="USER", help="with --close and --open: a member of staff")
+        parser.add_argument("--and", dest="second", metavar="USER", help="another one; each gives a password")
+        parser.add_argument("--reason", help="with --close and --open: why; kept in the log, protected")
         parser.add_argument("--yes", action="store_true", help="with --accept: it is ours, and I am sure")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run one of them."""
         directory = StateDir(settings.MUNIMENT_SEAL_STATE)
+        others = [name for name in ("explain", "accept", "close", "open") if options[name]]
         try:
+            if options["note"] and others:
+                raise Refused(f"--from is for a start; it does not go with --{others[0]}")
             if options["explain"]:
                 self.stdout.write(seal_words.explain(directory, connect))
+            elif options["close"] or options["open"]:
+                self._seam(directory, options)
             elif options["accept"]:
                 self._accept(directory, options["accept"], options["yes"])
             else:
                 self._seal(directory, options["note"], options["once"])
-        except Refused as error:
+        except (Refused, StateBroken) as error:
             raise CommandError(" ".join(str(error).split()), returncode=2) from None
         except OSError as error:
             raise CommandError(f"{directory.path}: {error.strerror}", returncode=2) from None
@@ -80,7 +93,27 @@ class Command(BaseCommand):
         self.stdout.write(f"sealed {count} records" if sealer.active else "another sealer is active")
 
     def _accept(self, directory: StateDir, key_id: str, sure: bool) -> None:
-        raise Refused("not yet")
+        if not sure:
+            raise Refused(f"from now on all that {key_id} signs is sealed; if the key is ours, say so with --yes")
+        seams.accept(directory, key_id)
+        self.stdout.write(f"writer key {key_id} is trusted")
+
+    def _seam(self, directory: StateDir, options: dict[str, Any]) -> None:
+        """Close the log or open the next one, by two people who each give their password."""
+        names = [options["by"], options["second"]]
+        if not all(names) or not options["reason"]:
+            raise Refused("two people do this, and say why: --by USER --and USER --reason TEXT")
+        people = [seams.person(name, getpass(f"Password of {name}: ")) for name in names]
+        if options["close"]:
+            state = seams.close(directory, people, options["reason"])
+            self.stdout.write(f"log {state.log} is closed at {state.size:,} records; now: seal --open")
+            return
+        session = Session(connect)
+        try:
+            state = seams.open_next(directory, session, settings.MUNIMENT_LOG_ORIGIN, people, options["reason"])
+        finally:
+            session.close()
+        self.stdout.write(f"log {state.log}, {state.origin}, begins at index {state.start:,}")
 
 
 def read_note(path: Path) -> str:
