@@ -1,5 +1,7 @@
 """The verification follows a log that was closed and opened again: what was lost is accounted for, nothing else is."""
 
+from typing import Any
+
 import pytest
 
 from audit import verification
