@@ -21,6 +21,7 @@ from django.db import Error, close_old_connections
 
 from audit import alerts, anchors, keys
 from audit.anchors import AnchorError
+from audit.models import Log
 from audit.seal_reading import Page, check, examine, halt, log_origin, signer, unaccounted
 from audit.seal_session import Session
 from audit.seal_state import Halt, Mark, Passing, Refused, State, StateBroken, StateDir
@@ -307,6 +308,8 @@ class Sealer:
         the database before anything is signed. Raises Refused."""
         if not self.session.hold():
             raise Refused("another sealer is active on this database; stop it first")
+        if Log.objects.filter(number__gt=1).exists():
+            raise Refused("--from reads the first log, and another was opened here: put back a copy of the state")
         with self.directory.lock() as ours:
             state = self.directory.read() if ours else None
             if not ours or (state is not None and not state.must):

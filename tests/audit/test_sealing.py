@@ -14,8 +14,12 @@ from typing import Any
 import psycopg
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from django.conf import settings
+from django.utils import timezone
 
-from audit.models import Checkpoint, Head, Log, Record, SealerStatus, Tile
+from audit import anchors
+from audit.anchors.base import Submission
+from audit.models import Checkpoint, Head, Log, Outbox, Record, SealerStatus, Tile
 from audit.seal_state import LEAVES, STATE, Refused, State, StateDir
 from audit.sealing import Sealer
 from muniment import checkpoints, merkle
@@ -23,6 +27,7 @@ from muniment.tiles import Tree
 from tests.audit import sealers
 from tests.audit.sealers import checkpoint, recorded, sealed, sealing
 from tests.live import ROOT
+from tests.staff import drained
 
 LOG_KEY = Ed25519PrivateKey.generate()
 
@@ -299,6 +304,60 @@ def test_from_a_checkpoint_that_the_records_do_not_lead_to_nothing_is_signed(db:
         one.start_from(checkpoints.sign(longer, LOG_KEY))
         sealers.halted(one, "rollback")
         assert Checkpoint.objects.count() == 0
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_retention_deleted_is_read_from_the_tree(db: None, tmp_path: Path, superuser_url: str, told: bool) -> None:
+    with sealing(tmp_path / "one", LOG_KEY) as one:
+        recorded(60, 20)
+        sealed(one)
+        ranges = [[5, 3], [8, 20 if told else 2]]
+        members = {"action": "deleted", "ranges": ranges}
+        Outbox.objects.create(kind="retention", members=members, at=timezone.now(), actor="system", xact="")
+        drained()
+        root = checkpoint(one).root if one.step() else b""
+    sealers.altered(superuser_url, "DELETE FROM audit_record WHERE index BETWEEN 5 AND 27")
+    with sealing(tmp_path / "two", LOG_KEY) as two:
+        two.start_from(Checkpoint.objects.latest("size").note)
+        if told:
+            two.step()
+            assert checkpoint(two).root == root
+            recorded(10)
+            sealed(two)
+        else:
+            recorded(10)
+            assert sealers.halted(two, "record-missing").index == 5
+
+
+def test_from_an_anchor_too_the_records_must_lead_to_what_it_holds(
+    db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sealing(tmp_path / "one", LOG_KEY) as one:
+        recorded(20)
+        sealed(one)
+    note = Checkpoint.objects.latest("size").note
+    held = checkpoints.Checkpoint(sealers.ORIGIN, Head.objects.get().next + 500, merkle.leaf_hash(b"what was cut off"))
+    folder = tmp_path / "anchor"
+    folder.mkdir()
+    monkeypatch.setattr(settings, "MUNIMENT_ANCHORS", [f"file://{folder}"])
+    anchors.configured()[0].send(Submission(held, checkpoints.sign(held, LOG_KEY), 0, lambda first: []))
+    with sealing(tmp_path / "two", LOG_KEY) as two:
+        two.start_from(note)
+        sealers.halted(two, "rollback")
+
+
+def test_a_log_that_an_anchor_knows_does_not_begin_anew(
+    db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "anchor"
+    monkeypatch.setattr(settings, "MUNIMENT_ANCHORS", [f"file://{folder}"])
+    with sealing(tmp_path / "seal", LOG_KEY) as one, pytest.raises(Refused, match="cannot be told"):
+        one.step()
+    folder.mkdir()
+    held = checkpoints.Checkpoint(sealers.ORIGIN, 500, merkle.leaf_hash(b"an earlier database"))
+    anchors.configured()[0].send(Submission(held, checkpoints.sign(held, LOG_KEY), 0, lambda first: []))
+    with sealing(tmp_path / "seal", LOG_KEY) as one, pytest.raises(Refused, match="holds a checkpoint of this log"):
+        one.step()
 
 
 def test_a_checkpoint_of_another_key_starts_nothing(db: None, tmp_path: Path) -> None:
