@@ -1,0 +1,171 @@
+"""The command `muniment`: what an auditor, or the owner of a second machine, runs."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from muniment import __version__
+from muniment.bundle import text_of, time_of
+from muniment.checkpoints import CheckpointError
+from muniment.keys import MAX_BYTES, Trust, TrustError
+from muniment.report import Facts, Report
+from muniment.verify import told, verify_file
+from muniment.verify_heads import Held
+
+MAX_CHECKPOINT = 1 << 17
+
+
+class UsageError(Exception):
+    """What was given cannot be used. One line."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand. 0: all holds; 1: there are findings; 2: what was given cannot be used."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.command == "witness":
+        from muniment import witness
+
+        return witness.run(given)
+    try:
+        return _verify(given)
+    except UsageError as error:
+        sys.stderr.write(f"muniment: {error}\n")
+        return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="muniment", description="Verify what Muniment recorded, offline.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    verify = commands.add_parser("verify", help="verify a bundle")
+    verify.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verify.add_argument("--trust", type=Path, metavar="FILE", help="keys: a saved /v1/keys, or one vkey a line")
+    verify.add_argument(
+        "--checkpoint", type=Path, action="append", default=[], metavar="FILE", help="one that you keep (repeatable)"
+    )
+    verify.add_argument("--from", dest="since", metavar="TIME", help="the bundle must show all records from here on")
+    verify.add_argument("--to", dest="until", metavar="TIME", help="to before here (ISO 8601)")
+    verify.add_argument("--json", action="store_true", help="for machines")
+    witness = commands.add_parser("witness", help="cosign checkpoints of a log, on a machine of its own")
+    if "witness" in sys.argv[1:2]:  # only who runs it needs its modules
+        from muniment.witness import add_arguments
+
+        add_arguments(witness)
+    return parser
+
+
+def _verify(given: argparse.Namespace) -> int:
+    trust = _trust(given.trust) if given.trust else None
+    held = [_held(path) for path in given.checkpoint]
+    since, until = _time("--from", given.since), _time("--to", given.until)
+    if since is not None and until is not None and since >= until:
+        raise UsageError("--from must be before --to")
+    try:
+        with given.bundle.open("rb") as file:
+            report = verify_file(file, trust, held, since, until)
+    except OSError as error:
+        raise UsageError(f"{given.bundle.name} cannot be read: {error.strerror}") from None
+    if given.json:
+        sys.stdout.write(json.dumps(told(report), indent=1) + "\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _words(report))
+    return 0 if report.ok else 1
+
+
+def _read(path: Path, most: int) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        return data.decode()
+    except OSError as error:
+        raise UsageError(f"{path.name} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path.name} is not text") from None
+
+
+def _trust(path: Path) -> Trust:
+    try:
+        return Trust.parse(_read(path, MAX_BYTES))
+    except TrustError as error:
+        raise UsageError(f"{path.name}: {error}") from None
+
+
+def _held(path: Path) -> Held:
+    try:
+        return Held.parse(path.name, _read(path, MAX_CHECKPOINT))
+    except CheckpointError as error:
+        raise UsageError(f"{path.name}: {error}") from None
+
+
+def _time(option: str, text: str | None) -> int | None:
+    try:
+        return None if text is None else time_of(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+def _words(report: Report) -> Iterator[str]:
+    """The report for people."""
+    if not report.ok:
+        yield from (one.line for one in report.findings)
+        if report.count > len(report.findings):
+            yield f"and {report.count - len(report.findings):,} more findings"
+        yield from (f"key in the bundle, which proves nothing: {key}" for key in report.facts.fingerprints)
+        if {one.code for one in report.findings} == {"keys-untrusted"}:
+            yield f"With these keys all else would hold, from {report.facts.since} to before {report.facts.until}."
+            yield from _facts(report.facts)
+        return
+    yield f"Everything holds, from {report.facts.since} to before {report.facts.until}."
+    yield from _facts(report.facts)
+
+
+def _facts(facts: Facts) -> Iterator[str]:
+    """What was looked at."""
+    yield from _range(facts)
+    yield from _open(facts)
+    for log in facts.logs:
+        by = f"signed by {', '.join(log.keys)}" if log.keys else "closed; the next log vouches for it"
+        yield f"Sealed: {log.size:,} records of {log.origin}, root {log.root}, {by}."
+    for one in facts.cosigned:
+        yield f"Cosigned by {one.witness}: {one.size:,} records of {one.origin}, at {_clock(one.at)}."
+    if not facts.cosigned:
+        yield "No witness that you trust cosigned it."
+    yield f"Written by: {', '.join(facts.writers) or 'nobody'}."
+    if facts.compared:
+        yield f"It leads on from {_counted(facts.compared, 'checkpoint')} that you hold."
+
+
+def _range(facts: Facts) -> Iterator[str]:
+    yield f"Records {facts.first:,} to {facts.last:,}: {facts.opened:,} open, {facts.closed:,} closed."
+    if facts.deleted:
+        yield f"{_counted(facts.deleted, 'record')} deleted by rule; retention records account for it."
+    if facts.until_end:
+        yield (
+            "The range ends with the log as it was sealed: whether more was written before the end of the time that "
+            "was asked for, only a later checkpoint shows (--checkpoint)."
+        )
+
+
+def _open(facts: Facts) -> Iterator[str]:
+    about = [f"of user {facts.subject!a}"] if facts.subject else []
+    about += [f"by client {facts.client!a}"] if facts.client else []
+    words = f"In that time{''.join(f', {one}' for one in about)}: {_counted(facts.matching, 'open record')}"
+    yield f"{words}, {facts.allowed:,} allowed, {facts.denied:,} denied."
+    if about:
+        yield "That no closed record is about them too is the platform's word, not proven: see README.txt."
+    if facts.disclosed or facts.unreadable:
+        yield f"Protected details of {facts.disclosed:,} records; of {facts.unreadable:,} they can no longer be read."
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _clock(at: int) -> str:
+    return text_of(at * 1_000_000)
