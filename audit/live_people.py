@@ -1,6 +1,7 @@
 """Whether the protected details beside the records, and the users' entries, are those that the log commits to."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -27,6 +28,7 @@ class People:
         self.opened = {"KEY_ENCRYPTION_KEY", "PEPPER"} <= set(settings.MUNIMENT_KEYS)
         self._ring = KeyRing()
         self._first: dict[str, int] = {}  # holder -> the first record that has details under its key
+        self._subs: dict[str, bytes] = {}  # uid -> digest of the `sub` that its first record discloses
         self._stripped: list[tuple[int, str | None]] = []
 
     def record(self, record: Record, said: dict[str, Any]) -> None:
@@ -88,10 +90,18 @@ class People:
         expected = {column: lookup(name, private[name]) for name, column in LOOKUPS.items() if name in private}
         if isinstance(resource := private.get("resource"), dict):
             expected["resource_key"] = lookup("resource", f"{resource['type']}\x00{resource['id']}")
+        if record.subject is not None and isinstance(sub := private.get("sub"), str):
+            self._same(record.index, record.subject, sub)
         for column in (*LOOKUPS.values(), "resource_key"):
             stored = getattr(record, column)
             if (bytes(stored) if stored is not None else None) != expected.get(column):
                 self._find("column-differs", record.index, f"is found by another {column} than it has")
+
+    def _same(self, index: int, uid: str, sub: str) -> None:
+        """One uid is one user for ever; what the entry of the user says is compared in the end."""
+        digest = _digest(sub)
+        if self._subs.setdefault(uid, digest) != digest:
+            self._find("subject-swapped", index, f"is of another user than the records of {uid} before it")
 
     # --- users --------------------------------------------------------------------------------------------
 
@@ -106,6 +116,7 @@ class People:
     def _user(self, user: Subject) -> None:
         sub, email = self._read(user, "sub"), self._read(user, "email")
         same = sub is not None and bytes(user.identity_key or b"") == subjects.identity_key(user.issuer, sub)
+        same = same and self._subs.get(user.uid) in (None, _digest(sub or ""))
         if email is not None:
             same = same and bytes(user.email_key or b"") == subjects.email_key(email)
         if not same or (user.email_key is not None) != (user.email is not None):
@@ -124,3 +135,8 @@ class People:
 
     def _find(self, code: str, index: int, words: str) -> None:
         self._report(Finding(code, f"record {index:,} {words}", index))
+
+
+def _digest(sub: str) -> bytes:
+    """Enough to tell one `sub` from another, in little memory."""
+    return sha256(sub.encode()).digest()[:16]

@@ -1,6 +1,7 @@
 """What the verification of the live log reads: pages by index, one short statement each, so that no snapshot is held
 open (DESIGN.md section 6, Storage)."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,7 @@ from muniment.tiles import WIDTH
 
 MOST = 10_000  # records in a write batch; the writer makes 512 at most
 AT_ONCE = 100  # write batches read in one statement
+AHEAD = 500  # records read in one statement, unless one write batch is larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,24 @@ def batches(first: int, upto: int) -> Iterator[Batch]:
 def records(first: int, upto: int) -> list[Record]:
     """The records with an index in [first, upto), in order; one index may be there twice."""
     return list(Record.objects.filter(index__gte=first, index__lt=upto).order_by("index", "at"))
+
+
+class Records:
+    """The records below index `upto`, read ahead: a log whose calls come one by one has a write batch for each, and a
+    statement for each of those would take most of the time."""
+
+    def __init__(self, upto: int) -> None:
+        self._upto = upto
+        self._first = self._end = 0
+        self._rows: list[Record] = []
+
+    def between(self, first: int, upto: int) -> list[Record]:
+        """Those with an index in [first, upto), in order; one index may be there twice."""
+        if not self._first <= first <= upto <= self._end:
+            self._first, self._end = first, max(upto, min(first + AHEAD, self._upto))
+            self._rows = records(self._first, self._end)
+        low, high = (bisect_left(self._rows, index, key=lambda row: row.index) for index in (first, upto))
+        return self._rows[low:high]
 
 
 class Leaves:

@@ -79,6 +79,7 @@ class _Run:
         self.logs = list(Log.objects.order_by("number"))
         self.sizes = {log.number: newest.size if (newest := logtree.newest(log)) else 0 for log in self.logs}
         self.head = reading.head()
+        self.rows = reading.Records(self.head.next)
         self.seams = seams(self.logs, self.sizes, self.report.add)
         self.report.notes += [seam_words(seam) for seam in self.seams.values()]
         self.report.size = self._sealed_end()
@@ -208,7 +209,7 @@ class _Run:
     def _entries(self, first: int, upto: int) -> tuple[list[Record | None], list[Entry]]:
         """One entry for each index; of several records with one index, the one that was sealed."""
         found: dict[int, Record] = {}
-        for record in reading.records(first, upto):
+        for record in self.rows.between(first, upto):
             other = found.get(record.index)
             if other is not None:
                 words = f"there are two records {record.index:,}: one of them was not written by the log"
