@@ -225,7 +225,8 @@ class TestWhatWasChangedInTheDatabase:
         altered(
             superuser_url,
             "UPDATE audit_record SET statement ="
-            f" convert_to(replace(convert_from(statement, 'UTF8'), 'recall', 'recalk'), 'UTF8') WHERE index = {record.index}",
+            " convert_to(replace(convert_from(statement, 'UTF8'), 'recall', 'recalk'), 'UTF8')"
+            f" WHERE index = {record.index}",
         )
         for wanted in (Wanted(scene.began, scene.ended), Wanted(scene.began, scene.ended, subject=uid("alice"))):
             report = verified(scene, wanted)

@@ -2,7 +2,7 @@
 of its digests fit."""
 
 import io
-from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,7 +198,7 @@ class Log:
         manifest = Manifest(
             bundle.FORMAT, bundle.text_of(NOON), asked, first, last, [Head(1, ORIGIN, 0, tree.size)], [segment], {}, {}
         )  # fmt: skip
-        chain = [batch for batch in self.batches if first <= batch.first <= last]
+        chain = [copy(batch) for batch in self.batches if first <= batch.first <= last]
         return Parts(manifest, records, chain, lines, context, details, self.jwks())
 
     def _around(self, index: int, end: int) -> int:
@@ -225,6 +225,3 @@ def verified(
 def codes(report: Report) -> list[str]:
     """The codes of the findings, each once, in order."""
     return list(dict.fromkeys(one.code for one in report.findings))
-
-
-Attack = Callable[[Parts], None]
