@@ -15,11 +15,13 @@ from django.conf import settings
 from psycopg import sql
 
 from audit import anchors, maintenance, verification
+from audit.keys import public_of
 from audit.models import Batch, Checkpoint, Head, Log, Record
 from audit.sealing import Sealer
 from governance import process
 from muniment import batches, checkpoints, merkle, statements
 from muniment.findings import Finding
+from muniment.keys import Trust, thumbprint
 from muniment.tiles import Builder
 from tests import reset
 from tests.audit import sealers
@@ -161,6 +163,10 @@ class Scene:
     at: dict[str, int]
     given: list[tuple[str, str]] = field(default_factory=list)  # checkpoints that the auditor holds
     stack: list[Callable[[], None]] = field(default_factory=list)
+    # What the auditor has: a bundle, the keys that he trusts, and the time that he asked for.
+    bundle: bytes = b""
+    trust: Trust | None = None
+    asked: tuple[str | None, str | None] = (None, None)
 
     @property
     def world(self) -> World:
@@ -173,6 +179,10 @@ class Scene:
         with connect() as superuser, superuser.transaction():
             for text in texts:
                 superuser.execute(text, values)
+
+    def time(self, name: str) -> str:
+        """When a record was written, as a bundle says it."""
+        return Record.objects.get(index=self.at[name]).at.isoformat().replace("+00:00", "Z")
 
     def said(self, index: int) -> dict[str, Any]:
         """A record's statement."""
@@ -283,7 +293,7 @@ def scene(made: Made, folder: Path, anchored: bool = True) -> Iterator[Scene]:
     shutil.copytree(made.folder / "state", folder / "state")
     shutil.copytree(made.folder / "anchor", folder / "anchor")
     settings.MUNIMENT_ANCHORS = [f"file://{folder / 'anchor'}"] if anchored else []
-    found = Scene(made, folder, made.at)
+    found = Scene(made, folder, made.at, trust=trust())
     try:
         yield found
     finally:
@@ -291,6 +301,12 @@ def scene(made: Made, folder: Path, anchored: bool = True) -> Iterator[Scene]:
             undo()
         process.stop_recorder()
         settings.MUNIMENT_ANCHORS = []
+
+
+def trust() -> Trust:
+    """The keys of this log, as an auditor got them elsewhere."""
+    writer, log = public_of(process.signer("WRITER_KEY", "writer").private), public_of(LOG_KEY)
+    return Trust(writers={thumbprint(writer): writer}, logs={thumbprint(log): log})
 
 
 @contextmanager

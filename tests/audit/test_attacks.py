@@ -4,24 +4,31 @@ log, carried out on a real one, and the finding that names each. And what must s
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from audit import alerts, batching, keys, maintenance
+from audit import alerts, batching, keys, maintenance, seams, subjects
 from audit.models import Batch, Checkpoint, DataKey, Head, Outbox, PublishedKey, Record, Subject
+from audit.protection import keyring, protect
+from audit.seal_session import Session
+from audit.seams import Person
 from governance import process
 from governance.snapshot import snapshots
-from muniment import checkpoints, merkle
+from muniment import bundle, checkpoints, merkle
 from muniment.findings import Finding
 from tests import reset
 from tests.audit import attacked, sealers
+from tests.audit import attacked_bundles as bundles
 from tests.audit.attacked import LOG_KEY, Made, Scene
 from tests.audit.recorders import entry
 from tests.governance.test_missing_batches import CUT, Answering
 from tests.staff import drained
+from tests.world import ISSUER
 
 VERIFY, SEALER, JOURNAL = "manage.py verify_log", "the sealer, which stops", "the web process's journal"
+BUNDLE = "muniment verify"
 EVIL = "https://evil.example/"
 
 
@@ -467,6 +474,19 @@ def _(log: Scene) -> int:
     return swap_users(log, keys_too=True)
 
 
+@attack("swap two users with all of the application's keys", "subject-swapped")
+def _(log: Scene) -> int:
+    uids = [Record.objects.get(index=log.at[name]).subject or "" for name in ("alice", "carol")]
+    log.sql("UPDATE audit_subject SET identity_key = NULL WHERE uid = ANY(%(uids)s)", uids=uids)
+    for uid, sub in zip(uids, ("carol", "alice"), strict=True):
+        log.sql(
+            "UPDATE audit_subject SET identity_key = %(key)b, sub = %(sub)b WHERE uid = %(uid)s",
+            uid=uid, key=subjects.identity_key(ISSUER, sub),
+            sub=protect(keyring.get(uid), sub.encode(), subjects.bound(uid, "sub")),
+        )  # fmt: skip
+    return log.at["carol"]
+
+
 # --- policy ---------------------------------------------------------------------------------------------------
 
 
@@ -592,6 +612,93 @@ def _(log: Scene) -> None:
     missed(one)
 
 
+# --- bundles --------------------------------------------------------------------------------------------------
+
+
+def line_of(parts: bundles.Parts, index: int) -> dict[str, Any]:
+    """The record's line in a bundle."""
+    [line] = [line for line in parts[bundle.RECORDS] if line["i"] == index]
+    return line
+
+
+@attack("cut a bundle off", "bundle-truncated", BUNDLE)
+def _(log: Scene) -> None:
+    log.bundle = bundles.of(log)[:-400]
+
+
+@attack("take records out of a bundle, without its manifest", "bundle-truncated", BUNDLE)
+def _(log: Scene) -> None:
+    def cut(parts: bundles.Parts) -> None:
+        del parts[bundle.RECORDS][-1]
+
+    log.bundle = bundles.changed(bundles.of(log), cut)
+
+
+@attack("take the last records out of a bundle, and put its manifest right", "root-differs", BUNDLE)
+def _(log: Scene) -> None:
+    def cut(parts: bundles.Parts) -> None:
+        del parts[bundle.RECORDS][-1]
+        last = parts[bundle.RECORDS][-1]["i"]
+        manifest = parts[bundle.MANIFEST]
+        manifest["last"] = manifest["segments"][-1]["last"] = last
+        parts[bundle.BATCHES] = [one for one in parts[bundle.BATCHES] if one["first"] + one["size"] - 1 <= last]
+
+    log.bundle = bundles.changed(bundles.of(log), cut)
+
+
+@attack("narrow the range of a bundle", "range-narrowed", BUNDLE)
+def _(log: Scene) -> None:
+    log.asked = (log.time("alice"), log.time("late"))
+    log.bundle = bundles.of(log, "alice", "bob")
+
+
+@attack("narrow the range of a bundle, which claims the whole", "range-narrowed", BUNDLE)
+def _(log: Scene) -> None:
+    def claim(parts: bundles.Parts) -> None:
+        parts[bundle.MANIFEST]["asked"]["to"] = log.time("late")
+
+    log.bundle = bundles.changed(bundles.of(log, "alice", "bob"), claim)
+
+
+@attack("change a record in a bundle", "record-changed", BUNDLE)
+def _(log: Scene) -> int:
+    def change(parts: bundles.Parts) -> None:
+        line = line_of(parts, log.at["alice"])
+        line["statement"] = line["statement"].replace("memory.recall", "memory.wrong")
+
+    log.bundle = bundles.changed(bundles.of(log), change)
+    return log.at["alice"]
+
+
+@attack("change one letter of a record in the database, then make a bundle", "record-changed", BUNDLE)
+def _(log: Scene) -> int:
+    log.edit(log.at["alice"], leaf=False, tool="memory.recalL")
+    log.bundle = bundles.of(log)
+    return log.at["alice"]
+
+
+@attack("replace the keys inside a bundle", "checkpoint-untrusted", BUNDLE)
+def _(log: Scene) -> None:
+    log.bundle = bundles.changed(bundles.of(log), bundles.with_other_keys)
+
+
+@attack("replace the keys inside a bundle: its write batches", "batch-key-untrusted", BUNDLE)
+def _(log: Scene) -> None:
+    log.bundle = bundles.changed(bundles.of(log), bundles.with_other_keys)
+
+
+@attack("replace the keys inside a bundle, for an auditor without keys", "keys-untrusted", BUNDLE)
+def _(log: Scene) -> None:
+    log.bundle, log.trust = bundles.changed(bundles.of(log), bundles.with_other_keys), None
+
+
+@attack("cut the tail off, then make a bundle", "rollback", BUNDLE)
+def _(log: Scene) -> None:
+    log.given = [("a receipt", attacked.note_of(Head.objects.get().next))]
+    log.cut(log.at["older"])
+    log.bundle = bundles.of(log)
+
+
 # --- the table ------------------------------------------------------------------------------------------------
 
 
@@ -605,7 +712,11 @@ def detected(one: Attack, scene: Scene, index: int | None) -> str:
     if one.detector == JOURNAL:
         [alert] = [alert for alert in alerts.open_alerts() if alert.kind == one.finding]
         return f"{alert.kind}: {alert.words}"
-    found = scene.found()
+    found = (
+        bundles.verified(scene.bundle, scene.trust, scene.given, *scene.asked).findings
+        if scene.bundle
+        else scene.found()
+    )
     named = [finding for finding in found if finding.code == one.finding and index in (None, finding.index)]
     assert named, [(finding.index, finding.line) for finding in found]
     return named[0].line
@@ -707,6 +818,38 @@ def test_a_key_that_an_erasure_record_accounts_for_may_be_gone(scene: Scene, val
     )
     assert not DataKey.objects.filter(holder=uid).exists()
     valid("none: a user erased with an erasure record")
+
+
+def test_a_log_that_two_people_opened_after_a_loss_is_valid(scene: Scene, valid: Callable[[str], None]) -> None:
+    attacked.load(scene.made.backup)
+    people = [Person("staff:1", "Mara"), Person("staff:2", "Nils")]
+    with scene.sealer() as sealer:
+        sealers.halted(sealer, "rollback")
+        process.recorder()
+        seams.close(sealer.directory, people, "the failover of Tuesday")
+        sealer.close()
+        session = Session(process.connect)
+        seams.open_next(sealer.directory, session, sealers.ORIGIN, people, "the failover of Tuesday", 10)
+        session.close()
+        for _ in range(2):
+            sealer.step()
+            drained()
+        scene.call()
+        sealer.step()
+    valid("none: a loss, after which two people closed the log and opened the next")
+
+
+def test_a_bundle_of_an_untouched_log_is_valid(scene: Scene, record_property: Callable[[str, object], None]) -> None:
+    given = [("an auditor", attacked.note_of(scene.at["older"]))]
+    asked = (scene.time("alice"), scene.time("again"))
+    nothing(bundles.verified(bundles.of(scene), attacked.trust(), [], *asked).findings)
+    nothing(bundles.verified(bundles.of(scene, "alice", "late"), attacked.trust(), []).findings)
+    nothing(bundles.verified(bundles.changed(bundles.of(scene), lambda parts: None), attacked.trust(), []).findings)
+    made = bundles.of(scene, held=given)
+    nothing(bundles.verified(made, attacked.trust(), given).findings)
+    record_property("attack", "none: a bundle of an untouched log")
+    record_property("detector", BUNDLE)
+    record_property("finding", "nothing, as it must be")
 
 
 def test_without_an_anchor_or_a_receipt_a_cut_is_seen_by_the_sealer_alone(scene: Scene) -> None:
