@@ -4,6 +4,7 @@ every path here answers GET, but for the search by request id, whose POST keeps 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from io import BytesIO
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from django.utils import timezone
 from django.utils.http import urlencode
 from django.views.decorators.http import require_POST, require_safe
 
-from audit import logtree, record_page, record_words, search
+from audit import bundling, logtree, record_page, record_words, search
 from audit.entries import lookup
 from audit.log_page import download
 from audit.models import Record
@@ -149,6 +150,7 @@ class RecordViews:
             path("records/<uuid:record>/", wrap(require_safe(self.record)), name="record"),
             path("records/<uuid:record>/verify/", wrap(require_POST(self.verify)), name="record_verify"),
             path("records/<uuid:record>/proof/", wrap(require_safe(self.proof)), name="record_proof"),
+            path("records/<uuid:record>/bundle/", wrap(require_safe(self.bundle)), name="record_bundle"),
         ]
 
     def _context(self, request: HttpRequest, **more: Any) -> dict[str, Any]:
@@ -211,6 +213,18 @@ class RecordViews:
         except (LookupError, ValueError) as error:
             return self._unproven(request, found, error)
         return download(text, f"muniment-record-{found.index}.tlog-proof", "text/plain; charset=utf-8")
+
+    def bundle(self, request: HttpRequest, record: UUID) -> HttpResponse:
+        """The record's proof bundle: a ZIP that `muniment verify` checks offline, without any personal data."""
+        self._context(request)
+        found = self._found(record)
+        made = BytesIO()
+        try:
+            bundling.write_record(made, found)
+        except bundling.Refused as refused:
+            messages.warning(request, f"There is no bundle: {refused}.")
+            return HttpResponseRedirect(reverse("admin:record", args=[found.id]))
+        return download(made.getvalue(), f"muniment-record-{found.index}.zip", "application/zip")
 
     def _unproven(self, request: HttpRequest, record: Record, error: Exception) -> HttpResponse:
         """Back to the record, with why there is no proof of it."""

@@ -1,9 +1,11 @@
 """The log in the admin: its page, the line on every page, a record's proof; in each state that it can be in."""
 
 import re
+import zipfile
 from collections.abc import Iterator
 from datetime import timedelta
 from html import unescape
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,17 @@ from audit.models import (
 from audit.seal_state import Halt
 from audit.sealing import Sealer
 from muniment import notes, proofs
+from muniment.bundle import Bundle
+from muniment.keys import Trust
 from muniment.merkle import leaf_hash
+from muniment.verify import verify
 from tests.audit.sealers import altered, recorded, sealed, sealer
 from tests.audit.trees import HandSealed
 from tests.staff import administrator, drained, member
 from tests.world import World, build
 
 HOSTILE = '<script>alert("x")</script>'
-PAGES = ("", "verify/", "proof/")
+PAGES = ("", "verify/", "proof/", "bundle/")
 
 
 @pytest.fixture
@@ -416,3 +421,18 @@ def test_the_line_on_every_page_costs_two_queries_and_home_few(world: World, htt
             http.get(url)
         assert len(captured) <= most, [q["sql"][:80] for q in captured.captured_queries]
         assert not [q for q in captured.captured_queries if "COUNT(" in q["sql"]]
+
+
+def test_the_bundle_of_a_record_is_verified_without_this_system(world: World, http: HttpClient, active: Sealer) -> None:
+    world.verify()
+    answer = world.verify()
+    assert http.get(f"/admin/records/{answer['record']}/bundle/", follow=True).redirect_chain, "not sealed yet"
+    sealed(active)
+    response = http.get(f"/admin/records/{answer['record']}/bundle/")
+    assert response["Content-Type"] == "application/zip"
+    assert f'muniment-record-{answer["receipt"]["index"]}.zip"' in response["Content-Disposition"]
+    with zipfile.ZipFile(BytesIO(response.content)) as files:
+        assert not any(b"alice" in files.read(name) for name in files.namelist()), "no personal data"
+    trust = Trust.parse(HttpClient().get("/v1/keys").content.decode())
+    with Bundle(BytesIO(response.content)) as bundle:
+        assert verify(bundle, trust).findings == []
