@@ -108,16 +108,24 @@ class _Writing:
     """One bundle."""
 
     def __init__(self, file: IO[bytes], wanted: Wanted) -> None:
-        self.wanted, self.writer = wanted, bundle.Writer(file)
+        self.wanted = wanted
         self.parts = _parts()
         self.end = self.parts[-1].log.start + self.parts[-1].newest.size
         self.neighbours: set[int] = set()
         self.first, self.last = self._bounds()
         self.opened = 0
         self.version = 0  # the newest policy version that an open decision was made from
+        self.writer = bundle.Writer(file)
 
     def run(self) -> Manifest:
         """Write all files."""
+        try:
+            return self._run()
+        except BaseException:
+            self.writer.abort()
+            raise
+
+    def _run(self) -> Manifest:
         writer, wanted = self.writer, self.wanted
         count = writer.lines(bundle.RECORDS, self._records())
         self._choose()

@@ -154,7 +154,7 @@ class Manifest(Struct):
     first: Count
     last: Count
     logs: Annotated[list[Head], Meta(min_length=1, max_length=100)]
-    segments: Annotated[list[Segment], Meta(min_length=1, max_length=100)]
+    segments: Annotated[list[Segment], Meta(max_length=100)]
     counts: dict[str, Count]
     files: dict[str, File]
 
@@ -300,6 +300,10 @@ class Writer:
         manifest.files = {name: found for name, found in self.files.items() if name in FILES}
         self._zip.writestr(MANIFEST, msgspec.json.format(self._encoder.encode(manifest), indent=1) + b"\n")
         self._zip.writestr(README, readme.encode())
+        self._zip.close()
+
+    def abort(self) -> None:
+        """Let go of the file, which is no bundle then."""
         self._zip.close()
 
 

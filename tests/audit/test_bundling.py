@@ -12,24 +12,28 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from audit import bundling
 from audit.bundling import Wanted
-from audit.models import DataKey, Head, Log, Outbox, Record
+from audit.models import Batch, Checkpoint, DataKey, Head, Log, Outbox, Record
+from audit.protection import keyring
 from audit.sealing import Sealer
-from muniment import bundle
+from muniment import bundle, checkpoints, notes
 from muniment.bundle import Bundle, RecordLine
 from muniment.keys import Trust
 from muniment.report import Report
 from muniment.verify import verify_file
 from muniment.verify_heads import Held
 from tests.audit.sealers import altered, recorded, sealed, sealing
+from tests.audit.test_seams import boundary, open_next, put_back
 from tests.audit.trees import cosigned
 from tests.staff import drained, newest
 from tests.world import World, build, token
 
 LOG_KEY = Ed25519PrivateKey.generate()
+REQUEST = {"type": "request"}  # decided from no policy
 
 
 @dataclass
@@ -128,9 +132,6 @@ class TestAnUntouchedLog:
         assert not report.facts.matching
 
     def test_a_cosigned_checkpoint_is_preferred_and_its_witness_counted(self, scene: Scene) -> None:
-        from audit.models import Checkpoint
-        from muniment import notes
-
         witness = Ed25519PrivateKey.generate()
         row = Checkpoint.objects.latest("size")
         cosigned(row, witness)
@@ -160,8 +161,6 @@ class TestCheckpointsThatSomebodyHolds:
         assert codes(verified(scene, Wanted(scene.began, scene.ended), held)) == ["checkpoint-incomparable"]
 
     def test_a_log_that_is_shorter_than_it_is_refused(self, scene: Scene) -> None:
-        from muniment import checkpoints
-
         log = Log.objects.get()
         note = checkpoints.sign(checkpoints.Checkpoint(log.origin, 10_000, bytes(32)), LOG_KEY)
         with pytest.raises(bundling.Refused, match="rollback"):
@@ -169,8 +168,6 @@ class TestCheckpointsThatSomebodyHolds:
 
     @staticmethod
     def note() -> str:
-        from audit.models import Checkpoint
-
         return Checkpoint.objects.latest("size").note
 
 
@@ -209,8 +206,6 @@ class TestProtectedDetails:
 
     def test_a_key_that_is_gone_without_an_erasure_record_is_found(self, scene: Scene, superuser_url: str) -> None:
         altered(superuser_url, f"DELETE FROM audit_datakey WHERE holder = '{uid('alice')}'")
-        from audit.protection import keyring
-
         keyring.clear()
         wanted = Wanted(scene.began, scene.ended, disclose=True, reason="audit 7")
         assert codes(verified(scene, wanted)) == ["key-destroyed"]
@@ -258,3 +253,134 @@ class TestWhatWasChangedInTheDatabase:
         altered(superuser_url, "DELETE FROM audit_tile")
         with pytest.raises(bundling.Refused, match="cannot be read"):
             made(Wanted(scene.began, scene.ended))
+
+
+class TestAfterALoss:
+    """Log 1 lost its end and was closed; log 2 took over what was recorded between."""
+
+    @pytest.fixture
+    def trust(self, db: None, tmp_path: Path, superuser_url: str) -> Iterator[Trust]:
+        world = build()
+        with sealing(tmp_path, LOG_KEY, page=100) as one:
+            recorded(60, 20, said=REQUEST)
+            sealed(one)
+            left = boundary(40)
+            recorded(60, 20, said=REQUEST)
+            sealed(one)
+            put_back(superuser_url, left)
+            recorded(20, 10, said=REQUEST)
+            open_next(one)
+            recorded(30, 10, said=REQUEST)
+            sealed(one)
+            yield Trust.parse(world.http.get("/v1/keys").content.decode())
+
+    @staticmethod
+    def around(first: int, last: int) -> Wanted:
+        low, high = Record.objects.get(index=first).at, Record.objects.get(index=last).at
+        return Wanted(low, high + timedelta(microseconds=1))
+
+    def test_everything_verifies_across_the_seam(self, trust: Trust) -> None:
+        start = Log.objects.get(number=2).start
+        report = verify_file(made(self.around(1, start + 20)), trust)
+        assert not report.findings
+        assert [one.origin for one in report.facts.logs] == [log.origin for log in Log.objects.order_by("number")]
+
+    @pytest.mark.parametrize("place", ["before", "adopted", "after", "across"])
+    def test_ranges_on_either_side_verify(self, trust: Trust, place: str) -> None:
+        start = Log.objects.get(number=2).start
+        ends = {"before": (3, 5), "adopted": (start - 5, start - 3), "after": (start + 15, start + 17),
+                "across": (start - 2, start + 2)}  # fmt: skip
+        report = verify_file(made(self.around(*ends[place])), trust)
+        assert not report.findings
+
+    def test_the_closed_logs_checkpoint_leads_on_and_one_it_never_signed_does_not(self, trust: Trust) -> None:
+        row = Checkpoint.objects.filter(log=1).latest("size")
+        origin = Log.objects.get(number=1).origin
+        forged = checkpoints.sign(checkpoints.Checkpoint(origin, row.size, bytes(32)), LOG_KEY)
+        for note, expected in ((row.note, []), (forged, ["fork"])):
+            held = Held.parse("mine", note)
+            start = Log.objects.get(number=2).start
+            wanted = self.around(start - 5, start + 5)
+            file = made(Wanted(wanted.since, wanted.until, held=(held,)))
+            assert codes(verify_file(file, trust, [held])) == expected
+
+    def test_an_adopted_record_that_is_changed_later_shows(self, trust: Trust, superuser_url: str) -> None:
+        index = Log.objects.get(number=2).start - 3
+        altered(
+            superuser_url,
+            "UPDATE audit_record SET statement = convert_to(replace(convert_from(statement, 'UTF8'), 'recall',"
+            f" 'recalk'), 'UTF8') WHERE index = {index}",
+        )
+        found = codes(verify_file(made(self.around(index, index)), trust))
+        assert found == ["batch-root-differs", "seam-broken"]
+
+
+class TestTheCommand:
+    @staticmethod
+    def run(*arguments: object) -> tuple[int, str]:
+        out = io.StringIO()
+        try:
+            call_command("bundle", *map(str, arguments), stdout=out)
+        except CommandError as error:
+            return error.returncode, str(error)
+        return 0, out.getvalue()
+
+    def test_it_writes_a_bundle_for_its_owner_alone(self, scene: Scene, tmp_path: Path) -> None:
+        out = tmp_path / "out.zip"
+        times = ("--from", scene.began.isoformat(), "--to", scene.ended.isoformat())
+        status, words = self.run(*times, "--subject", uid("alice"), out)
+        assert (status, "8 open" in words or "open" in words) == (0, True)
+        assert out.stat().st_mode & 0o777 == 0o600
+        with out.open("rb") as file:
+            assert not verify_file(file, scene.trust()).findings
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zip", "seal"]
+        with zipfile.ZipFile(out) as archive:
+            page = archive.read(bundle.README).decode()
+        assert uid("alice") in page
+        assert "{" not in page
+        assert max(map(len, page.splitlines())) <= 120
+
+    def test_it_compares_with_a_checkpoint_that_the_auditor_keeps(self, scene: Scene, tmp_path: Path) -> None:
+        (tmp_path / "mine.txt").write_text(Checkpoint.objects.earliest("size").note)
+        times = ("--from", scene.began.isoformat(), "--to", scene.ended.isoformat())
+        assert self.run(*times, "--checkpoint", tmp_path / "mine.txt", tmp_path / "out.zip")[0] == 0
+        held = Held.parse("mine.txt", (tmp_path / "mine.txt").read_text())
+        with (tmp_path / "out.zip").open("rb") as file:
+            assert verify_file(file, scene.trust(), [held]).facts.compared == 1
+
+    def test_disclosing_needs_a_reason(self, scene: Scene, tmp_path: Path) -> None:
+        times = ("--from", scene.began.isoformat(), "--to", scene.ended.isoformat())
+        assert self.run(*times, "--disclose", tmp_path / "out.zip")[0] == 2
+        assert self.run(*times, "--disclose", "--reason", "audit 7", tmp_path / "out.zip")[0] == 0
+        assert Outbox.objects.filter(kind="staff").count() == 1
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [("--from", "yesterday", "--to", "2026-01-01"), ("--from", "2026-01-02", "--to", "2026-01-01"),
+         ("--from", "2026-01-01", "--to", "9998-01-01"), ("--from", "2026-01-01T00:00:00", "--to", "2026-01-02"),
+         ("--from", "2026-01-01", "--to", "2026-01-02", "--checkpoint", "/does/not/exist"),
+         ("--from", "2026-01-01", "--to", "2026-01-02", "--checkpoint", "/etc/hostname")],
+    )  # fmt: skip
+    def test_bad_input_is_2_in_one_line_and_writes_nothing(
+        self, scene: Scene, tmp_path: Path, arguments: tuple[str, ...]
+    ) -> None:
+        status, words = self.run(*arguments, tmp_path / "out.zip")
+        assert status == 2
+        assert "\n" not in words
+        assert not (tmp_path / "out.zip").exists()
+
+    def test_a_place_that_cannot_be_written_is_2(self, scene: Scene, tmp_path: Path) -> None:
+        times = ("--from", scene.began.isoformat(), "--to", scene.ended.isoformat())
+        assert self.run(*times, tmp_path / "no" / "out.zip")[0] == 2
+
+    def test_what_is_not_sealed_yet_is_1_and_writes_nothing(self, scene: Scene, tmp_path: Path) -> None:
+        recorded(1)
+        until = timezone.now().isoformat()
+        status, words = self.run("--from", scene.began.isoformat(), "--to", until, tmp_path / "out.zip")
+        assert (status, "not sealed yet" in words) == (1, True)
+        assert [path.name for path in tmp_path.iterdir()] == ["seal"]
+
+    def test_an_empty_log_is_1(self, db: None, tmp_path: Path) -> None:
+        assert not Batch.objects.exists()
+        status, words = self.run("--from", "2026-01-01", "--to", "2026-01-02", tmp_path / "out.zip")
+        assert (status, words) == (1, "nothing is sealed yet")
