@@ -32,8 +32,6 @@ LATE = 10_000  # milliseconds without a checkpoint
 MOST = 2000
 # An alert of several processes is over when none of them has said so for a while.
 QUIET = timedelta(seconds=2.5)
-# Whoever opens the next log ends the alerts: they are not raised again before its first checkpoint.
-HOLD = timedelta(seconds=30)
 
 BATCHES = "SELECT first, digest FROM audit_batch WHERE first = ANY(%s)"
 LOGS = """SELECT number, start, opened_at,
@@ -43,12 +41,13 @@ LOGS = """SELECT number, start, opened_at,
 
 class Sealed:
     """What is sealed, as far as this process believes it: `log` is the newest log with a believed checkpoint (0: none),
-    `upto` the index behind the newest sealed record. Raises django.db.Error."""
+    `upto` the index behind the newest sealed record. `opened` and `opened_at` are of the newest log that there is said
+    to be. Raises django.db.Error."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
         self.trust = Trust()
-        self.log = self.upto = 0
+        self.log = self.upto = self.opened = 0
         self.opened_at: datetime | None = None
         self._starts: dict[int, int] = {1: 0}  # of each log, as it was first seen
         self._sizes: dict[tuple[int, str], int] = {}  # by number and believed note, of the newest of each log
@@ -58,16 +57,18 @@ class Sealed:
         with connection.cursor() as cursor:
             cursor.execute(LOGS)
             rows = cursor.fetchall()
-        self.log, self.upto, self.opened_at = 0, 0, None
+        self.log = self.upto = self.opened = 0
+        self.opened_at = None
         sizes = {}
         for number, start, opened_at, note in rows:
+            self.opened, self.opened_at = number, opened_at
             size = self._believed(number, note) if note else None
             if size is None:  # a log that begins: what stands from its start on is not sealed by the one before
                 self.upto = min(self.upto, start)
                 continue
             sizes[number, note] = size
             self.upto = self._starts.setdefault(number, start) + size
-            self.log, self.opened_at = number, opened_at
+            self.log = number
         self._sizes = sizes
 
     def _believed(self, number: int, note: str) -> int | None:
@@ -219,16 +220,16 @@ class Watch:
             alerts.clear("batch-missing", about)
         self.raised &= set(names)
         for about, run in names.items():
-            if self._accounted(about, run):
-                if self.journal.put_by(self.sealed.log - 1, run):
-                    self.raised.discard(about)
-                    for entry in run:
-                        del self.entries[entry.first, entry.digest]
-            elif not (about in self.raised and self._just_cleared(about)):
+            if not self._accounted(about, run):
                 if about not in self.raised:
                     logger.error("batches that were answered are not in the database, the first at %d", run[0].first)
                 alerts.raise_alert("batch-missing", about, self._words(run))
                 self.raised.add(about)
+            # The next log was opened, which ended the alert; it is believed once it is sealed.
+            elif self.sealed.log == self.sealed.opened and self.journal.put_by(self.sealed.log - 1, run):
+                self.raised.discard(about)
+                for entry in run:
+                    del self.entries[entry.first, entry.digest]
 
     def _words(self, run: list[Entry]) -> str:
         records = counted(sum(entry.size for entry in run), "record")
@@ -240,15 +241,11 @@ class Watch:
         )
 
     def _accounted(self, about: str, run: list[Entry]) -> bool:
-        """Whether the next log was begun by people who knew of this loss."""
+        """Whether the newest log was opened, after a loss, by people who knew of this one."""
         opened_at = self.sealed.opened_at
-        if self.sealed.log < 2 or opened_at is None or run[-1].at >= opened_at.timestamp() * 1000:
+        if self.sealed.opened < 2 or opened_at is None or run[-1].at >= opened_at.timestamp() * 1000:
             return False
         return Alert.objects.filter(kind="batch-missing", about=about, raised_at__lt=opened_at).exists()
-
-    def _just_cleared(self, about: str) -> bool:
-        since = timezone.now() - HOLD
-        return Alert.objects.filter(kind="batch-missing", about=about, cleared_at__gt=since).exists()
 
     def _tell(self, kind: str, words: str) -> None:
         """Raise what holds for this machine; end it when nobody here has said so for a while."""

@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -188,6 +189,7 @@ def test_what_is_noted_while_the_file_is_written_anew_is_not_lost(journal: Journ
         while not stop.is_set():
             journal.append(*one(noted))
             noted += 1
+            time.sleep(0.0002)
 
     thread = Thread(target=note)
     thread.start()

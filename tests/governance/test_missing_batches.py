@@ -477,13 +477,12 @@ def test_what_nobody_knew_when_the_next_log_was_opened_is_said(
 
 
 def test_an_alert_that_somebody_ends_without_the_next_log_is_raised_again(
-    one: Answering, superuser: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    one: Answering, superuser: psycopg.Connection
 ) -> None:
     taken = one.answer()
     superuser.execute(CUT)
     one.watch.look()
     alerts.clear("batch-missing")
-    monkeypatch.setattr(journal_watch, "HOLD", timedelta(0))
     one.watch.look()
     assert missing() == [f"batch {taken}"]
 
