@@ -7,6 +7,7 @@ from audit.models import Record
 from muniment import merkle
 
 EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+MICROSECOND = timedelta(microseconds=1)
 COPIED = ("type", "decision", "reason", "backend", "client", "subject", "tenant", "tool")
 
 
@@ -20,7 +21,7 @@ def differing(record: Record, said: dict[str, Any]) -> list[str]:
     if (str(record.parent) if record.parent else None) != said.get("parent"):
         found.append("parent")
     at = said.get("at")
-    if type(at) is not int or (record.at - EPOCH) // timedelta(microseconds=1) != at:
+    if type(at) is not int or (record.at - EPOCH) // MICROSECOND != at:
         found.append("at")
     if bytes(record.leaf) != merkle.leaf_hash(bytes(record.statement)):
         found.append("leaf")

@@ -168,18 +168,3 @@ class Tree:
 
     def _find(self, code: str, message: str, index: int) -> None:
         self._report(Finding(code, message, index))
-
-
-def first_key(origin: str, note: str) -> dict[str, bytes]:
-    """The published log key that signed a note, by id; empty where none did. Being published makes no key good: this
-    is for the first checkpoint of a log when nobody says whom to trust."""
-    from audit.models import PublishedKey
-    from muniment.notes import ED25519, Key, NoteError
-
-    for key_id, public in PublishedKey.objects.filter(use="log").values_list("key_id", "public"):
-        try:
-            checkpoints.read(note, [Key(origin, ED25519, bytes(public))])
-        except (CheckpointError, NoteError):
-            continue
-        return {key_id: bytes(public)}
-    return {}

@@ -1,29 +1,32 @@
 """Verify one record as the database has it now: its bytes, its write batch, and its way to the signed root.
 
-It takes milliseconds, so that a page can do it whenever it shows a record. The keys are those that are published here:
-whoever must not believe this database verifies a bundle elsewhere.
+It takes milliseconds, so that a page can do it whenever it shows a record. The keys are those that the log itself leads
+to (`audit.trusting`): whoever must not believe this database verifies a bundle elsewhere.
 """
 
 from audit import logtree
 from audit.live_people import People
 from audit.live_records import differing
-from audit.models import Batch, Log, PublishedKey, Record
+from audit.models import Batch, Record
+from audit.trusting import believed
 from muniment import batches, merkle, proofs, statements
 from muniment.findings import Finding
-from muniment.notes import ED25519, Key, NoteError
+from muniment.keys import Trust
+from muniment.notes import NoteError
 from muniment.proofs import ProofError
 from muniment.tiles import TileMissing
 
 
-def verify_record(record: Record) -> list[Finding]:
+def verify_record(record: Record, trust: Trust | None = None) -> list[Finding]:
     """Everything that does not hold of the record; nothing, when all does. What is not sealed yet is checked as far as
-    its batch."""
+    its batch. `trust` None: the keys that the log leads to."""
     leaf = merkle.leaf_hash(bytes(record.statement))
     if leaf != bytes(record.leaf):
         words = f"record {record.index}: the stored bytes do not give the stored leaf"
         return [Finding("record-changed", words, record.index)]
     try:
-        return _tree(record, leaf) or _batch(record) or _beside(record)
+        trust = trust or believed()
+        return _tree(record, leaf, trust) or _batch(record, trust) or _beside(record)
     except TileMissing as missing:
         words = f"tile {missing.level}/{missing.index} of the tree is gone, or too short"
         return [Finding("tile-differs", words, record.index)]
@@ -58,7 +61,7 @@ def _leaves(batch: Batch) -> list[bytes]:
     return [bytes(leaf) for leaf in rows.values_list("leaf", flat=True)]
 
 
-def _batch(record: Record) -> list[Finding]:
+def _batch(record: Record, trust: Trust) -> list[Finding]:
     index = record.index
     batch = Batch.objects.filter(first__lte=index).order_by("-first").first()
     if batch is None or index >= batch.first + batch.size:
@@ -67,15 +70,15 @@ def _batch(record: Record) -> list[Finding]:
     if merkle.root(_leaves(batch)) != bytes(batch.root):
         return [Finding("batch-root-differs", f"{where}: its root is not its records'", index)]
     message = batches.message(batch.first, batch.size, bytes(batch.previous), bytes(batch.root))
-    key = PublishedKey.objects.filter(use="writer", key_id=batch.key_id).first()
-    if key is None:
-        return [Finding("batch-key-untrusted", f"{where}: its key {batch.key_id} is not published", index)]
-    if not batches.verify(bytes(key.public), message, bytes(batch.signature)):
+    public = trust.writers.get(batch.key_id)
+    if public is None:
+        return [Finding("batch-key-untrusted", f"{where}: no trusted key introduced its key {batch.key_id}", index)]
+    if not batches.verify(public, message, bytes(batch.signature)):
         return [Finding("batch-unsigned", f"{where}: its signature does not hold", index)]
     return []
 
 
-def _tree(record: Record, leaf: bytes) -> list[Finding]:
+def _tree(record: Record, leaf: bytes, trust: Trust) -> list[Finding]:
     index, log = record.index, logtree.log_of(record.index)
     newest = logtree.newest(log) if log else None
     if log is None or newest is None or newest.size <= index - log.start:
@@ -84,13 +87,7 @@ def _tree(record: Record, leaf: bytes) -> list[Finding]:
     try:
         if logtree.tree(log, newest.size, [place]).leaf(place) != leaf:
             return [Finding("record-changed", f"record {index}: its leaf is not the one that was sealed", index)]
-        proofs.verify(logtree.proof_of(record), leaf, _keys(log))
+        proofs.verify(logtree.proof_of(record), leaf, trust.log_keys(log.origin))
     except (ProofError, NoteError) as error:
         return [Finding("proof-broken", f"record {index}: {error}", index)]
     return []
-
-
-def _keys(log: Log) -> list[Key]:
-    """The published log keys, under the log's name."""
-    found = PublishedKey.objects.filter(use="log").values_list("public", flat=True)
-    return [Key(log.origin, ED25519, bytes(public)) for public in found]

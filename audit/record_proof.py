@@ -122,9 +122,7 @@ def verdict(record: Record, where: Sealing, key_id: str | None) -> Verdict:
     url = reverse("admin:record", args=[record.id])
     found = tuple(told(f.code, f.message, f.index, url) for f in verify_record(record))
     if found:
-        words = (
-            "What is shown here may not be what was sealed. Keep the database as it is; run manage.py verify_log."
-        )
+        words = "What is shown here may not be what was sealed. Keep the database as it is; run manage.py verify_log."
         return Verdict(found, words)
     return Verdict((), _holds(where, key_id))
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from audit import live_reading as reading
-from audit import logtree
+from audit import logtree, trusting
 from audit.anchors import AnchorError, held
 from audit.live_people import People
-from audit.live_records import differing
+from audit.live_records import EPOCH, MICROSECOND, differing
 from audit.live_seams import seams
 from audit.live_seams import words as seam_words
-from audit.live_tree import Held, Tree, first_key
+from audit.live_tree import Held, Tree
 from audit.models import Checkpoint, Log, PublishedKey, Record
-from muniment import merkle, statements
+from muniment import checkpoints, merkle, statements
 from muniment.checkpoints import CheckpointError
 from muniment.examine import Batch, Entry, Examiner
 from muniment.findings import Finding
@@ -118,8 +118,8 @@ class _Run:
     def _begin(self, since: datetime | None, outside: Held) -> int:
         """The index to begin at. The trees are made ready; what those before it tell is taken note of."""
         start, frontier = (0, 0), None
-        if self.examiner.first_use and (first := Checkpoint.objects.filter(log=1).order_by("size").first()):
-            self.trust.logs |= first_key(self.logs[0].origin, first.note)
+        if self.examiner.first_use:
+            self.trust.logs |= trusting.first_log()
         if since is not None:
             found = Checkpoint.objects.filter(at__lte=since, log=self.logs[-1].number if self.logs else 0)
             if (row := found.order_by("-size").first()) and (frontier := self._frontier(row)):
@@ -141,11 +141,18 @@ class _Run:
     def _frontier(self, row: Checkpoint) -> merkle.Frontier | None:
         """The tree's edge at a checkpoint that is signed; None where it cannot be had, and all is verified."""
         log = self.logs[-1]
+        trust = self.trust.copy()
+        trusting.follow(trust, log.start + row.size)
         try:
+            signed = checkpoints.read(row.note, trust.log_keys(log.origin))
             frontier = logtree.tree(log, row.size).frontier(row.size)
+        except CheckpointError:
+            words = f"the checkpoint of {row.size:,} records is signed by no trusted log key; all was looked at instead"
+            self.report.add(Finding("checkpoint-untrusted", words, log.start + row.size - 1))
+            return None
         except LookupError:
             frontier = None
-        if frontier is None or frontier.root() != bytes(row.root):
+        if frontier is None or (signed.size, signed.root) != (row.size, frontier.root()):
             words = f"the tiles do not give the root that was signed over {row.size:,} records"
             self.report.add(Finding("tile-differs", words, log.start + row.size - 1))
             return None
@@ -153,9 +160,8 @@ class _Run:
 
     def _context(self, upto: int) -> None:
         """The keys, the policy and the deletions of the time before, each shown to be in the tree."""
-        if self.examiner.first_use and (batch := next(reading.batches(0, 1), None)):
-            key = PublishedKey.objects.filter(key_id=batch.key_id, use="writer").first()
-            self.trust.writers |= {batch.key_id: bytes(key.public)} if key else {}
+        if self.examiner.first_use:
+            self.trust.writers |= trusting.first_writer()
         log = self.logs[-1]
         tree = logtree.tree(log)
         for record in Record.objects.filter(index__lt=upto, type__in=CONTEXT).order_by("index").iterator():
@@ -328,6 +334,9 @@ class _Run:
         if head.next != begin and examiner.previous not in (None, head.batch):
             words = f"the head, at {head.next:,}, names another write batch than the newest one"
             self.report.add(Finding("batch-chain-broken", words, head.next))
+        if examiner.at is not None and (head.at - EPOCH) // MICROSECOND < examiner.at:
+            words = f"the head's clock, at {head.next:,}, is behind the newest record: it was set back"
+            self.report.add(Finding("record-backdated", words, head.next))
 
     def _tables(self) -> None:
         """The policy's tables as they are now, where all that is recorded of them was seen."""

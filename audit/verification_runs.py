@@ -13,6 +13,7 @@ from django.utils import timezone
 from audit import alerts, logtree, verification
 from audit.models import Record, Verification
 from audit.record_check import verify_record
+from audit.trusting import believed
 from audit.verification import Report
 from muniment.examine import Examiner
 from muniment.findings import Finding
@@ -69,14 +70,15 @@ def run_sample() -> None:
 
 def sample(count: int) -> Report:
     """Look at so many sealed records, taken at random: each with its columns, its write batch and its way to the signed
-    root. Keys are those that are published."""
-    report = Report(notes=["A sample, checked against the keys that are published here."])
+    root. Keys are those that the log leads to."""
+    report = Report(notes=["A sample, checked against the keys that the log leads to."])
     log = logtree.current()
     newest = logtree.newest(log) if log else None
     if log is None or newest is None:
         return report
     report.size = log.start + newest.size
-    retained = _retained()
+    trust = believed()
+    retained = _retained(trust)
     for index in sorted(random.sample(range(log.start, report.size), min(count, newest.size))):
         found = list(Record.objects.filter(index=index)[:2])
         if not found and not any(first <= index < first + size for first, size in retained):
@@ -86,16 +88,16 @@ def sample(count: int) -> Report:
             report.add(Finding("record-inserted", f"there are two records {index:,}", index))
         for record in found[:1]:
             report.records += 1
-            for finding in verify_record(record):
+            for finding in verify_record(record, trust):
                 report.add(finding)
     return report
 
 
-def _retained() -> list[tuple[int, int]]:
+def _retained(trust: Trust) -> list[tuple[int, int]]:
     """What retention records say was deleted."""
     examiner = Examiner(Trust(), lambda finding: None)
     for record in Record.objects.filter(type="retention").order_by("index").iterator():
-        if not verify_record(record):
+        if not verify_record(record, trust):
             examiner.context(record.index, bytes(record.statement))
     return examiner.retained
 
