@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,8 +24,8 @@ class UsageError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand. 0: all holds; 1: there are findings; 2: what was given cannot be used."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    given = _parser(words).parse_args(words)
     if given.command == "witness":
         from muniment import witness
 
@@ -32,14 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _verify(given)
     except UsageError as error:
-        sys.stderr.write(f"muniment: {error}\n")
+        sys.stderr.write(f"muniment: {_plain(str(error))}\n")
         return 2
-    except BrokenPipeError:  # whoever read the output has seen enough
-        sys.stderr.close()
-        return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="muniment", description="Verify what Muniment recorded, offline.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -53,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--to", dest="until", metavar="TIME", help="to before here (ISO 8601)")
     verify.add_argument("--json", action="store_true", help="for machines")
     witness = commands.add_parser("witness", help="cosign checkpoints of a log, on a machine of its own")
-    if "witness" in sys.argv[1:2]:  # only who runs it needs its modules
+    if "witness" in words[:1]:  # only who runs it needs its modules
         from muniment.witness import add_arguments
 
         add_arguments(witness)
@@ -71,11 +69,18 @@ def _verify(given: argparse.Namespace) -> int:
             report = verify_file(file, trust, held, since, until)
     except OSError as error:
         raise UsageError(f"{given.bundle.name} cannot be read: {error.strerror}") from None
-    if given.json:
-        sys.stdout.write(json.dumps(told(report), indent=1) + "\n")
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in _words(report))
+    lines = [json.dumps(told(report), indent=1)] if given.json else map(_plain, _words(report))
+    try:
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it has seen enough; the interpreter must not try again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if report.ok else 1
+
+
+def _plain(line: str) -> str:
+    """ASCII alone: what a bundle says reaches a terminal, and every terminal can show it."""
+    return "".join(one if one.isprintable() else "?" for one in line).encode("ascii", "backslashreplace").decode()
 
 
 def _read(path: Path, most: int) -> str:
@@ -169,3 +174,7 @@ def _counted(count: int, noun: str) -> str:
 
 def _clock(at: int) -> str:
     return text_of(at * 1_000_000)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -179,8 +179,8 @@ class Heads:
 
     def _forked(self, origin: str, size: int, root: bytes, known: bytes | None) -> None:
         if known is not None and known != root:
-            words = f"for {size:,} records of {origin}, one checkpoint has root {root.hex()[:16]}…"
-            self._report.find("fork", f"{words} and the bundle's tree {known.hex()[:16]}…")
+            words = f"for {size:,} records of {origin}, one checkpoint has root {root.hex()[:16]}..."
+            self._report.find("fork", f"{words} and the bundle's tree {known.hex()[:16]}...")
         else:
             words = f"the checkpoint of {size:,} records of {origin} does not lead to the tree of the bundle"
             self._report.find("proof-broken", words)

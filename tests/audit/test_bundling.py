@@ -144,6 +144,18 @@ class TestAnUntouchedLog:
         assert [one.size for one in facts.logs] == [row.size]
         assert [(one.witness, one.size) for one in facts.cosigned] == [("witness.example", row.size)]
 
+    def test_a_policy_whose_record_is_still_to_come_is_no_fault(self, scene: Scene) -> None:
+        """The range then reaches to the end of what is sealed, so that nothing can have been left out."""
+        for reason in ("one", "two", "three"):
+            scene.world.grant.reason = reason
+            scene.world.grant.save()
+            record = Record.objects.get(id=scene.world.verify()["record"])
+            scene.sealer.step()
+            file = io.BytesIO()
+            bundling.write_record(file, record)
+            report = verify_file(file, scene.trust())
+            assert not report.findings
+
     def test_what_is_not_sealed_yet_is_refused(self, scene: Scene) -> None:
         recorded(1)
         with pytest.raises(bundling.Refused, match="not sealed yet"):

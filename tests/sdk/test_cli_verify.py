@@ -2,6 +2,7 @@
 network."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -136,6 +137,31 @@ def test_what_is_no_bundle_is_a_finding(folder: Path) -> None:
     (folder / "bundle.zip").write_bytes(b"hello")
     ran = muniment("verify", folder / "bundle.zip", "--trust", folder / "keys.json")
     assert (ran.status, ran.lines) == (1, ["bundle-malformed: it is not a ZIP archive"])
+
+
+def test_nothing_in_a_bundle_speaks_to_the_terminal(folder: Path) -> None:
+    found = LOG.parts(10, 30)
+    found.manifest.asked.client = found.batches[0].key_id = found.manifest.logs[0].origin = "\x1b[2J\x9b\nall is well é"
+    (folder / "bundle.zip").write_bytes(found.pack())
+    for keys in ((), ("--trust", folder / "keys.json")):
+        ran = muniment("verify", folder / "bundle.zip", *keys)
+        assert ran.status == 1
+        assert all(32 <= ord(one) < 127 for line in ran.lines for one in line)
+        assert not any(line.startswith("all is well") for line in ran.lines)
+
+
+def test_the_module_is_the_command(folder: Path) -> None:
+    run = [sys.executable, "-I", "-m", "muniment.cli", "verify", folder / "bundle.zip"]
+    assert subprocess.run(run, capture_output=True, timeout=60, check=False).returncode == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(folder: Path) -> None:
+    run = [sys.executable, "-I", "-m", "muniment.cli", "verify", folder / "bundle.zip", "--trust", folder / "keys.json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(run, stdout=pipe, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_vkeys_with_a_witness_are_trusted_too(folder: Path) -> None:
