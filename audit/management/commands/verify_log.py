@@ -12,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
 
 from audit import verification
+from audit.log_health import counted
 from audit.verification import Report
 from audit.verification_runs import Busy, run, sample
 from muniment.checkpoints import CheckpointError
@@ -111,7 +112,7 @@ class Command(BaseCommand):
             self.stdout.write(f"and {report.count - len(report.findings):,} more")
         for note in report.notes:
             self.stdout.write(note)
-        verdict = "Everything holds" if not report.count else f"{report.count:,} findings"
+        verdict = "Everything holds" if not report.count else counted(report.count, "finding")
         self.stdout.write(
             f"{verdict}: {report.records:,} records looked at in {seconds:.1f} s, {report.size:,} sealed."
         )
