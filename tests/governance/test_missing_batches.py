@@ -523,7 +523,9 @@ def test_killed_web_processes_leave_their_files_and_those_after_them_miss_what_i
         }
         told = {answer.body["receipt"]["batch"]["first"] for answer in load.answers}
         assert told <= {found.first for found in noted}
-        superuser.execute(CUT)
         taken = max(noted)
+        # One that committed at the very moment of the kill is in no file: nobody was answered.
+        while Batch.objects.filter(first__gte=taken.first).exists():
+            superuser.execute(CUT)
         server.restart()
-        until(lambda: missing() == [f"batch {taken.first}"], 10)
+        until(lambda: missing() == [f"batch {taken.first}"], 20)
