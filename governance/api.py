@@ -19,7 +19,7 @@ from governance.answers import answer, assertion, subject_body
 from governance.budgets import budgets
 from governance.contract import Call, Calls
 from governance.problems import Problem, from_exception, method_not_allowed, not_authenticated, overloaded
-from governance.snapshot import snapshots
+from governance.snapshot import BackendPolicy, snapshots
 from governance.verification import NotAuthenticated, PolicyMoved, Verdict, authenticate, judge, verify
 from tools import credentials
 from tools.credentials import Credential
@@ -110,6 +110,15 @@ class BackendView(APIView):
             raise not_authenticated() from None
         assert credential is not None
         return credential
+
+    def backend(self, request: HttpRequest) -> BackendPolicy:
+        """The backend whose key was sent, for a call that records nothing: a record would refuse a key that was revoked
+        a moment ago, so the policy is looked at anew. Raises a 401 Problem."""
+        snapshots.at_head()
+        try:
+            return authenticate(self.credential(request))[1]
+        except NotAuthenticated:  # revoked since
+            raise not_authenticated() from None
 
 
 def too_many() -> Problem:

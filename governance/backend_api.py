@@ -15,9 +15,7 @@ from governance import schema
 from governance.api import BackendView, decode, json_response
 from governance.budgets import Budgets
 from governance.contract import Declaration
-from governance.problems import Problem, not_authenticated
-from governance.snapshot import snapshots
-from governance.verification import NotAuthenticated, authenticate
+from governance.problems import Problem
 from muniment.notes import ED25519, Key
 from tools import declarations
 
@@ -32,11 +30,7 @@ class ToolsView(BackendView):
     @schema.declare
     def put(self, request: HttpRequest) -> HttpResponse:
         """Idempotent. New tools wait for approval by staff."""
-        snapshots.at_head()  # nothing is recorded here that would refuse a key revoked a moment ago
-        try:
-            _, backend = authenticate(self.credential(request))
-        except NotAuthenticated:  # revoked since
-            raise not_authenticated() from None
+        backend = self.backend(request)
         if changes.spent(backend.slug, "tools"):
             raise Problem(
                 429, "too-many-changes", "Too many changes", "Tools are declared at start, not all the time.",

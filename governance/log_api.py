@@ -13,9 +13,7 @@ from audit.models import Checkpoint, Log, Record
 from governance import schema
 from governance.answers import text
 from governance.api import BackendView, invalid_parameter, json_response, parameter
-from governance.problems import Problem, not_authenticated, overloaded
-from governance.snapshot import snapshots
-from governance.verification import NotAuthenticated, authenticate
+from governance.problems import Problem, overloaded
 from muniment import tiles
 from muniment.merkle import HASH_BYTES
 from muniment.notes import NoteError
@@ -98,11 +96,7 @@ class InclusionView(LogView):
     @schema.log_inclusion
     def get(self, request: HttpRequest) -> HttpResponse:
         """For the backend's own records; another's is answered like none."""
-        snapshots.at_head()  # nothing is recorded here that would refuse a key revoked a moment ago
-        try:
-            _, backend = authenticate(self.credential(request))
-        except NotAuthenticated:  # revoked since
-            raise not_authenticated() from None
+        backend = self.backend(request)
         record = search.by_id(UUID(parameter(request, "record", RECORD, "the id of a record, a UUID")))
         if record is None or record.backend != backend.slug:
             raise Problem(404, "record-unknown", "No such record", "This backend has no record with this id.")
