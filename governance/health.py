@@ -7,6 +7,7 @@ from django.http import HttpRequest, JsonResponse
 from django.views.decorators.http import require_safe
 from redis import RedisError
 
+from audit.log_health import pulse
 from governance.idempotency import store
 from governance.process import recorder
 from governance.snapshot import snapshots
@@ -32,9 +33,15 @@ def _redis() -> None:
     store().ping()
 
 
-# Redis is needed by the workers and for idempotency keys, not for deciding and recording.
+def _log() -> None:
+    if pulse().state != "sound":
+        raise RuntimeError("the log has an alert, or is not sealed")
+
+
+# Redis is needed by the workers and for idempotency keys, not for deciding and recording; the log may
+# have an alert or no sealer, which the admin tells more of, and calls are recorded all the same.
 NEEDED: dict[str, Callable[[], None]] = {"database": _database, "recorder": _recorder, "policy": _policy}
-WANTED: dict[str, Callable[[], None]] = {"redis": _redis}
+WANTED: dict[str, Callable[[], None]] = {"redis": _redis, "log": _log}
 
 
 def _works(check: Callable[[], None]) -> bool:

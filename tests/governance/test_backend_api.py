@@ -2,6 +2,7 @@
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -9,8 +10,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from django.utils import timezone
 
+from audit import alerts
 from audit.models import Head, PublishedKey, Record
 from muniment import batches
+from tests.audit.sealers import sealed, sealing
 from tests.world import World, build, token
 from tools.credentials import issue
 from tools.models import Backend, BackendKey, Tool
@@ -182,3 +185,18 @@ def test_health(world: World) -> None:
     assert world.http.get("/livez").status_code == 200
     ready = world.http.get("/readyz")
     assert (ready.status_code, ready.json()["database"]) == (200, "ok")
+
+
+def test_readiness_names_a_log_that_is_not_sealed_and_calls_are_verified_all_the_same(
+    world: World, tmp_path: Path
+) -> None:
+    assert world.http.get("/readyz").json()["log"] == "away"
+    with sealing(tmp_path) as sealer:
+        world.verify()
+        sealed(sealer)
+        assert world.http.get("/readyz").json() | {"redis": "ok"} == {
+            "status": "ok", "database": "ok", "recorder": "ok", "policy": "ok", "redis": "ok", "log": "ok",
+        }  # fmt: skip
+    alerts.raise_alert("batch-missing", "x", "gone")
+    ready = world.http.get("/readyz")
+    assert (ready.status_code, ready.json()["status"], ready.json()["log"]) == (200, "ok", "away")
