@@ -17,6 +17,7 @@ from muniment.disclosures import DisclosureError
 from muniment.findings import Finding
 
 PAGE = 1000
+USER = "usr_"  # how uids begin; the holders of other keys are no users
 
 
 class People:
@@ -36,11 +37,13 @@ class People:
         committed = said.get("_sd") or []
         if record.disclosures is None:
             if committed:
-                self._stripped.append((record.index, said.get("subject")))
+                self._stripped.append((record.index, _text(said.get("subject"))))
             return
         if record.holder is None or not committed:
             self._find("disclosure-foreign", record.index, "has details that its statement does not commit to")
             return
+        if not _own(record.holder, said):
+            self._find("disclosure-foreign", record.index, "has its details under the key of somebody else")
         self._first.setdefault(record.holder, record.index)
         if self.opened and (key := self._key(record.holder)):
             self._open(record, key, committed)
@@ -53,7 +56,7 @@ class People:
             there = set(DataKey.objects.filter(holder__in=page).values_list("holder", flat=True))
             for holder in page:
                 if holder not in there and holder not in erased:
-                    words = f"the key of {holder} is gone, and no erasure record accounts for it"
+                    words = f"the key of {holder!a} is gone, and no erasure record accounts for it"
                     self._report(Finding("key-destroyed", words, self._first[holder]))
         for index, subject in self._stripped:
             if subject not in erased and not retained(index):
@@ -70,7 +73,7 @@ class People:
             return None
         except InvalidTag:
             if holder in self._first:
-                words = f"the key that is stored for {holder} is another's"
+                words = f"the key that is stored for {holder!a} is another's"
                 self._report(Finding("subject-swapped", words, self._first[holder]))
             return None
 
@@ -109,7 +112,7 @@ class People:
         after = ""
         while page := list(Subject.objects.filter(uid__gt=after).order_by("uid")[:PAGE]):
             for user in page:
-                if user.uid not in erased and user.erased_at is None:
+                if user.uid not in erased and not _emptied(user):
                     self._user(user)
             after = page[-1].uid
 
@@ -135,6 +138,24 @@ class People:
 
     def _find(self, code: str, index: int, words: str) -> None:
         self._report(Finding(code, f"record {index:,} {words}", index))
+
+
+def _own(holder: str, said: dict[str, Any]) -> bool:
+    """Whether the details of such a record may be under this key: one that was destroyed for another's sake would hide
+    them."""
+    subject = _text(said.get("subject"))
+    called = said.get("type") in ("decision", "evaluation", "outcome")
+    return holder == subject or not (holder.startswith(USER) or (subject and called))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _emptied(user: Subject) -> bool:
+    """Whether nothing is left by which the user could be found: the record of the erasure may still be on its way."""
+    held = (user.identity_key, user.sub, user.email, user.email_key)
+    return user.erased_at is not None and all(one is None for one in held)
 
 
 def _digest(sub: str) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 from django.db import connection
 
+from audit.live_records import EPOCH
 from audit.models import Batch as BatchRow
 from audit.models import Record, Tile
 from muniment.examine import Batch
@@ -19,6 +20,12 @@ from muniment.tiles import WIDTH
 MOST = 10_000  # records in a write batch; the writer makes 512 at most
 AT_ONCE = 100  # write batches read in one statement
 AHEAD = 500  # records read in one statement, unless one write batch is larger
+# Each side by itself, so that each is looked up in the index.
+HEAD = """SELECT coalesce(policy, 0), coalesce(next, 0), at, batch, coalesce(drained, 0),
+        ARRAY(SELECT index FROM audit_record WHERE index >= coalesce(h.next, 0) ORDER BY index LIMIT 20)
+        || ARRAY(SELECT index FROM audit_record WHERE index < 0 ORDER BY index LIMIT 20)
+        || ARRAY(SELECT bigint '-1' FROM audit_record WHERE index IS NULL LIMIT 1)
+    FROM (SELECT) always LEFT JOIN audit_head h ON true"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +37,16 @@ class Head:
     at: datetime
     batch: bytes
     drained: int
-    beyond: tuple[int, ...]  # indices of records at or behind `next`
+    beyond: tuple[int, ...]  # indices of records at or behind `next`, or before 0 (-1 also for none at all)
 
 
 def head() -> Head:
-    """The head, with what stands beyond it, seen at one moment."""
+    """The head, with what stands outside of the log that it tells of, seen at one moment. Where it is gone, that of an
+    empty log."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT policy, next, at, batch, drained, ARRAY(SELECT index FROM audit_record r WHERE r.index >= h.next"
-            " ORDER BY index LIMIT 20) FROM audit_head h"
-        )
+        cursor.execute(HEAD)
         policy, upto, at, batch, drained, beyond = cursor.fetchone()
-    return Head(policy, upto, at, bytes(batch), drained, tuple(beyond))
+    return Head(policy, upto, at or EPOCH, bytes(batch or b""), drained, tuple(beyond))
 
 
 def policy_tables() -> tuple[int, int, dict[str, list[dict[str, Any]]]]:
@@ -58,7 +63,7 @@ def policy_tables() -> tuple[int, int, dict[str, list[dict[str, Any]]]]:
     for _, _, table, content in rows:
         if table is not None:
             tables.setdefault(table, []).append(json.loads(content))
-    return rows[0][0], rows[0][1], tables
+    return (*rows[0][:2], tables) if rows else (0, 0, tables)
 
 
 def batches(first: int, upto: int) -> Iterator[Batch]:

@@ -17,7 +17,9 @@ Report = Callable[[Finding], None]
 class Seam:
     """The end of one log and the beginning of the next. `kept`: how many leaves of the old one are still records."""
 
-    def __init__(self, old: Log, new: Log, size: int, opening: dict[str, Any], report: Report) -> None:
+    def __init__(self, old: Log, new: Log, size: int, opening: dict[str, Any], report: Report, signed: bool) -> None:
+        """`size`: of the old log's tree; `signed`: whether the new one has a checkpoint, be it good or bad."""
+        self._signed = signed
         self.old, self.new, self.size, self.opening, self._report = old, new, size, opening, report
         kept = opening.get("kept")
         left = kept.get("size") if isinstance(kept, dict) else None
@@ -37,6 +39,8 @@ class Seam:
         root = tree.root()
         self._lead(tree, leaves)
         faults = [*self._kept_faults(root, tree.root()), *self._adopted_faults(notices)]
+        if not self._signed:  # whoever can write to the database can have such a record made, but not that
+            faults.append("no checkpoint covers the record that opens it")
         for fault in faults:
             self._find(fault)
 
@@ -97,7 +101,7 @@ def seams(logs: Sequence[Log], sizes: dict[int, int], report: Report) -> dict[in
             except statements.StatementError:
                 said = {}
         opening = said if isinstance(said, dict) and said.get("action") == "log.open" else {}
-        found[old.number] = Seam(old, new, sizes[old.number], opening, report)
+        found[old.number] = Seam(old, new, sizes[old.number], opening, report, sizes[new.number] > 0)
     return found
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from hashlib import sha256
 from threading import Lock
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from django.conf import settings
 
@@ -33,6 +34,8 @@ def protect(key: AESGCM, plain: bytes, bound_to: bytes) -> bytes:
 
 def reveal(key: AESGCM, protected: bytes, bound_to: bytes) -> bytes:
     """The plain bytes. Raises cryptography.exceptions.InvalidTag when anything was changed or swapped."""
+    if len(protected) < NONCE:
+        raise InvalidTag
     return key.decrypt(protected[:NONCE], protected[NONCE:], bound_to)
 
 

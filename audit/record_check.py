@@ -6,6 +6,7 @@ to (`audit.trusting`): whoever must not believe this database verifies a bundle 
 
 from audit import logtree
 from audit.live_people import People
+from audit.live_reading import MOST
 from audit.live_records import differing
 from audit.models import Batch, Record
 from audit.trusting import believed
@@ -67,12 +68,17 @@ def _batch(record: Record, trust: Trust) -> list[Finding]:
     if batch is None or index >= batch.first + batch.size:
         return [Finding("record-unsigned", f"record {index} is in no write batch", index)]
     where = f"the batch of records {batch.first} to {batch.first + batch.size - 1}"
+    try:
+        message = batches.message(batch.first, batch.size, bytes(batch.previous), bytes(batch.root))
+    except ValueError:
+        message = b""
+    if not message or batch.size > MOST:
+        return [Finding("batch-unsigned", f"{where}: it cannot be a write batch", index)]
     if merkle.root(_leaves(batch)) != bytes(batch.root):
         return [Finding("batch-root-differs", f"{where}: its root is not its records'", index)]
-    message = batches.message(batch.first, batch.size, bytes(batch.previous), bytes(batch.root))
     public = trust.writers.get(batch.key_id)
     if public is None:
-        return [Finding("batch-key-untrusted", f"{where}: no trusted key introduced its key {batch.key_id}", index)]
+        return [Finding("batch-key-untrusted", f"{where}: no trusted key introduced its key {batch.key_id!a}", index)]
     if not batches.verify(public, message, bytes(batch.signature)):
         return [Finding("batch-unsigned", f"{where}: its signature does not hold", index)]
     return []

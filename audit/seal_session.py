@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from audit import wire
-from audit.seal_state import Passing, State
+from audit.seal_state import Halt, Passing, State
 from muniment.examine import Batch
 
 ACTIVE = int.from_bytes(b"munseal1")
@@ -20,7 +20,7 @@ LOOK = """SELECT h.next, h.batch, (SELECT max(index) FROM audit_record), newest.
         EXISTS (SELECT 1 FROM audit_alert WHERE kind = 'batch-missing' AND cleared_at IS NULL),
         (SELECT max(number) FROM audit_log)
     FROM audit_head h LEFT JOIN (
-        SELECT first + size AS upto, digest FROM audit_batch ORDER BY first DESC LIMIT 1) newest ON true"""
+        SELECT first::numeric + size AS upto, digest FROM audit_batch ORDER BY first DESC LIMIT 1) newest ON true"""
 NEWEST = "SELECT size, root, note FROM audit_checkpoint WHERE log = %s ORDER BY size DESC LIMIT 1"
 BETWEEN = """SELECT size, root, note FROM audit_checkpoint WHERE log = %s AND size > %s AND size <= %s
     ORDER BY size"""
@@ -88,9 +88,13 @@ class Session:
     # --- reading ------------------------------------------------------------------------------------------
 
     def look(self, state: State) -> Look:
-        """The log's end, and the write batch that the state ends with."""
-        next_, head, last, upto, digest, before, missing, log = self._one(LOOK, [state.batch])
-        return Look(next_, bytes(head), last, upto, _bytes(digest), _bytes(before), missing, log)
+        """The log's end, and the write batch that the state ends with. Raises Halt where the log has no head."""
+        row = self._live.execute(LOOK, [state.batch]).fetchone()
+        if row is None:
+            raise Halt("cut-off", "the log's head is gone")
+        next_, head, last, upto, digest, before, missing, log = row
+        end = None if upto is None else int(upto)
+        return Look(next_, bytes(head), last, end, _bytes(digest), _bytes(before), missing, log)
 
     def newest(self, log: int) -> Passing | None:
         """The newest checkpoint of a log."""

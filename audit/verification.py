@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from django.conf import settings
+
 from audit import live_reading as reading
 from audit import logtree, trusting
 from audit.anchors import AnchorError, held
@@ -14,6 +16,7 @@ from audit.live_seams import seams
 from audit.live_seams import words as seam_words
 from audit.live_tree import Held, Tree
 from audit.models import Checkpoint, Log, PublishedKey, Record
+from audit.seal_reading import log_origin
 from muniment import checkpoints, merkle, statements
 from muniment.checkpoints import CheckpointError
 from muniment.examine import Batch, Entry, Examiner
@@ -77,6 +80,7 @@ class _Run:
     def go(self, since: datetime | None, given: Iterable[tuple[str, str]]) -> Report:
         outside = self._outside(given)
         self.logs = list(Log.objects.order_by("number"))
+        self._forgotten(outside)
         self.sizes = {log.number: newest.size if (newest := logtree.newest(log)) else 0 for log in self.logs}
         self.head = reading.head()
         self.rows = reading.Records(self.head.next)
@@ -92,16 +96,37 @@ class _Run:
         outside = Held()
         for where, note in given:
             outside.add(where, note)
-        for log in Log.objects.all():
+        for origin in self._origins():
             try:
-                for where, note in held(log.origin):
+                for where, note in held(origin):
                     try:
                         outside.add(where, note)
                     except CheckpointError:
                         self.report.add(Finding("checkpoint-unsigned", f"{where} holds what is no checkpoint"))
             except AnchorError as error:
-                self.report.notes.append(f"An anchor could not be read back: {error}.")
+                if (words := f"An anchor could not be read back: {error}.") not in self.report.notes:
+                    self.report.notes.append(words)
         return outside
+
+    @staticmethod
+    def _origins() -> list[str]:
+        """The names of the logs to ask anchors for: as they are configured, whatever the database says there is, and
+        of one more than it says."""
+        known = dict(Log.objects.values_list("number", "origin"))
+        named = [log_origin(settings.MUNIMENT_LOG_ORIGIN, number) for number in range(1, max(known, default=1) + 2)]
+        return list(dict.fromkeys([*known.values(), *named]))
+
+    def _forgotten(self, outside: Held) -> None:
+        """What somebody holds of a log that the database does not know."""
+        ours = settings.MUNIMENT_LOG_ORIGIN
+        for origin in outside.by_origin.keys() - {log.origin for log in self.logs}:
+            claim = max(outside.by_origin[origin], key=lambda claim: claim.size)
+            if origin == ours or origin.startswith(f"{ours}/"):
+                words = f"{claim.where} holds a checkpoint of {claim.size:,} records of {origin}; there is no such log"
+                self.report.add(Finding("rollback", words))
+            else:
+                words = f"the checkpoint of {claim.where} is of another log ({origin!a})"
+                self.report.add(Finding("checkpoint-incomparable", words))
 
     def _sealed_end(self) -> int:
         if not self.logs:
@@ -167,7 +192,13 @@ class _Run:
         for record in Record.objects.filter(index__lt=upto, type__in=CONTEXT).order_by("index").iterator():
             data = bytes(record.statement)
             place = record.index - log.start
-            if place >= 0 and tree.leaf(place) != merkle.leaf_hash(data):
+            try:
+                sealed = tree.leaf(place) if place >= 0 else None
+            except LookupError:
+                words = f"the hash that the tree has for record {record.index:,} is gone"
+                self.report.add(Finding("tile-differs", words, record.index))
+                continue
+            if sealed is not None and sealed != merkle.leaf_hash(data):
                 words = f"record {record.index:,} was changed after it was sealed"
                 self.report.add(Finding("record-changed", words, record.index))
             else:
@@ -329,7 +360,8 @@ class _Run:
     def _head(self, begin: int) -> None:
         head, examiner = self.head, self.examiner
         for index in head.beyond:
-            words = f"record {index:,} stands beyond the end of the log: it was not written by it"
+            where = "beyond the end" if index >= head.next else "before the beginning"
+            words = f"record {index:,} stands {where} of the log: it was not written by it"
             self.report.add(Finding("record-inserted", words, index))
         if head.next != begin and examiner.previous not in (None, head.batch):
             words = f"the head, at {head.next:,}, names another write batch than the newest one"

@@ -5,9 +5,9 @@ Two at once would only slow each other down, so a lock lets one run at a time.""
 import logging
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from django.db import connection
+from django.db import Error, connection
 from django.utils import timezone
 
 from audit import alerts, logtree, verification
@@ -15,6 +15,7 @@ from audit.models import Record, Verification
 from audit.record_check import verify_record
 from audit.trusting import believed
 from audit.verification import Report
+from muniment.checkpoints import CheckpointError
 from muniment.examine import Examiner
 from muniment.findings import Finding
 from muniment.keys import Trust
@@ -37,7 +38,15 @@ def run(kind: str, look: Callable[[], Report]) -> Report:
     Busy, and whatever `look` raises."""
     with _alone():
         row = Verification.objects.create(kind=kind, began_at=timezone.now())
-        report = look()
+        try:
+            report = look()
+        except CheckpointError:  # what was given is none
+            raise
+        except Exception as error:  # a log that cannot be verified is not one that holds
+            words = f"The verification ended early ({type(error).__name__}): the log could not be looked at whole."
+            with suppress(Error):
+                alerts.raise_alert("verification-failed", "", words)
+            raise
         row.ended_at, row.records, row.size = timezone.now(), report.records, report.size
         row.findings = [{"code": f.code, "index": f.index, "message": f.message} for f in report.findings[:KEPT]]
         row.count = report.count

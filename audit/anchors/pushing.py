@@ -90,13 +90,14 @@ def _believed(row: Checkpoint) -> checkpoints.Checkpoint:
 def _taken_if_due(anchor: Anchor, newest: Checkpoint, now: datetime) -> int | None:
     """The size that the anchor took last of this log (0: none), if it is to be given the newest now."""
     state = AnchorState.objects.get(name=anchor.name)
-    if state.tried_at and now < state.tried_at + _wait(state.failures):
+    # A time to come is none of ours: whoever can write to the database could keep an anchor silent with one.
+    if state.tried_at and timedelta(0) <= now - state.tried_at < _wait(state.failures):
         return None
     took = Anchoring.objects.filter(anchor=anchor.name, log=newest.log).aggregate(size=Max("size"), at=Max("at"))
     if took["size"] is None:
         return 0
     # One that took more than there is must be spoken of, however often that is.
-    if took["size"] <= newest.size and now < took["at"] + timedelta(seconds=anchor.every):
+    if took["size"] <= newest.size and timedelta(0) <= now - took["at"] < timedelta(seconds=anchor.every):
         return None
     return None if took["size"] == newest.size else int(took["size"])
 

@@ -38,6 +38,8 @@ class Replay:
             changes = list(statement["changes"])
         except (KeyError, TypeError):
             raise PolicyFault("it does not say what changed") from None
+        if not all(type(number) is int for number in (version, part, parts)):
+            raise PolicyFault("it does not say of which version it is")
         faults = []
         if (version, part) != (self.version + 1, self._part + 1):
             faults.append(f"version {version} part {part} comes after version {self.version} part {self._part}")
@@ -61,15 +63,17 @@ class Replay:
     def _change(self, change: Any) -> str | None:
         try:
             table, key = change["table"], str(change["key"])
-            rows = self._tables.setdefault(table, {})
             if "new" not in change:
                 self._known = False
                 return None
             old, new = change["old"], change["new"]
         except (KeyError, TypeError):
             return "a change is not one"
+        if type(table) is not str:
+            return "a change is not one"
         if new is not None and not (isinstance(new, dict) and isinstance(new.get("id"), int)):
             return "a change is not one"
+        rows = self._tables.setdefault(table, {})
         known = rows.get(key)
         if new is None:
             rows.pop(key, None)
