@@ -1,12 +1,14 @@
 """The tree of one log, recomputed from the records, against the stored tiles and against every checkpoint of it: those
 that the database has, those that anchors hold, and those that the auditor brings."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from audit import logtree
 from audit.live_reading import tile
 from audit.models import Checkpoint, Log
-from muniment import checkpoints
+from muniment import checkpoints, merkle
 from muniment.checkpoints import CheckpointError, CheckpointUntrusted
 from muniment.findings import Finding
 from muniment.keys import Trust
@@ -14,6 +16,7 @@ from muniment.merkle import Frontier
 from muniment.tiles import WIDTH, Builder
 
 PAGE = 500
+NEWEST = 20  # checkpoints of each anchor from before a beginning in the middle
 TILE_BYTES = WIDTH * 32
 
 
@@ -44,7 +47,7 @@ class Tree:
     """One log's tree, leaf by leaf. `size` is where its newest checkpoint ends; feed it exactly so many leaves."""
 
     def __init__(
-        self, log: Log, size: int, trust: Trust, held: Iterable[Claim], report: Callable[[Finding], None],
+        self, log: Log, size: int, trust: Trust, held: Sequence[Claim], report: Callable[[Finding], None],
         frontier: Frontier | None = None,
     ) -> None:  # fmt: skip
         """`frontier` begins in the middle of the log: then tiles are not compared, the roots are all the same."""
@@ -52,6 +55,7 @@ class Tree:
         self._builder = None if frontier else Builder()
         self._frontier = frontier or Frontier()
         begun = self._frontier.size
+        self._earlier = [claim for claim in held if 0 < claim.size <= min(begun, size)]
         self._outside = sorted((c for c in held if c.size > begun or c.size > size), key=lambda claim: claim.size)
         self._stored = self._read(begun)
         self._next: Claim | None = next(self._stored, None)
@@ -75,6 +79,21 @@ class Tree:
             if self._builder is not None:
                 self._tiles(self._builder.extend(part))
             self._compare()
+
+    def earlier(self) -> None:
+        """Compare what others hold of the time before a beginning in the middle: the newest of each, by its proof."""
+        tree, root, compared = logtree.tree(self.log, self.at), self.root(), Counter[str]()
+        for claim in sorted(self._earlier, key=lambda claim: -claim.size):
+            compared[claim.where] += 1
+            if compared[claim.where] > NEWEST or not self._signed(claim):
+                continue
+            try:
+                path = tree.consistency(claim.size)
+            except LookupError:
+                path = []
+            if not merkle.verify_consistency(claim.size, self.at, claim.root, root, path):
+                words = f"{claim.where} holds another root of the first {claim.size:,} records than the tree leads to"
+                self._find("anchor-differs", words, self._last(claim))
 
     def finish(self) -> None:
         """At the end: what is left was signed over more than the log has."""

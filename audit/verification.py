@@ -147,7 +147,7 @@ class _Run:
             self.trust.logs |= trusting.first_log()
         if since is not None:
             found = Checkpoint.objects.filter(at__lte=since, log=self.logs[-1].number if self.logs else 0)
-            if (row := found.order_by("-size").first()) and (frontier := self._frontier(row)):
+            if (row := found.order_by("-size").first()) and (frontier := self._frontier(row, since)):
                 start = (self.logs[-1].start + row.size, row.log)
         published = PublishedKey.objects.filter(use="writer").values_list("key_id", "public")
         self.examiner.meet({key_id: bytes(public) for key_id, public in published})
@@ -160,10 +160,11 @@ class _Run:
             self.trees[log.number] = Tree(log, self.sizes[log.number], self.trust, claims, self.report.add, edge)
         if start[0]:
             self._context(start[0])
+            self.trees[start[1]].earlier()
         self.examiner.next, self.examiner.previous = start[0], None if start[0] else self.examiner.previous
         return start[0]
 
-    def _frontier(self, row: Checkpoint) -> merkle.Frontier | None:
+    def _frontier(self, row: Checkpoint, since: datetime) -> merkle.Frontier | None:
         """The tree's edge at a checkpoint that is signed; None where it cannot be had, and all is verified."""
         log = self.logs[-1]
         trust = self.trust.copy()
@@ -181,7 +182,25 @@ class _Run:
             words = f"the tiles do not give the root that was signed over {row.size:,} records"
             self.report.add(Finding("tile-differs", words, log.start + row.size - 1))
             return None
+        if not self._was_before(log, row.size, signed.root, since):
+            self.report.notes.append("Where to begin cannot be shown, so all was looked at.")
+            return None
         return frontier
+
+    @staticmethod
+    def _was_before(log: Log, size: int, root: bytes, since: datetime) -> bool:
+        """Whether the last of so many records says that it is not from after `since`. A checkpoint does not say when
+        it was signed, and the time that is stored beside it could be anybody's."""
+        last = Record.objects.filter(index=log.start + size - 1).first()
+        if last is None:
+            return False
+        data = bytes(last.statement)
+        try:
+            at, path = statements.decode(data).get("at"), logtree.tree(log, size, [size - 1]).inclusion(size - 1)
+        except (statements.StatementError, LookupError):
+            return False
+        whole = merkle.verify_inclusion(merkle.leaf_hash(data), size - 1, size, path, root)
+        return whole and type(at) is int and at <= (since - EPOCH) // MICROSECOND
 
     def _context(self, upto: int) -> None:
         """The keys, the policy and the deletions of the time before, each shown to be in the tree."""

@@ -215,6 +215,29 @@ def test_a_tile_that_is_gone_from_before_is_found(scene: Scene) -> None:
     assert "tile-differs" in codes(scene, since=datetime.now(UTC) + timedelta(days=1))
 
 
+# --- a check that begins in the middle ------------------------------------------------------------------------
+
+
+def test_a_time_beside_a_checkpoint_does_not_make_the_check_begin_later(scene: Scene) -> None:
+    since = Record.objects.get(index=scene.at["alice"]).at - timedelta(seconds=1)
+    scene.edit(scene.at["late"], leaf=False, tool="memory.other")
+    assert codes(scene, since=since) == {"record-changed"}
+    scene.sql("UPDATE audit_checkpoint SET at = '2000-01-01'")
+    assert codes(scene, since=since) == {"record-changed"}
+
+
+@pytest.mark.parametrize("anchored", [True, False], ids=["anchor", "receipt"])
+def test_a_fork_before_the_beginning_contradicts_what_others_hold(scene: Scene, anchored: bool) -> None:
+    after = datetime.now(UTC) + timedelta(days=1)
+    if not anchored:
+        attacked.settings.MUNIMENT_ANCHORS = []
+        scene.given = [("an auditor", attacked.note_of(scene.at["older"]))]
+    assert codes(scene, since=after) == set()
+    scene.edit(scene.at["alice"], leaf=True, tool="memory.other")
+    scene.resign()
+    assert codes(scene, since=after) == {"anchor-differs"}
+
+
 # --- what tells people ----------------------------------------------------------------------------------------
 
 
