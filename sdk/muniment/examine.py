@@ -21,6 +21,9 @@ UNKNOWN = bytes(merkle.HASH_BYTES)
 
 SEAMS = ("log.open", "log.adopted")
 
+LONGEST = 100  # characters of a policy's digest that are looked at; it has 64
+MOST_WAITING = 100  # decisions that wait for the record of their policy version
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -205,7 +208,7 @@ class Examiner:
         if not (isinstance(policy, dict) and isinstance(policy.get("version"), int)):
             self._find("policy-unexplained", f"record {entry.index:,} does not say from which policy", entry.index)
             return
-        version, digest = policy["version"], str(policy.get("digest"))
+        version, digest = policy["version"], str(policy.get("digest"))[:LONGEST]
         if version < self._decided or version < self.policy.version:
             self._find("policy-version-falls", f"record {entry.index:,} was decided from an older policy", entry.index)
             return
@@ -214,7 +217,8 @@ class Examiner:
             self._explain(version, entry.index, digest)
             return
         waiting = self._pending.setdefault(version, [])
-        if digest not in [other for _, other in waiting]:  # one of each is enough to judge them all
+        # One of each is enough to judge them all, and of many that differ all but one are wrong.
+        if len(waiting) < MOST_WAITING and digest not in [other for _, other in waiting]:
             waiting.append((entry.index, digest))
 
     def _settle(self) -> None:

@@ -3,6 +3,7 @@
 Only the caller's keys and checkpoints are believed. What a bundle is and how it is read: `bundle`.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -107,6 +108,7 @@ class _Verification:
         self.latest: int | None = None
         self.gone: list[tuple[int, int]] = []
         self.holders: set[str] = set()
+        self.excused: list[tuple[int, int]] | None = None  # what retention deleted: first index, and that behind
         self._details = bundle.lines(DISCLOSURES, DisclosureLine)
         self._detail = next(self._details, None)
 
@@ -360,12 +362,11 @@ class _Verification:
             self.report.find("key-destroyed", words)
 
     def _retained(self, first: int, size: int) -> bool:
-        """Whether retention records, together, account for all of these indices."""
-        end = first + size
-        for low, count in sorted(self.examiner.retained):
-            if low <= first < low + count:
-                first = low + count
-        return first >= end
+        """Whether retention records, together, account for all of these indices. To be asked at the end."""
+        if self.excused is None:
+            self.excused = _joined(self.examiner.retained)
+        at = bisect_right(self.excused, first, key=lambda one: one[0]) - 1
+        return at >= 0 and first + size <= self.excused[at][1]
 
     def _bounds(self) -> None:
         """Whether all records of the time that was asked for are in the range."""
@@ -377,6 +378,17 @@ class _Verification:
             find("range-narrowed", f"records before index {first:,} may be from {facts.since} or later")
         if not facts.until_end and (self.latest is None or self.latest < self.until):
             find("range-narrowed", f"records after index {self.manifest.last:,} may be from before {facts.until}")
+
+
+def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges of first and size, in order, those that touch as one: first, and the index behind."""
+    found: list[tuple[int, int]] = []
+    for first, size in sorted(ranges):
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], first + size))
+        else:
+            found.append((first, first + size))
+    return found
 
 
 def _examined(line: BatchLine) -> Batch:

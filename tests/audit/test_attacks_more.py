@@ -1,9 +1,11 @@
 """More of what an administrator of the database can do: have a log forgotten, put rows where nobody looks, and leave
 values that a check would trip over. Each is a finding, never a traceback."""
 
+from base64 import b64encode
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -11,9 +13,13 @@ from audit import alerts, logtree, verification_runs
 from audit.models import Anchoring, Checkpoint, Head, Log, Outbox, Record
 from audit.record_check import verify_record
 from governance import process
-from muniment import merkle, statements
+from muniment import bundle, merkle, statements
+from muniment.examine import MOST_WAITING, Examiner
+from muniment.findings import Finding
+from muniment.keys import Trust
 from tests import reset
 from tests.audit import attacked, sealers
+from tests.audit import attacked_bundles as bundles
 from tests.audit.attacked import Made, Scene
 from tests.audit.test_attacks import forged, swap_users
 from tests.staff import drained
@@ -262,3 +268,39 @@ def test_an_anchor_is_not_kept_silent_by_a_time_to_come(scene: Scene, silence: s
     attacked._push(scene.folder)
     newest = Checkpoint.objects.latest("size").size
     assert Anchoring.objects.filter(size=newest).exists()
+
+
+# --- bundles that take long -----------------------------------------------------------------------------------
+
+
+def test_a_bundle_cannot_say_so_much_of_deletions_that_it_is_never_judged(scene: Scene) -> None:
+    """Ten thousand gaps, and half a million ranges that retention is said to have deleted."""
+    count = 20_000
+
+    def fill(parts: bundles.Parts) -> None:
+        parts[bundle.MANIFEST] |= {"first": 0, "last": count - 1}
+        parts[bundle.MANIFEST]["segments"] = [{"log": 1, "first": 0, "last": count - 1, "path": []}]
+        leaf = b64encode(bytes(32)).decode()
+        parts[bundle.RECORDS] = [{"i": n, "leaf": leaf, **({"gone": True} if n % 2 else {})} for n in range(count)]
+        parts[bundle.BATCHES] = parts[bundle.DISCLOSURES] = []
+        ranges = [[7, n] for n in range(6000)]
+        text = statements.encode({"type": "retention", "action": "deleted", "at": 1, "ranges": ranges}).decode()
+        parts[bundle.CONTEXT] = [{"i": count + n, "log": 1, "statement": text, "path": []} for n in range(80)]
+
+    made = bundles.changed(bundles.of(scene), fill)
+    began = monotonic()
+    found = bundles.verified(made, attacked.trust(), [])
+    assert monotonic() - began < 30
+    assert {"root-differs", "record-missing", "proof-broken"} <= {one.code for one in found.findings}
+
+
+def test_decisions_from_a_version_without_a_record_are_not_all_kept() -> None:
+    found: list[Finding] = []
+    examiner = Examiner(Trust(), found.append)
+    for number in range(500):
+        said = {"type": "decision", "at": number, "policy": {"version": 9, "digest": f"{number}" * 1000}}
+        examiner.context(number, statements.encode(said))
+    waiting = examiner._pending[9]
+    assert len(waiting) == MOST_WAITING and max(len(digest) for _, digest in waiting) <= 100
+    examiner.finish()
+    assert [one.code for one in found] == ["policy-version-missing"]
