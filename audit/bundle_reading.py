@@ -11,12 +11,14 @@ from cryptography.exceptions import InvalidTag
 from django.db import connection
 
 from audit import logtree
+from audit.live_reading import vouching
 from audit.models import Batch, Checkpoint, Record
 from audit.protection import KeyDestroyed, keyring, reveal
 from muniment import disclosures, merkle
 from muniment.bundle import BatchLine, CheckpointLine, ContextLine, DisclosureLine
 from muniment.checkpoints import Checkpoint as Signed
 from muniment.examine import SEAMS
+from muniment.examine import Batch as Examined
 from muniment.merkle import HASH_BYTES
 from muniment.tiles import Builder, Tree
 
@@ -90,14 +92,17 @@ def _row(row: Sequence[Any]) -> Row:
     return Row(row[0], row[1], bytes(row[2]), row[3], None if hidden is None else bytes(hidden))
 
 
+def batch_line(row: Batch | Examined) -> BatchLine:
+    """A write batch as a bundle has it."""
+    return BatchLine(row.first, row.size, bytes(row.previous), bytes(row.root), bytes(row.signature), row.key_id)
+
+
 def batches(first: int, last: int) -> Iterator[BatchLine]:
     """The write batches that begin in the range."""
     low = first
     while rows := Batch.objects.filter(first__gte=low, first__lte=last).order_by("first")[:PAGE]:
         for row in rows:
-            yield BatchLine(
-                row.first, row.size, bytes(row.previous), bytes(row.root), bytes(row.signature), row.key_id
-            )  # fmt: skip
+            yield batch_line(row)
         low = row.first + 1
 
 
@@ -135,7 +140,9 @@ def context(first: int, last: int, spans: Sequence[Span]) -> Iterator[ContextLin
             span = next((span for span in spans if span.first <= index < span.end), None)
             if not first <= index <= last and brief is not None and told(brief) and span is not None:
                 path = span.tree.inclusion(index - span.start)
-                yield ContextLine(index, span.log, bytes(statement).decode(), path, span.adopted)
+                batch, within = vouching(index, span.tree, span.start)
+                line = batch_line(batch) if batch else None
+                yield ContextLine(index, span.log, bytes(statement).decode(), path, span.adopted, line, within)
 
 
 def _told_from(low: int) -> Iterable[Any]:

@@ -58,6 +58,12 @@ class People:
                 if holder not in there and holder not in erased:
                     words = f"the key of {holder!a} is gone, and no erasure record accounts for it"
                     self._report(Finding("key-destroyed", words, self._first[holder]))
+            users = {holder for holder in page if holder.startswith(USER)}
+            for holder in sorted(
+                users - set(Subject.objects.filter(uid__in=page).values_list("uid", flat=True)) - erased
+            ):
+                words = f"the entry of user {holder!a} is gone, and no erasure record accounts for it"
+                self._report(Finding("subject-swapped", words, self._first[holder]))
         for index, subject in self._stripped:
             if subject not in erased and not retained(index):
                 self._find("disclosure-missing", index, "has lost its protected details")

@@ -13,9 +13,10 @@ from django.db import connection
 from audit.live_records import EPOCH
 from audit.models import Batch as BatchRow
 from audit.models import Record, Tile
+from muniment import merkle
 from muniment.examine import Batch
 from muniment.merkle import HASH_BYTES
-from muniment.tiles import WIDTH
+from muniment.tiles import WIDTH, Tree
 
 MOST = 10_000  # records in a write batch; the writer makes 512 at most
 AT_ONCE = 100  # write batches read in one statement
@@ -70,14 +71,25 @@ def batches(first: int, upto: int) -> Iterator[Batch]:
     """The write batches that begin in [first, upto), in order."""
     while first < upto:
         rows = BatchRow.objects.filter(first__gte=first, first__lt=upto).order_by("first")[:AT_ONCE]
-        page = [
-            Batch(r.first, r.size, bytes(r.previous), bytes(r.root), bytes(r.digest), bytes(r.signature), r.key_id)
-            for r in rows
-        ]
+        page = [_batch(row) for row in rows]
         yield from page
         if len(page) < AT_ONCE:
             return
         first = page[-1].first + 1
+
+
+def _batch(r: BatchRow) -> Batch:
+    return Batch(r.first, r.size, bytes(r.previous), bytes(r.root), bytes(r.digest), bytes(r.signature), r.key_id)
+
+
+def vouching(index: int, tree: Tree, start: int) -> tuple[Batch | None, list[bytes]]:
+    """The write batch of a record and the path from it to the batch's root; its neighbours' hashes are those of the
+    tree, whose first leaf is at index `start`. None where there is none. Raises TileMissing."""
+    row = BatchRow.objects.filter(first__lte=index).order_by("-first").first()
+    if row is None or index >= row.first + row.size or row.size > MOST or row.first < start:
+        return None, []
+    leaves = tree.leaves(row.first - start, row.size) if row.first - start + row.size <= tree.size else []
+    return _batch(row), merkle.inclusion_path(leaves, index - row.first) if leaves else []
 
 
 def records(first: int, upto: int) -> list[Record]:

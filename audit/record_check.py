@@ -12,7 +12,7 @@ from audit.models import Batch, Record
 from audit.trusting import believed
 from muniment import batches, merkle, proofs, statements
 from muniment.findings import Finding
-from muniment.keys import Trust
+from muniment.keys import Trust, TrustError
 from muniment.notes import NoteError
 from muniment.proofs import ProofError
 from muniment.tiles import TileMissing
@@ -28,6 +28,8 @@ def verify_record(record: Record, trust: Trust | None = None) -> list[Finding]:
     try:
         trust = trust or believed()
         return _tree(record, leaf, trust) or _batch(record, trust) or _beside(record)
+    except TrustError as error:
+        return [Finding("keys-untrusted", str(error), record.index)]
     except TileMissing as missing:
         words = f"tile {missing.level}/{missing.index} of the tree is gone, or too short"
         return [Finding("tile-differs", words, record.index)]

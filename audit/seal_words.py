@@ -56,6 +56,7 @@ REMEDIES = {
 MEANINGS = {
     "other-history": "The database holds another history than the one that was sealed.",
     "log-closed": "This log is over.",
+    "database-differs": "A table of the log is gone, or holds what no table of it can.",
     "state-broken": "The sealer's own files cannot be believed.",
 }
 

@@ -96,6 +96,10 @@ class Sealer:
             except Halt as found:
                 self.tell(found)
                 pause = AGAIN
+            except (psycopg.DataError, psycopg.ProgrammingError, psycopg.IntegrityError) as error:
+                words = f"the log's tables are not as they must be ({type(error).__name__})"
+                self.tell(Halt("database-differs", words))
+                pause = AGAIN
             except (psycopg.Error, Error) as error:
                 if not away:
                     logger.warning("the database is away (%s); trying again each second", type(error).__name__)

@@ -271,6 +271,8 @@ MUNIMENT_SEALED_WAITERS = env.int("MUNIMENT_SEALED_WAITERS", 4)
 # The log's name for ever (C2SP tlog-checkpoint: a schema-less URL); it must not change when the host does.
 MUNIMENT_LOG_ORIGIN = env.str("MUNIMENT_LOG_ORIGIN", f"{urlsplit(MUNIMENT_URL).hostname or 'muniment'}/log")
 MUNIMENT_SEAL_STATE = Path(env.str("MUNIMENT_SEAL_STATE", str(MUNIMENT_VAR / "seal"))).absolute()
+# Keys that the verification trusts, as lines or as a saved /v1/keys; else it believes those that the log begins with.
+MUNIMENT_TRUST = env.str("MUNIMENT_TRUST_FILE", "")
 MUNIMENT_ANCHORS = (read_secret("MUNIMENT_ANCHORS") or "").split()
 
 

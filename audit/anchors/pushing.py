@@ -16,10 +16,11 @@ from django.utils import timezone
 from audit import logtree
 from audit.alerts import clear, raise_alert
 from audit.anchors.base import SECONDS, Anchor, AnchorError, Disagreement, Submission, ahead
-from audit.models import Anchoring, AnchorState, Checkpoint, Log, PublishedKey
+from audit.models import Anchoring, AnchorState, Checkpoint, Log
+from audit.trusting import believed
 from muniment import checkpoints
 from muniment.checkpoints import CheckpointError
-from muniment.notes import ED25519, Key, NoteError
+from muniment.keys import TrustError
 from muniment.tiles import TileMissing
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def push(anchors: Sequence[Anchor]) -> None:
         return
     try:
         checkpoint = _believed(newest)
-    except (CheckpointError, Log.DoesNotExist) as error:
+    except (CheckpointError, TrustError, Log.DoesNotExist) as error:
         raise_alert("verification-failed", NEWEST, f"The newest checkpoint is not sent to any anchor: {error}.")
         return
     clear("verification-failed", NEWEST)
@@ -73,15 +74,11 @@ def _know(anchors: Sequence[Anchor]) -> None:
 
 
 def _believed(row: Checkpoint) -> checkpoints.Checkpoint:
-    """The checkpoint, signed by a published key, if the row is as its note says. Raises CheckpointError."""
+    """The checkpoint, signed by a key that the log leads to, if the row is as its note says. Raises CheckpointError.
+
+    One under a key that was slipped in would stand in the way of every later one where nothing can be deleted."""
     origin = Log.objects.get(number=row.log).origin
-    keys = []
-    for public in PublishedKey.objects.filter(use="log").values_list("public", flat=True):
-        try:
-            keys.append(Key(origin, ED25519, bytes(public)))
-        except NoteError:  # a key that is none signs nothing
-            continue
-    found = checkpoints.read(row.note, keys)
+    found = checkpoints.read(row.note, believed().log_keys(origin))
     if (found.size, found.root) != (row.size, bytes(row.root)):
         raise CheckpointError("its row differs from its signed note")
     return found

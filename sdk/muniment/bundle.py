@@ -91,13 +91,16 @@ class CheckpointLine(Struct, omit_defaults=True):
 
 class ContextLine(Struct, omit_defaults=True):
     """A record outside of the range that is needed to judge it, with its inclusion path: in the tree of its log, or
-    (`adopted`) in the tree over what its log took over when it was opened."""
+    (`adopted`) in the tree over what its log took over when it was opened. `within` leads to the root of its write
+    batch, which its writer signed: the tree alone would be the word of whoever has the log key."""
 
     i: Count
     log: Number
     statement: str
     path: Path
     adopted: bool = False
+    batch: BatchLine | None = None
+    within: Path = []
 
 
 class DisclosureLine(Struct, omit_defaults=True):

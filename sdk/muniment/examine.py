@@ -13,7 +13,7 @@ import msgspec
 
 from muniment import batches, merkle, statements
 from muniment.findings import Finding
-from muniment.keys import Trust
+from muniment.keys import Trust, thumbprint
 from muniment.policy import PolicyFault, Replay
 
 UNKNOWN = bytes(merkle.HASH_BYTES)
@@ -81,7 +81,9 @@ class Examiner:
     def meet(self, published: Mapping[str, bytes]) -> None:
         """Writer keys by id, as they are published: not trusted by that, but needed to trust the first one on first
         use."""
-        self._published |= published
+        self._published |= {
+            key_id: public for key_id, public in published.items() if len(public) == 32 and thumbprint(public) == key_id
+        }
 
     # --- batches ------------------------------------------------------------------------------------------
 
@@ -111,15 +113,20 @@ class Examiner:
 
     def _chain(self, batch: Batch) -> None:
         span, first = _span(batch), batch.first
-        if batch.first != self.next:
+        if first != self.next:
             self._find("batch-missing", f"{span}: the write batch at index {self.next:,} is missing", first)
         elif self.previous is not None and batch.previous != self.previous:
             self._find("batch-chain-broken", f"{span}: it does not follow from the write batch before it", first)
+        self._signed(batch)
+
+    def _signed(self, batch: Batch) -> bool:
+        """Whether a trusted writer signed it; a finding where not."""
+        span, first = _span(batch), batch.first
         try:
             message = batches.message(batch.first, batch.size, batch.previous, batch.root)
         except ValueError:
             self._find("batch-unsigned", f"{span}: it is not a write batch", first)
-            return
+            return False
         if batches.digest(message) != batch.digest:
             self._find("batch-chain-broken", f"{span}: its digest is not its own", first)
         public = self._writer(batch)
@@ -129,6 +136,9 @@ class Examiner:
             self._find("batch-unsigned", f"{span}: the signature does not hold", first)
         elif batch.key_id in self.trust.retired:
             self._find("batch-key-retired", f"{span}: signed by a key that was retired before it", first)
+        else:
+            return True
+        return False
 
     def _writer(self, batch: Batch) -> bytes | None:
         if self.first_use and batch.first == 0 and not self.trust.writers and batch.key_id in self._published:
@@ -137,9 +147,24 @@ class Examiner:
 
     # --- records ------------------------------------------------------------------------------------------
 
-    def context(self, index: int, statement: bytes) -> None:
-        """Take note of a record outside of the range that its inclusion in the tree was shown for otherwise."""
-        self._statement(Entry(index, statement))
+    def context(
+        self, index: int, statement: bytes, batch: Batch | None = None, path: Sequence[bytes] | None = None
+    ) -> None:
+        """Take note of a record outside of the range, whose place in the tree was shown otherwise. With `path`, which
+        leads from it to the root of `batch`, only if a trusted writer signed that."""
+        if path is None or self._vouched(index, statement, batch, path):
+            self._statement(Entry(index, statement))
+
+    def _vouched(self, index: int, statement: bytes, batch: Batch | None, path: Sequence[bytes]) -> bool:
+        if batch is None or not batch.first <= index < batch.first + batch.size:
+            words = f"record {index:,} has no write batch: no writer signed it"
+            self._find("record-unsigned", words, index)
+            return False
+        leaf, position = merkle.leaf_hash(statement), index - batch.first
+        if not merkle.verify_inclusion(leaf, position, batch.size, path, batch.root):
+            self._find("batch-root-differs", f"{_span(batch)}: not the records that their writer signed", index)
+            return False
+        return self._signed(batch)
 
     def _record(self, entry: Entry, leaf: bytes, as_signed: bool) -> bytes:
         """The leaf that counts for the tree. Where record and tree disagree, the writer's signature says which of the

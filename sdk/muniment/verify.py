@@ -186,7 +186,7 @@ class _Verification:
         data = line.statement.encode()
         self.heads.include(line, merkle.leaf_hash(data))
         self._heed_key(line.i, self._read(data))
-        self.examiner.context(line.i, data)
+        self.examiner.context(line.i, data, _examined(line.batch) if line.batch else None, line.within)
 
     # --- the range ----------------------------------------------------------------------------------------
 

@@ -12,14 +12,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connections
+from django.test import Client as HttpClient
 
 from audit import keys, verification, verification_runs
 from audit.alerts import open_alerts
 from audit.live_reading import ranges
 from audit.models import Checkpoint, Head, PublishedKey, Record, Verification
+from audit.record_check import verify_record
 from audit.sealing import Sealer
-from muniment import checkpoints
-from muniment.keys import Trust, thumbprint
+from muniment import checkpoints, notes
+from muniment.keys import Trust, TrustError, thumbprint
 from tests.audit.sealers import altered, sealed, sealing
 from tests.staff import drained
 from tests.world import World, build, token
@@ -217,9 +219,8 @@ def test_the_command_names_each_finding_in_a_line_and_ends_with_1(
 
 
 def test_the_command_takes_keys_and_checkpoints_from_files(sealer: Sealer, tmp_path: Path, capsys: Any) -> None:
-    http = World("", None, None, None).http  # type: ignore[arg-type]
     trust, note = tmp_path / "keys.json", tmp_path / "mine.checkpoint"
-    trust.write_bytes(http.get("/v1/keys").content)
+    trust.write_bytes(HttpClient().get("/v1/keys").content)
     note.write_text(Checkpoint.objects.latest("size").note)
     status, out = told(capsys, "--trust", str(trust), "--checkpoint", str(note), "--since", "2026-01-01")
     assert status == 0 and "No trusted keys" not in out
@@ -254,3 +255,26 @@ def test_a_worker_without_keys_says_what_it_did_not_open(sealer: Sealer, setting
     report = verification.verify()
     assert report.findings == []
     assert any("not opened" in note for note in report.notes)
+
+
+def test_the_nightly_run_trusts_the_keys_that_were_saved_at_the_beginning(
+    sealer: Sealer, settings: Any, tmp_path: Path
+) -> None:
+    saved = tmp_path / "keys.json"
+    saved.write_bytes(HttpClient().get("/v1/keys").content)
+    settings.MUNIMENT_TRUST = str(saved)
+    verification_runs.run_full()
+    verification_runs.run_sample()
+    assert [row.count for row in Verification.objects.all()] == [0, 0]
+    stranger = keys.public_of(Ed25519PrivateKey.generate())
+    lines = [notes.Key(f"x/{use}", notes.ED25519, stranger).vkey for use in ("log", "writer")]
+    saved.write_text("\n".join(lines))
+    verification_runs.run_full()
+    found = Verification.objects.latest("id").findings
+    assert {one["code"] for one in found} >= {"batch-key-untrusted", "checkpoint-untrusted"}
+    saved.unlink()
+    with pytest.raises(TrustError):
+        verification_runs.run_full()
+    assert [alert.kind for alert in open_alerts()] == ["verification-failed"]
+    [finding] = verify_record(Record.objects.latest("index"))
+    assert finding.code == "keys-untrusted"

@@ -117,6 +117,12 @@ class Log:
         return {"type": "decision", "decision": decision, "subject": subject, "client": "claude",
                 "policy": {"version": version, "digest": digest}} | more  # fmt: skip
 
+    def _vouching(self, index: int) -> tuple[BatchLine, list[bytes]]:
+        """The write batch of a record, and the path from it to the batch's root."""
+        batch = next(one for one in self.batches if one.first <= index < one.first + one.size)
+        leaves = self.leaves()[batch.first : batch.first + batch.size]
+        return copy(batch), merkle.inclusion_path(leaves, index - batch.first)
+
     def write(self, *said: Said, key: Ed25519PrivateKey | None = None) -> None:
         """One write batch."""
         first = len(self.statements)
@@ -187,7 +193,7 @@ class Log:
             if wanted and disclose and self.details[index]:
                 details.append(DisclosureLine(index, [one.text for one in self.details[index]]))
         context = [
-            ContextLine(index, 1, data.decode(), tree.inclusion(index))
+            ContextLine(index, 1, data.decode(), tree.inclusion(index), False, *self._vouching(index))
             for index, data in enumerate(self.statements[: tree.size])
             if not first <= index <= last and msgspec.json.decode(data)["type"] in CONTEXT
         ]

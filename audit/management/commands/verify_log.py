@@ -13,6 +13,7 @@ from django.db import Error
 
 from audit import verification
 from audit.log_health import counted
+from audit.trusting import given
 from audit.verification import Report
 from audit.verification_runs import Busy, run, sample
 from muniment.checkpoints import CheckpointError
@@ -94,7 +95,7 @@ class Command(BaseCommand):
     def _look(self, options: dict[str, Any]) -> Report:
         if options["sample"]:
             return run("sample", lambda: sample(options["sample"]))
-        trust = Trust.parse(_text(options["trust"])) if options["trust"] else None
+        trust = Trust.parse(_text(options["trust"])) if options["trust"] else given()
         held = [(path.name, _text(path)) for path in options["checkpoint"]]
         kind = "since" if options["since"] else "full"
         return run(kind, lambda: verification.verify(options["since"], trust, held, Progress()))
