@@ -76,6 +76,7 @@ class Examiner:
         self._published: dict[str, bytes] = {}
         self._decided = 0  # the newest policy version that a decision was made from
         self._pending: dict[int, list[tuple[int, str]]] = {}
+        self._since: dict[int, int] = {}  # when a decision first named a version that was not on record
         self._brief = msgspec.json.Decoder(_Brief)
 
     def meet(self, published: Mapping[str, bytes]) -> None:
@@ -242,6 +243,7 @@ class Examiner:
             self._explain(version, entry.index, digest)
             return
         waiting = self._pending.setdefault(version, [])
+        self._since.setdefault(version, self.at or 0)
         # One of each is enough to judge them all, and of many that differ all but one are wrong.
         if len(waiting) < MOST_WAITING and digest not in [other for _, other in waiting]:
             waiting.append((entry.index, digest))
@@ -256,11 +258,13 @@ class Examiner:
             words = f"record {index:,} was decided from a policy that is not version {version} as the log tells it"
             self._find("policy-unexplained", words, index)
 
-    def finish(self, pending_from: int | None = None) -> None:
+    def finish(self, pending_from: int | None = None, patience: int | None = None) -> None:
         """Judge what can be judged only at the end: versions that decisions name and no record explains. Those from
-        `pending_from` on may still wait to be recorded, and are not missing yet."""
+        `pending_from` on may still wait to be recorded, and are not missing yet, unless they were named more than
+        `patience` (microseconds of the log's clock) before the newest record."""
         for version, waiting in sorted(self._pending.items()):
-            if pending_from is None or version < pending_from:
+            late = patience is not None and (self.at or 0) - self._since[version] > patience
+            if pending_from is None or version < pending_from or late:
                 words = f"record {waiting[0][0]:,} was decided from policy version {version}, which has no record"
                 self._find("policy-version-missing", words, waiting[0][0])
 

@@ -39,6 +39,9 @@ MOST_BYTES = 256 << 20  # of the statements of one write batch
 MOST_RANGES = 10_000  # of records that are gone
 MOST_HOLDERS = 100_000  # whose protected details can no longer be read
 _SHOWN = 64
+PATIENCE = 60 * 1_000_000
+"""A change of policy is on record within a second. A minute (in microseconds) later its record is missing, and not on
+its way: else a bundle that reaches to the log's end could leave out all of them."""
 
 
 class _Said(Struct):
@@ -127,7 +130,7 @@ class _Verification:
         self._take_note(waiting)
         self._feed(context, None)
         pending = self.examiner.policy.version + 1 if self.facts.until_end else None
-        self.examiner.finish(pending)
+        self.examiner.finish(pending, PATIENCE)
         self.heads.judge(self.examiner.trust, self.examiner.notices, self.held)
         self._bounds()
         self._gone_for_a_reason()

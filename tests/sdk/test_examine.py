@@ -290,6 +290,15 @@ def test_a_version_without_a_record_is_missing_unless_it_may_still_come(log: Log
     assert codes(found) == [("policy-version-missing", 8)]
 
 
+def test_a_version_that_should_have_come_long_ago_is_missing(log: Log) -> None:
+    log.write(decision(3, rows(1, 2, 3)), {"type": "x", "at": 5000})
+    found, _, examiner = log.examine()
+    for patience, expected in ((5000, []), (100, [("policy-version-missing", 8)])):
+        del found[:]
+        examiner.finish(pending_from=3, patience=patience)
+        assert codes(found) == expected
+
+
 @pytest.mark.parametrize("said", [decision(1, rows(1)), decision(0)])
 def test_a_decision_from_an_older_policy_is_found(log: Log, said: Statement) -> None:
     log.write(said)
