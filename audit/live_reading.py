@@ -1,6 +1,7 @@
 """What the verification of the live log reads: pages by index, one short statement each, so that no snapshot is held
 open (DESIGN.md section 6, Storage)."""
 
+import json
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,8 +53,6 @@ def head() -> Head:
 
 def policy_tables() -> tuple[int, int, dict[str, list[dict[str, Any]]]]:
     """The policy's version, how far it is recorded, and its tables as the log carries them, at one moment."""
-    import json
-
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT h.policy, h.drained, r.table_name, r.content::text FROM audit_head h"
