@@ -12,10 +12,11 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from audit.admin_base import Action, ReadOnlyAdmin, bytes_hex
-from audit.log_health import SCOPES, counted, kind_of
+from audit.log_health import SCOPES, kind_of
 from audit.log_page import runs
 from audit.models import Alert, Checkpoint, Outbox, PublishedKey, Sighting, Subject, Verification
 from audit.templatetags.muniment import when
+from muniment.findings import counted
 
 
 @admin.register(Subject)

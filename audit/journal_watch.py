@@ -20,6 +20,7 @@ from audit import alerts
 from audit.journal import Entry, Journal
 from audit.models import Alert, Outbox, PublishedKey
 from muniment.checkpoints import CheckpointError, read
+from muniment.findings import counted
 from muniment.keys import Trust
 from muniment.notes import ED25519, Key, NoteError
 
@@ -268,11 +269,6 @@ def runs(entries: Iterable[Entry], missing: set[tuple[int, bytes]]) -> list[list
             found[-1].append(entry)
         follows = is_missing
     return found
-
-
-def counted(number: int, thing: str) -> str:
-    """`1 record`, `1,200 records`."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def clock(at: int) -> str:

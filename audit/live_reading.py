@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import count, pairwise
 from typing import Any
 
 from django.db import connection
@@ -137,14 +136,3 @@ def tile(log: int, level: int, index: int) -> bytes:
     """A tile as it is stored; empty where it is gone."""
     row = Tile.objects.filter(log=log, level=level, index=index).values_list("hashes", flat=True).first()
     return b"" if row is None else bytes(row)
-
-
-def ranges(indices: list[int]) -> list[tuple[int, int]]:
-    """Indices, rising, as ranges of first and size."""
-    found: list[tuple[int, int]] = []
-    for (before, index), _ in zip(pairwise([-2, *indices]), count(), strict=False):
-        if index == before + 1 and found:
-            found[-1] = (found[-1][0], found[-1][1] + 1)
-        else:
-            found.append((index, 1))
-    return found

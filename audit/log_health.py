@@ -15,6 +15,7 @@ from django.utils.safestring import SafeString
 from audit import alerts
 from audit.models import Alert, AnchorState, Batch, Checkpoint, Log, SealerStatus, Verification
 from audit.templatetags.muniment import ago, lapse, number_words, when
+from muniment.findings import counted
 
 LATE = 10.0
 """Seconds that a record may wait to be sealed; the sealer looks every second."""
@@ -37,11 +38,6 @@ PULSE = """
     LEFT JOIN LATERAL (SELECT at FROM audit_batch
         WHERE first >= COALESCE(log.start, 0) + COALESCE(point.size, 0) ORDER BY first LIMIT 1) waiting ON true
     LEFT JOIN audit_sealerstatus sealer ON true"""
-
-
-def counted(number: int, thing: str) -> str:
-    """`1 record`, `80,000 records`."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def kind_of(alert: Alert) -> alerts.Kind:

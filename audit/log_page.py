@@ -24,12 +24,13 @@ from django.utils.text import capfirst
 from django.views.decorators.http import require_safe
 
 from audit import logtree
-from audit.log_health import SCOPES, Health, counted, ended, health, kind_of
+from audit.log_health import SCOPES, Health, ended, health, kind_of
 from audit.models import Alert, Anchoring, AnchorState, Checkpoint, Log, PublishedKey, Record, Verification
 from audit.record_page import Pill
 from audit.record_proof import Found, told
 from audit.seal_words import REMEDIES, TAMPERED
 from audit.templatetags.muniment import lapse, when
+from muniment.findings import counted
 from muniment.notes import NoteError
 
 SHOWN = 10

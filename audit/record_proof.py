@@ -11,11 +11,11 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from audit import logtree
-from audit.log_health import LATE, counted
+from audit.log_health import LATE
 from audit.models import Anchoring, AnchorState, Log, Record
 from audit.record_check import verify_record
 from audit.templatetags.muniment import clock, lapse, number_words
-from muniment.findings import CODES
+from muniment.findings import CODES, counted
 
 UNSEALED = "Not sealed yet: the sealer looks every second."
 UNANCHORED = "Not anchored anywhere yet: until it is, cutting off the end of the log could not be noticed."

@@ -279,9 +279,9 @@ class _Run:
             Entry(index, bytes(row.statement) if row else None, self._sealed(index))
             for index, row in enumerate(rows, first)
         ]
-        if missing := [entry.index for entry in entries if entry.statement is None]:
-            for low, size in reading.ranges(missing):
-                self._missing(low, size)
+        for entry in entries:
+            if entry.statement is None:
+                self._missing(entry.index, 1)
         return rows, entries
 
     def _missing(self, first: int, size: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from muniment import __version__
 from muniment.bundle import text_of, time_of
 from muniment.checkpoints import CheckpointError
+from muniment.findings import counted
 from muniment.keys import MAX_BYTES, Trust, TrustError
 from muniment.report import Facts, Report
 from muniment.verify import told, verify_file
@@ -143,13 +144,13 @@ def _facts(facts: Facts) -> Iterator[str]:
         yield "No witness that you trust cosigned it."
     yield f"Written by: {', '.join(facts.writers) or 'nobody'}."
     if facts.compared:
-        yield f"It leads on from {_counted(facts.compared, 'checkpoint')} that you hold."
+        yield f"It leads on from {counted(facts.compared, 'checkpoint')} that you hold."
 
 
 def _range(facts: Facts) -> Iterator[str]:
     yield f"Records {facts.first:,} to {facts.last:,}: {facts.opened:,} open, {facts.closed:,} closed."
     if facts.deleted:
-        yield f"{_counted(facts.deleted, 'record')} deleted by rule; retention records account for it."
+        yield f"{counted(facts.deleted, 'record')} deleted by rule; retention records account for it."
     if facts.until_end:
         yield (
             "The range ends with the log as it was sealed: whether more was written before the end of the time that "
@@ -160,16 +161,12 @@ def _range(facts: Facts) -> Iterator[str]:
 def _open(facts: Facts) -> Iterator[str]:
     about = [f"of user {facts.subject!a}"] if facts.subject else []
     about += [f"by client {facts.client!a}"] if facts.client else []
-    words = f"In that time{''.join(f', {one}' for one in about)}: {_counted(facts.matching, 'open record')}"
+    words = f"In that time{''.join(f', {one}' for one in about)}: {counted(facts.matching, 'open record')}"
     yield f"{words}, {facts.allowed:,} allowed, {facts.denied:,} denied."
     if about:
         yield "That no closed record is about them too is the platform's word, not proven: see README.txt."
     if facts.disclosed or facts.unreadable:
         yield f"Protected details of {facts.disclosed:,} records; of {facts.unreadable:,} they can no longer be read."
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _clock(at: int) -> str:

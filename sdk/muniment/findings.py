@@ -61,3 +61,8 @@ class Finding:
     def line(self) -> str:
         """As it is printed: code, then the words."""
         return f"{self.code}: {self.message}"
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 record`, `80,000 records`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -16,7 +16,6 @@ from django.test import Client as HttpClient
 
 from audit import keys, verification, verification_runs
 from audit.alerts import open_alerts
-from audit.live_reading import ranges
 from audit.models import Checkpoint, Head, PublishedKey, Record, Verification
 from audit.record_check import verify_record
 from audit.sealing import Sealer
@@ -176,13 +175,6 @@ def test_records_are_read_in_pages_whatever_the_size_of_the_log(sealer: Sealer, 
     monkeypatch.setattr("audit.live_people.PAGE", 1)
     monkeypatch.setattr("audit.live_tree.PAGE", 1)
     assert verification.verify().findings == []
-
-
-@pytest.mark.parametrize(
-    ("indices", "expected"), [([], []), ([5], [(5, 1)]), ([0, 1, 2, 5, 7, 8], [(0, 3), (5, 1), (7, 2)])]
-)
-def test_indices_make_ranges(indices: list[int], expected: list[tuple[int, int]]) -> None:
-    assert ranges(indices) == expected
 
 
 # --- the command ------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
 
 from audit import verification
-from audit.log_health import counted
 from audit.trusting import given
 from audit.verification import Report
 from audit.verification_runs import Busy, run, sample
 from muniment.checkpoints import CheckpointError
+from muniment.findings import counted
 from muniment.keys import Trust, TrustError
 
 WIDTH = 30
