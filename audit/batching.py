@@ -14,7 +14,7 @@ import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit import wire
-from audit.entries import Entry, Receipt
+from audit.entries import Entry, Receipt, call_columns
 from audit.faults import AlreadyRecorded, Stale, SubjectChanged
 from audit.protection import protect
 from muniment import batches, disclosures, merkle, statements
@@ -36,6 +36,7 @@ COLUMNS = {
     "subject": wire.TEXT, "tenant": wire.TEXT, "tool": wire.TEXT, "parent": wire.UUID_, "request_key": wire.BYTEA,
     "trace_key": wire.BYTEA, "session_key": wire.BYTEA, "resource_key": wire.BYTEA, "holder": wire.TEXT,
     "statement": wire.BYTEA, "leaf": wire.BYTEA, "disclosures": wire.BYTEA,
+    "mode": wire.TEXT, "scopes": wire.TEXT,
 }  # fmt: skip
 BATCH = {
     "first": wire.BIGINT, "size": wire.INTEGER, "previous": wire.BYTEA, "root": wire.BYTEA, "digest": wire.BYTEA,
@@ -208,6 +209,7 @@ def _row(entry: Entry, index: int, at: datetime) -> tuple[Any, ...]:
         record, index, at, get("type"), get("decision"), get("reason"), bool(get("flagged")), get("backend"),
         get("client"), get("subject"), get("tenant"), get("tool"), entry.parent, found("request_key"),
         found("trace_key"), found("session_key"), found("resource_key"), entry.holder, data, leaf, protected,
+        *call_columns(statement),
     )  # fmt: skip
 
 

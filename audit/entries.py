@@ -1,5 +1,6 @@
 """What is handed to the recorder: one entry becomes one record."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,15 @@ LOOKUPS = {"request_id": "request_key", "trace_id": "trace_key", "session_id": "
 def lookup(kind: str, value: str) -> bytes:
     """The searchable column's value: 16 bytes are enough to tell ids apart, and half the index."""
     return keyed_hash(kind, value)[:16]
+
+
+def call_columns(statement: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """What the columns `mode` and `scopes` of a record repeat of its statement: a call's agent mode, and the scopes
+    that it needed, with spaces between. None where it has none; never raises, whatever the statement holds."""
+    agent, required = statement.get("agent"), statement.get("required")
+    mode = agent.get("mode") if isinstance(agent, dict) else None
+    scopes = " ".join(map(str, required)) if isinstance(required, list) and required else None
+    return (mode if isinstance(mode, str) and len(mode) <= 11 else None), scopes
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any
 
+from audit.entries import call_columns
 from audit.models import Record
 from muniment import merkle
 
@@ -16,6 +17,11 @@ def differing(record: Record, said: dict[str, Any]) -> list[str]:
     found = [name for name in COPIED if getattr(record, name) != said.get(name)]
     if record.flagged != bool(said.get("flagged")):
         found.append("flagged")
+    found += [
+        name
+        for name, value in zip(("mode", "scopes"), call_columns(said), strict=True)
+        if getattr(record, name) != value
+    ]
     if str(record.id) != said.get("id"):
         found.append("id")
     if (str(record.parent) if record.parent else None) != said.get("parent"):

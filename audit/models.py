@@ -84,6 +84,8 @@ class Record(models.Model):
     subject = models.CharField(max_length=40, null=True)
     tenant = models.CharField(max_length=255, null=True)
     tool = models.CharField(max_length=128, null=True)
+    mode = models.CharField(max_length=11, null=True, help_text="agent mode of a call")
+    scopes = models.TextField(null=True, help_text="scopes that the call needed, with spaces between")
     parent = models.UUIDField(null=True)
     request_key = models.BinaryField(null=True, help_text="keyed hash of the request id")
     trace_key = models.BinaryField(null=True, help_text="keyed hash of the trace id")
@@ -97,6 +99,7 @@ class Record(models.Model):
     class Meta:
         managed = False
         default_permissions = ("view",)
+        permissions = [("export_record", "Can take records out as files")]
 
     def __str__(self) -> str:
         return str(self.id)
@@ -136,6 +139,7 @@ class Subject(models.Model):
 
     class Meta:
         verbose_name = "user"
+        permissions = [("view_personal", "Can see who a user is, and other personal data")]
         # query: audit.subjects.find_by_email
         indexes = [models.Index(fields=["email_key"], name="subject_by_email")]
         constraints = [
@@ -210,6 +214,7 @@ class Sighting(models.Model):
     count = models.BigIntegerField(default=0)
     first_seen = models.DateTimeField(auto_now_add=True)
     last_seen = models.DateTimeField()
+    ignored_at = models.DateTimeField(null=True, blank=True, help_text="staff decided to leave it refused")
 
     class Meta:
         verbose_name = "inbox entry"
@@ -365,3 +370,69 @@ class SealerStatus(models.Model):
 
     def __str__(self) -> str:
         return self.state
+
+
+class Rollup(models.Model):
+    """How many records of one kind there were in one span of time: what charts are drawn from. Counted from the
+    records by `audit.rollups`, in four widths; a subject is never a dimension. An absent value is the empty string."""
+
+    SPANS = ["5m", "1h", "1d", "1w"]
+
+    span = models.CharField(max_length=2, choices=[(s, s) for s in SPANS])
+    at = models.DateTimeField(help_text="start of the span")
+    key = models.BigIntegerField(help_text="hash of the dimensions, so that the row is found at once")
+    type = models.CharField(max_length=20)
+    decision = models.CharField(max_length=5)
+    reason = models.CharField(max_length=40)
+    flagged = models.BooleanField()
+    backend = models.CharField(max_length=64)
+    client = models.CharField(max_length=64)
+    tenant = models.CharField(max_length=255)
+    tool = models.CharField(max_length=128)
+    mode = models.CharField(max_length=11)
+    count = models.BigIntegerField()
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            # query: the upsert of audit.rollups, and every chart: one span, a range of time
+            models.UniqueConstraint(fields=["span", "at", "key"], name="rollup_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.span} {self.at:%Y-%m-%d %H:%M}: {self.count}"
+
+
+class RollupState(models.Model):
+    """How far the records are counted, in one row that the counting transaction locks."""
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    next = models.BigIntegerField(default=0, help_text="index of the first record that is not counted")
+    at = models.DateTimeField(null=True, help_text="time of the newest record that is counted")
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="rollup_state_single")]
+
+    def __str__(self) -> str:
+        return f"{self.next} records counted"
+
+
+class SavedSearch(models.Model):
+    """A search that somebody keeps, by its URL: names and uids, never an e-mail address."""
+
+    owner = models.CharField(max_length=120, help_text="staff:<id>")
+    name = models.CharField(max_length=120)
+    query = models.CharField(max_length=2000, help_text="the query string of the search")
+    shared = models.BooleanField(default=False, help_text="others on the staff see it too")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name = "saved search"
+        verbose_name_plural = "saved searches"
+        default_permissions = ()
+        ordering = ["name"]
+        constraints = [models.UniqueConstraint(fields=["owner", "name"], name="saved_search_once")]
+
+    def __str__(self) -> str:
+        return self.name

@@ -25,6 +25,7 @@ from audit.entries import lookup
 from audit.log_page import download
 from audit.models import Record
 from audit.reasons import REASONS
+from audit.viewer import viewer_of
 
 EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 WINDOWS = {"1h": "hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days", "1y": "year"}
@@ -164,7 +165,11 @@ class RecordViews:
         context = self._context(request, title="Records")
         directory = self.directory()
         form = FilterForm(request.GET.dict(), directory)
-        page = search.find(form.query()) if form.is_valid() else search.Page([], older=False, newer=False)
+        page = (
+            search.find(viewer_of(request.user), form.query())
+            if form.is_valid()
+            else search.Page([], older=False, newer=False)
+        )
         rows = [record_page.row(record, directory.clients) for record in page.records]
         context |= {
             "filters": form, "find": FindForm(), "rows": rows, "user_url": form.url(subject=None),
@@ -195,11 +200,11 @@ class RecordViews:
 
     def _page(self, request: HttpRequest, record: UUID, asked: bool) -> HttpResponse:
         context = self._context(request, asked=asked)
-        context |= record_page.page(self._found(record), self.directory().clients)
+        context |= record_page.page(self._found(request, record), self.directory().clients)
         return TemplateResponse(request, "admin/record.html", context)
 
-    def _found(self, record: UUID) -> Record:
-        found = search.by_id(record)
+    def _found(self, request: HttpRequest, record: UUID) -> Record:
+        found = search.one(viewer_of(request.user), record)
         if found is None:
             raise Http404("No such record.")
         return found
@@ -207,7 +212,7 @@ class RecordViews:
     def proof(self, request: HttpRequest, record: UUID) -> HttpResponse:
         """The record's inclusion proof as a file (C2SP tlog-proof)."""
         self._context(request)
-        found = self._found(record)
+        found = self._found(request, record)
         try:
             text = logtree.proof_of(found).encode()
         except (LookupError, ValueError) as error:
@@ -217,7 +222,7 @@ class RecordViews:
     def bundle(self, request: HttpRequest, record: UUID) -> HttpResponse:
         """The record's proof bundle: a ZIP that `muniment verify` checks offline, without any personal data."""
         self._context(request)
-        found = self._found(record)
+        found = self._found(request, record)
         made = BytesIO()
         try:
             bundling.write_record(made, found)

@@ -25,10 +25,11 @@ EMPTY = """
     DO $$ DECLARE name text; BEGIN
         SET LOCAL session_replication_role = replica;
         FOR name IN SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
-            AND relname NOT IN ('audit_head', 'auth_permission', 'django_content_type', 'django_migrations')
+            AND relname NOT IN ('audit_head', 'auth_permission', 'auth_group', 'auth_group_permissions',
+                            'django_content_type', 'django_migrations')
         LOOP EXECUTE format('DELETE FROM %I', name); END LOOP;
         FOR name IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'public' AND last_value IS NOT NULL
-            AND sequencename !~ '^(auth_permission|django_content_type|django_migrations)'
+            AND sequencename !~ '^(auth_permission|auth_group|django_content_type|django_migrations)'
         LOOP PERFORM setval(quote_ident(name)::regclass, 1, false); END LOOP;
     END $$;
 """
@@ -52,7 +53,8 @@ def reset() -> None:
 
 def _empty_as_owner() -> None:
     tables = [m._meta.db_table for m in apps.get_models(include_auto_created=True) if m._meta.app_label in OURS]
-    tables = [t for t in tables if t not in ("auth_permission", "audit_head")]
+    kept = ("auth_permission", "auth_group", "auth_group_permissions", "audit_head")
+    tables = [t for t in tables if t not in kept]
     with connections["owner"].cursor() as cursor:
         cursor.execute("SELECT relid::regclass::text FROM pg_partition_tree('audit_record')")
         tables += [name for (name,) in cursor.fetchall()]

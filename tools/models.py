@@ -95,6 +95,20 @@ class Scope(models.Model):
         return self.name
 
 
+class PinnedScope(models.Model):
+    """The mark of a scope whose tools are suspended when their definition changes, until staff approve them again. A
+    row of its own, so that logs from before there was such a mark still explain their policy."""
+
+    scope = models.OneToOneField(Scope, on_delete=models.CASCADE, related_name="pin")
+
+    class Meta:
+        verbose_name = "pinned scope"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.scope} is pinned"
+
+
 class Tool(models.Model):
     """An operation that a backend offers to AI clients, with the scopes that it needs."""
 
@@ -128,3 +142,20 @@ class Tool(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class ApprovedDefinition(models.Model):
+    """A tool's definition as staff last approved it, so that what changed since can be shown. Nothing is decided
+    from it."""
+
+    tool = models.OneToOneField(Tool, on_delete=models.CASCADE, related_name="approved")
+    content = models.JSONField(help_text="name, description, access, scopes, input_schema")
+    at = models.DateTimeField(auto_now=True)
+    by = models.CharField(max_length=150, blank=True)
+
+    class Meta:
+        verbose_name = "approved definition"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"approved definition of {self.tool}"

@@ -282,7 +282,7 @@ def test_the_limits_are_those_of_the_columns(db: None, owner_url: str) -> None:
                 " WHERE table_name = 'audit_record' AND data_type = 'character varying'"
             ).fetchall()
         )
-    assert columns == batching.LIMITS | {"holder": 120}
+    assert columns == batching.LIMITS | {"holder": 120, "mode": 11}
 
 
 def test_entries_beyond_one_batch_are_all_answered(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
