@@ -112,3 +112,17 @@ def pluralize_text(counted: str) -> str:
 def member(thing: object, name: str) -> object:
     """An attribute whose name is in a variable; only those that the template's own code names."""
     return getattr(thing, name, "")
+
+
+@register.simple_tag
+def copy(value: object, shown: str = "", what: str = "") -> SafeString | str:
+    """An id in fixed-width type with a button that copies the whole of it: `{% copy record.id %}`. `shown` is a
+    shorter form to show (the whole is on hover), `what` names it to screen readers (`record id`)."""
+    whole = "" if value is None else str(value)
+    if not whole:
+        return "—"
+    return format_html(
+        '<span class="copyable"><span class="mono" title="{}">{}</span> <button type="button" class="copy-button"'
+        ' data-copy="{}">Copy<span class="unseen"> {}</span></button></span>',
+        whole, shown or whole, whole, what or shown or whole,
+    )  # fmt: skip
