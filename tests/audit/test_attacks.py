@@ -81,6 +81,18 @@ def _(log: Scene) -> int:
     return log.at["alice"]
 
 
+@attack("edit the mode of a call, by which it is found", "column-differs")
+def _(log: Scene) -> int:
+    log.sql("UPDATE audit_record SET mode = 'background' WHERE index = %(index)s", index=log.at["alice"])
+    return log.at["alice"]
+
+
+@attack("edit the scopes of a call, by which it is found", "column-differs")
+def _(log: Scene) -> int:
+    log.sql("UPDATE audit_record SET scopes = NULL WHERE index = %(index)s", index=log.at["alice"])
+    return log.at["alice"]
+
+
 @attack("edit the statement", "record-changed")
 def _(log: Scene) -> int:
     log.edit(log.at["alice"], leaf=False, tool="memory.other")
