@@ -12,7 +12,8 @@ from django.test import Client as HttpClient
 
 from tests.staff import administrator, drained, member, newest
 from tests.world import World, build
-from tools import admin as tools_admin
+from tools.admin import scopes as scopes_admin
+from tools.admin import tools as tools_admin
 from tools.declarations import declare
 from tools.models import BackendKey, Scope, Tool
 
@@ -79,7 +80,7 @@ def test_a_cycle_of_scopes_is_a_form_error(world: World, http: HttpClient) -> No
 def test_a_cycle_that_only_the_database_sees_is_a_form_error(
     world: World, http: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tools_admin, "_reaches", lambda *_: False)
+    monkeypatch.setattr(scopes_admin, "_reaches", lambda *_: False)
     read, write = Scope.objects.get(name="memory:read"), Scope.objects.get(name="memory:write")
     response = http.post(f"/admin/tools/scope/{read.pk}/change/", scope_form(read, write))
     assert response.status_code == 200 and "would form a cycle" in response.content.decode()

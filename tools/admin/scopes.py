@@ -1,0 +1,73 @@
+"""The pages of scopes: what they imply, whether they are sensitive, whether they pin the tools that need them."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest
+
+from audit.admin_base import Action, PolicyAdmin, PolicyForm, Refused
+from tools.models import Scope
+
+
+class ScopeForm(PolicyForm):
+    """Refuses implications that would form a cycle; the database does too."""
+
+    def clean_implies(self) -> Any:
+        implied = self.cleaned_data["implies"]
+        if self.instance.pk and _reaches(self.instance.pk, {scope.pk for scope in implied}):
+            raise ValidationError("That would form a cycle: one of these implies this scope already.")
+        return implied
+
+
+def _reaches(target: int, start: set[int]) -> bool:
+    """Whether a scope is implied, over any number of steps, by one of these."""
+    edges: dict[int, set[int]] = {}
+    for source, implied in Scope.implies.through.objects.values_list("from_scope_id", "to_scope_id"):
+        if source != target:
+            edges.setdefault(source, set()).add(implied)
+    seen, waiting = set(start), list(start)
+    while waiting:
+        new = edges.get(waiting.pop(), set()) - seen
+        seen |= new
+        waiting += new
+    return target in seen
+
+
+@admin.register(Scope)
+class ScopeAdmin(PolicyAdmin):
+    """Named permissions."""
+
+    form = ScopeForm
+    intro = "What tools can need, users consent to, and staff grant."
+    empty = "No scope yet. Add the permissions that your tools need, such as memory:read."
+    list_display = ["name", "description", "implied", "sensitive"]
+    search_fields = ["name", "description"]
+    fields = ["name", "description", "implies", "sensitive"]
+    can_act = [
+        Action("remove", "Remove", "Takes the scope away. Only possible while no tool and no grant uses it.",
+               "remove", danger=True, permission="delete")
+    ]  # fmt: skip
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).prefetch_related("implies")
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **more: Any) -> Any:
+        return super().formfield_for_manytomany(db_field, request, widget=forms.CheckboxSelectMultiple, **more)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Tokens name a scope: another name is another scope."""
+        return ["name"] if obj else []
+
+    @admin.display(description="implies")
+    def implied(self, scope: Scope) -> str:
+        return ", ".join(other.name for other in scope.implies.all()) or "—"
+
+    def remove(self, request: HttpRequest, scope: Scope, data: dict[str, Any]) -> str:
+        """Delete it, if nothing uses it."""
+        if scope.tools.exists() or scope.grants.exists() or scope.implied_by.exists():
+            raise Refused("A tool, a grant or another scope uses it.")
+        name = scope.name
+        scope.delete()
+        return f"{name} is removed."
