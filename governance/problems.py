@@ -6,7 +6,6 @@ from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.views import defaults
 from rest_framework import exceptions
 
 from audit.recording import QueueFull, Unavailable
@@ -77,19 +76,21 @@ def handle(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
     return problem.response() if problem else None
 
 
-def _is_api(request: HttpRequest) -> bool:
+def is_api(request: HttpRequest) -> bool:
+    """Whether a call is one of a program, which gets problem documents."""
     return request.path.startswith("/v1/")
 
 
-def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Django's handler404."""
-    if _is_api(request):
-        return Problem(404, "not-found", "Not found", "There is nothing at this path.").response()
-    return defaults.page_not_found(request, exception)
+def not_found() -> Problem:
+    """A path of the API at which there is nothing."""
+    return Problem(404, "not-found", "Not found", "There is nothing at this path.")
 
 
-def server_error(request: HttpRequest) -> HttpResponse:
-    """Django's handler500: no detail leaves; it is in the log."""
-    if _is_api(request):
-        return Problem(500, "internal", "Internal error", "It has been logged.").response()
-    return defaults.server_error(request)
+def internal() -> Problem:
+    """What nobody expected: no detail leaves; it is in the log."""
+    return Problem(500, "internal", "Internal error", "It has been logged.")
+
+
+def bad_request() -> Problem:
+    """What Django itself refuses to read."""
+    return Problem(400, "bad-request", "Bad request", "It cannot be read.")

@@ -102,6 +102,7 @@ SESSION_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = 8 * 3600
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
+CSRF_FAILURE_VIEW = "governance.error_pages.csrf_failure"
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [NONE],
@@ -113,6 +114,7 @@ CONTENT_SECURITY_POLICY = {
         "form-action": [SELF],
         "frame-ancestors": [NONE],
         "base-uri": [NONE],
+        "object-src": [NONE],
     }
 }
 
@@ -134,10 +136,10 @@ INSTALLED_APPS = [
     "django_celery_beat",
 ]
 MIDDLEWARE = [
+    "governance.headers.PageHeaders",
     "django.middleware.security.SecurityMiddleware",
     "governance.shortcut.ApiShortcut",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -229,6 +231,7 @@ CELERY_BEAT_SCHEDULE = {
     for name, task, seconds in [
         ("refresh key sets", "clients.tasks.refresh_key_sets", 300.0),
         ("make partitions", "audit.tasks.make_partitions", 3600.0),
+        ("count records", "audit.tasks.count_records", 5.0),
         ("clear outbox", "audit.tasks.clear_outbox", 3600.0),
         ("push anchors", "audit.tasks.push_anchors", MUNIMENT_ANCHOR_INTERVAL),
         ("verify a sample", "audit.tasks.verify_sample", 3600.0),

@@ -43,5 +43,7 @@ urlpatterns = [
 if settings.MUNIMENT_DEMO:
     urlpatterns.append(path("demo-issuer/", include("governance.demo_issuer")))
 
-handler404 = "governance.problems.not_found"
-handler500 = "governance.problems.server_error"
+handler400 = "governance.error_pages.bad_request"
+handler403 = "governance.error_pages.denied"
+handler404 = "governance.error_pages.not_found"
+handler500 = "governance.error_pages.server_error"

@@ -61,7 +61,7 @@ def test_staff_see_records_grant_and_revoke(world: World, visitor: Visitor) -> N
     visitor.go("/admin/")
     visitor.shot("home")
 
-    visitor.follow(page.get_by_role("link", name="Records", exact=True))
+    visitor.follow(page.get_by_role("link", name="Audit search", exact=True))
     visitor.shot("records")
     visitor.follow(page.get_by_role("link", name="Older →"))
     visitor.follow(page.get_by_role("link", name="← Newer"))

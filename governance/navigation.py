@@ -1,0 +1,132 @@
+"""The navigation of the admin, by task: which pages there are, who may see each, and what waits there."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.http import HttpRequest
+from django.urls import NoReverseMatch, reverse
+
+MOST_SHOWN = 99
+# Label, route, and the permission that seeing the page takes; None: everybody on the staff.
+Line = tuple[str, str, str | None]
+NAVIGATION: list[tuple[str, list[Line]]] = [
+    ("Access", [
+        ("Grants", "admin:clients_grant_changelist", "clients.view_grant"),
+        ("Access matrix", "admin:access_matrix", "clients.view_grant"),
+        ("Can they?", "admin:access_explain", "clients.view_grant"),
+        ("Requests", "admin:clients_accessrequest_changelist", "clients.view_accessrequest"),
+        ("Inbox", "admin:inbox", "audit.view_sighting"),
+        ("Reviews", "admin:clients_review_changelist", "clients.view_review"),
+        ("Kill switches", "admin:access_stops", "clients.view_client"),
+        ("Clients", "admin:clients_client_changelist", "clients.view_client"),
+        ("Tools", "admin:tools_tool_changelist", "tools.view_tool"),
+        ("Scopes", "admin:tools_scope_changelist", "tools.view_scope"),
+    ]),
+    ("Evidence", [
+        ("Audit search", "admin:records", "audit.view_record"),
+        ("People", "admin:people", "audit.view_subject"),
+        ("Users", "admin:audit_subject_changelist", "audit.view_subject"),
+        ("Why calls are refused", "admin:reasons", "clients.view_grant"),
+        ("Log", "admin:log", "audit.view_record"),
+        ("Outbox", "admin:audit_outbox_changelist", "audit.view_outbox"),
+        ("Published keys", "admin:audit_publishedkey_changelist", "audit.view_publishedkey"),
+    ]),
+    ("System", [
+        ("Issuers", "admin:clients_issuer_changelist", "clients.view_issuer"),
+        ("Issuers' keys", "admin:clients_keyset_changelist", "clients.view_keyset"),
+        ("Backends", "admin:tools_backend_changelist", "tools.view_backend"),
+        ("Backend keys", "admin:tools_backendkey_changelist", "tools.view_backendkey"),
+        ("Staff keys", "admin:governance_staffkey_changelist", "governance.view_staffkey"),
+        ("Staff", "admin:auth_user_changelist", "auth.view_user"),
+        ("Roles", "admin:auth_group_changelist", "auth.view_group"),
+        ("Schedules", "admin:django_celery_beat_periodictask_changelist", "django_celery_beat.view_periodictask"),
+        ("API reference", "reference", None),
+    ]),
+]  # fmt: skip
+# Pages below a line's own path are its; these stand elsewhere.
+BELONGS = {
+    "/admin/access/ask/": "admin:clients_accessrequest_changelist",
+    "/admin/timeline/user/": "admin:people",
+    "/admin/timeline/client/": "admin:clients_client_changelist",
+    "/admin/timeline/tool/": "admin:tools_tool_changelist",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One line of the navigation; `count` is what waits there, in words."""
+
+    label: str
+    url: str
+    here: bool
+    count: str = ""
+
+
+def capped(number: int) -> str:
+    """`7`, `99+`; nothing for none."""
+    return f"{MOST_SHOWN}+" if number > MOST_SHOWN else str(number or "")
+
+
+def _requests(user: Any) -> int:
+    try:
+        from clients.requests import waiting_for
+    except ImportError:  # being written
+        return 0
+    return int(waiting_for(user))
+
+
+def _inbox(user: Any) -> int:
+    from audit.models import Sighting
+
+    return Sighting.objects.filter(ignored_at=None).order_by()[: MOST_SHOWN + 1].count()
+
+
+COUNTS: dict[str, Callable[[Any], int]] = {
+    "admin:clients_accessrequest_changelist": _requests,
+    "admin:inbox": _inbox,
+}
+
+
+def lines() -> Iterator[Line]:
+    """Every line, in order."""
+    for _, found in NAVIGATION:
+        yield from found
+
+
+def permission_for(path: str) -> str | None:
+    """The permission that the line of the navigation takes which a path belongs to; None where there is no such line,
+    or everybody on the staff may see it."""
+    for _, route, permission in lines():
+        if (url := _url(route)) is not None and _is_here(path, route, url):
+            return permission
+    return None
+
+
+def _url(route: str) -> str | None:
+    try:
+        return reverse(route)
+    except NoReverseMatch:  # being written
+        return None
+
+
+def _is_here(path: str, route: str, url: str) -> bool:
+    elsewhere = next((home for prefix, home in BELONGS.items() if path.startswith(prefix)), None)
+    return path.startswith(url) if elsewhere is None else elsewhere == route
+
+
+def navigation(request: HttpRequest) -> list[tuple[str, list[Link]]]:
+    """The sections that the viewer has a page in, with what waits for them."""
+    sections = []
+    for name, found in NAVIGATION:
+        links = []
+        for label, route, permission in found:
+            if permission is not None and not request.user.has_perm(permission):
+                continue
+            if (url := _url(route)) is None:
+                continue
+            count = capped(COUNTS[route](request.user)) if route in COUNTS else ""
+            links.append(Link(label, url, _is_here(request.path, route, url), count))
+        if links:
+            sections.append((name, links))
+    return sections
