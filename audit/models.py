@@ -373,12 +373,13 @@ class SealerStatus(models.Model):
 
 
 class Rollup(models.Model):
-    """How many records of one kind there were in one span of time: what charts are drawn from. Counted from the
-    records by `audit.rollups`, in four widths; a subject is never a dimension. An absent value is the empty string."""
+    """How many records of one kind there were in a span of time, for charts (`audit.rollups`). Each cut counts every
+    record once, by its own dimensions; a subject is never one. What is absent or not told is the empty string."""
 
     SPANS = ["5m", "1h", "1d", "1w"]
 
     span = models.CharField(max_length=2, choices=[(s, s) for s in SPANS])
+    cut = models.CharField(max_length=3, default="all", help_text="which dimensions are told apart: audit.rollups.CUTS")
     at = models.DateTimeField(help_text="start of the span")
     key = models.BigIntegerField(help_text="hash of the dimensions, so that the row is found at once")
     type = models.CharField(max_length=20)
@@ -395,8 +396,19 @@ class Rollup(models.Model):
     class Meta:
         default_permissions = ()
         constraints = [
-            # query: the upsert of audit.rollups, and every chart: one span, a range of time
+            # query: the upsert of audit.rollups; what became too old
             models.UniqueConstraint(fields=["span", "at", "key"], name="rollup_once"),
+        ]
+        indexes = [
+            # query: audit.rollups, a chart over the dimensions of one cut; of one client, tool or tenant
+            models.Index(fields=["cut", "span", "at"], name="rollup_cut"),
+            models.Index(
+                fields=["client", "cut", "span", "at"], name="rollup_client", condition=Q(cut__in=["ct", "cr"])
+            ),
+            models.Index(
+                fields=["tool", "cut", "span", "at"], name="rollup_tool", condition=Q(cut__in=["t", "ct", "tr"])
+            ),
+            models.Index(fields=["tenant", "cut", "span", "at"], name="rollup_tenant", condition=Q(cut="e")),
         ]
 
     def __str__(self) -> str:

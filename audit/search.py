@@ -69,7 +69,7 @@ def outcome_of(record: Record) -> Record | None:
 
 def one(viewer: Viewer, record: UUID) -> Record | None:
     """A record that the viewer may see; None where there is none for them. Raises PermissionDenied."""
-    _check(viewer)
+    check(viewer)
     found = by_id(record)
     hidden = found is not None and viewer.tenants is not None and found.tenant not in viewer.tenants
     return None if hidden else found
@@ -78,7 +78,7 @@ def one(viewer: Viewer, record: UUID) -> Record | None:
 def visible(viewer: Viewer, since: datetime, until: datetime) -> QuerySet[Record]:
     """The records of a time that the viewer may see, for a reader that bounds how many it takes. Raises
     PermissionDenied."""
-    _check(viewer)
+    check(viewer)
     records = Record.objects.filter(at__gte=since, at__lt=until)
     return records if viewer.tenants is None else records.filter(tenant__in=viewer.tenants)
 
@@ -97,7 +97,7 @@ def find(viewer: Viewer, query: Query) -> Page:
     return Page(page[:PAGE], older=len(page) > PAGE, newer=query.before is not None)
 
 
-def _check(viewer: Viewer) -> None:
-    # Asked where records are read, not only where the page is shown.
+def check(viewer: Viewer) -> None:
+    """Whether the viewer may read records at all, asked where they are read. Raises PermissionDenied."""
     if not viewer.records:
         raise PermissionDenied

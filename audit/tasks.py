@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from audit import anchors, maintenance, verification_runs
+from audit import anchors, maintenance, rollups, verification_runs
 
 
 @shared_task
@@ -33,3 +33,9 @@ def verify_sample() -> None:
 def verify_all() -> None:
     """Nightly: the whole log is verified."""
     verification_runs.run_full()
+
+
+@shared_task(ignore_result=True)
+def count_records() -> None:
+    """Every five seconds: new records are counted, for charts."""
+    rollups.catch_up()
