@@ -1,13 +1,16 @@
-"""`make bench`: ratios in one run on one machine (DESIGN.md section 8)."""
+"""`make bench`: ratios in one run on one machine (DESIGN.md section 8); `python -m bench search`: see there."""
 
 import platform as machine
 import sys
 
-from bench import platform
+from bench import platform, search
 
 
 def main() -> None:
     """Every measurement, on a clean database; the server's figures first, then what is measured in this process."""
+    if sys.argv[1:2] == ["search"]:
+        search.main(sys.argv[2:])
+        return
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
     print(f"Python {machine.python_version()}, {machine.machine()}, {seconds:g} s a measurement\n")
     with platform.servers():
