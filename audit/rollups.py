@@ -6,12 +6,13 @@ question about one client reads a few rows a day, and not one for every combinat
 Monday, and all spans at whole multiples of their width, in UTC."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import Q, QuerySet, Sum
+from django.db.models import Max, Min, Q, QuerySet, Sum
 
 from audit.charts import Bucket
 from audit.models import Head, Rollup, RollupState
@@ -166,6 +167,28 @@ def totals(
     sums = rows.values(dimension).annotate(times=Sum("count")).order_by("-times", dimension)
     found = sums.values_list(dimension, "times")[:most]
     return [(str(value).lower() if isinstance(value, bool) else value, times) for value, times in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A combination of values: how often it was there, and the start of the first and of the last span with it."""
+
+    values: dict[str, str]
+    times: int
+    first: datetime
+    last: datetime
+
+
+def groups(
+    viewer: Viewer, dimensions: Sequence[str], since: datetime, until: datetime, span: str, most: int = 10,
+    *, most_rows: int | None = None, **filters: Any,
+) -> list[Group]:  # fmt: skip
+    """The combinations of several dimensions (none of them `flagged`) in these spans, most frequent first. Spans,
+    filters and errors are as for `series`."""
+    rows = _rows(viewer, set(dimensions), floor(since, span), until, span, filters, most_rows)
+    sums = rows.values(*dimensions).annotate(times=Sum("count"), first=Min("at"), last=Max("at"))
+    found = sums.order_by("-times", *dimensions)[:most]
+    return [Group({n: row[n] for n in dimensions}, row["times"], row["first"], row["last"]) for row in found]
 
 
 def _rows(
