@@ -140,8 +140,12 @@ class Subject(models.Model):
     class Meta:
         verbose_name = "user"
         permissions = [("view_personal", "Can see who a user is, and other personal data")]
-        # query: audit.subjects.find_by_email
-        indexes = [models.Index(fields=["email_key"], name="subject_by_email")]
+        indexes = [
+            # query: audit.subjects.find_by_email
+            models.Index(fields=["email_key"], name="subject_by_email"),
+            # query: governance.stops, for the banner of every page of the admin
+            models.Index(fields=["blocked_at"], name="subject_blocked", condition=Q(blocked_at__isnull=False)),
+        ]
         constraints = [
             plain_time("blocked_at", "subject_blocked_at"),
             plain_time("signed_out_at", "subject_signed_out_at"),
