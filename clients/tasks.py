@@ -2,10 +2,16 @@
 
 from celery import shared_task
 
-from clients import keysets
+from clients import keysets, requests
 
 
 @shared_task(ignore_result=True)
 def refresh_key_sets() -> int:
     """Every five minutes: so long, at most, does a key that its issuer withdrew go on working."""
     return keysets.refresh_all()
+
+
+@shared_task(ignore_result=True)
+def lapse_requests() -> int:
+    """Hourly: requests that nobody decided in time are marked as lapsed."""
+    return requests.lapse()

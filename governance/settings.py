@@ -230,6 +230,7 @@ CELERY_BEAT_SCHEDULE = {
     name: {"task": task, "schedule": seconds, "options": {"expires": seconds}}
     for name, task, seconds in [
         ("refresh key sets", "clients.tasks.refresh_key_sets", 300.0),
+        ("lapse requests", "clients.tasks.lapse_requests", 3600.0),
         ("make partitions", "audit.tasks.make_partitions", 3600.0),
         ("count records", "audit.tasks.count_records", 5.0),
         ("clear outbox", "audit.tasks.clear_outbox", 3600.0),
@@ -271,6 +272,9 @@ MUNIMENT_FAILURES_BURST = env.int("MUNIMENT_FAILURES_BURST", 1000)
 MUNIMENT_QUEUE = env.int("MUNIMENT_QUEUE", 2048)
 MUNIMENT_RECORD_TIMEOUT = env.float("MUNIMENT_RECORD_TIMEOUT", 5.0)
 MUNIMENT_SEALED_WAITERS = env.int("MUNIMENT_SEALED_WAITERS", 4)
+MUNIMENT_REQUEST_DAYS = env.int("MUNIMENT_REQUEST_DAYS", 14)
+if not 1 <= MUNIMENT_REQUEST_DAYS <= 365:
+    raise ImproperlyConfigured("MUNIMENT_REQUEST_DAYS must be 1 to 365")
 # The log's name for ever (C2SP tlog-checkpoint: a schema-less URL); it must not change when the host does.
 MUNIMENT_LOG_ORIGIN = env.str("MUNIMENT_LOG_ORIGIN", f"{urlsplit(MUNIMENT_URL).hostname or 'muniment'}/log")
 MUNIMENT_SEAL_STATE = Path(env.str("MUNIMENT_SEAL_STATE", str(MUNIMENT_VAR / "seal"))).absolute()
