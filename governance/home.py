@@ -1,25 +1,67 @@
-"""Home: how much there is, whether the log is sound, what waits, where to go."""
+"""Home: what happened, what waits for the viewer, what a grant would solve, and whether the log is sound. Each part is
+made only for those who may see what it tells."""
 
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
+from django.contrib.auth import get_user_model
+from django.db.models import Q
 from django.http import HttpRequest
 from django.utils import timezone
 
 from audit.log_health import Pulse, health
 from audit.log_page import notices
-from audit.models import Head, Sighting
-from governance.navigation import MOST_SHOWN, capped
+from audit.models import Head
+from audit.viewer import viewer_of
+from clients.models import Client
+from governance.home_figures import DEFAULT, WINDOWS, figures, newcomers
+from governance.home_waiting import ending, waits
+from governance.roles import ADMINISTRATOR
+from governance.solvable import solvable
+
+MOST_NAMED = 3
 
 
 def home(request: HttpRequest, pulse: Pulse) -> dict[str, Any]:
     """What the home page shows to this viewer."""
-    head = Head.objects.get()
-    name = request.user.get_short_name() if request.user.is_authenticated else ""
-    state, may_look = health(pulse), request.user.has_perm("audit.view_record")
+    user: Any = request.user
+    now = timezone.now()
+    state, may_look = health(pulse), user.has_perm("audit.view_record")
+    name = user.get_short_name()
     return {
-        "title": f"Welcome{name and chr(32)}{name}", "head": head,
-        "health": state, "notices": notices(state.pulse.alerts if may_look else []),
-        "newest": head.at if head.next else None, "now": timezone.now(),
-        "waiting": capped(Sighting.objects.filter(ignored_at=None)[: MOST_SHOWN + 1].count()),
-        "undrained": head.policy - head.drained,
+        "title": f"Welcome, {name}" if name else "Home",
+        "now": now, "health": state, "notices": notices(state.pulse.alerts if may_look else []),
+        "waits": waits(user),
+        "ending": ending(user, now) if user.has_perm("clients.view_grant") else None,
+        **(_of_records(request, now) if may_look else {}),
+        **({} if user.get_all_permissions() else {"administrators": administrators()}),
     }  # fmt: skip
+
+
+def _of_records(request: HttpRequest, now: datetime) -> dict[str, Any]:
+    """What only those see who may read records."""
+    head, viewer = Head.objects.get(), viewer_of(request.user)
+    about: dict[str, Any] = {
+        "head": head,
+        "newest": head.at if head.next else None,
+        "undrained": head.policy - head.drained,
+    }
+    if not head.next:
+        return about
+    chosen = request.GET.get("window", "")
+    chosen = chosen if chosen in WINDOWS else DEFAULT
+    clients: Mapping[str, str] = dict(Client.objects.values_list("slug", "name"))
+    return about | {
+        "figures": figures(viewer, chosen, now, clients),
+        "windows": [(key, window.words) for key, window in WINDOWS.items()], "chosen": chosen,
+        "solvable": solvable(viewer, request.user, now, clients),
+        "newcomers": newcomers(viewer, now, clients),
+    }  # fmt: skip
+
+
+def administrators() -> list[str]:
+    """Whom to ask for a role: a few names of those who can give one."""
+    can = Q(groups__name=ADMINISTRATOR) | Q(is_superuser=True)
+    found = get_user_model().objects.filter(can, is_active=True, is_staff=True).distinct().order_by("pk")
+    return [user.get_full_name() or user.get_username() for user in found[:MOST_NAMED]]

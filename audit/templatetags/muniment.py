@@ -81,6 +81,17 @@ def day(at: datetime | None, empty: str = "—") -> SafeString | str:
 
 
 @register.filter
+def lately(at: datetime) -> SafeString:
+    """A day of the last week as one says it: `today`, `yesterday`, `Fri`; a date, where it is longer ago."""
+    zone = timezone.get_default_timezone()
+    date = at.astimezone(zone).date()
+    days = (timezone.now().astimezone(zone).date() - date).days
+    named = ("today", "yesterday")[days] if days in (0, 1) else f"{date:%a}" if 0 < days < 7 else ""
+    full = f"{date.day} {date:%b %Y}"
+    return format_html('<time datetime="{}" title="{}">{}</time>', date.isoformat(), full, named or full)
+
+
+@register.filter
 def clock(at: datetime) -> SafeString:
     """`at 10:04:07 UTC`, with the date where it is not today's; the exact time on hover."""
     utc, today = at.astimezone(timezone.get_default_timezone()), timezone.now()

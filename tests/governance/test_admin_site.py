@@ -28,7 +28,7 @@ def test_home_shows_the_log_and_what_waits(world: World, http: HttpClient) -> No
     response = http.get("/admin/")
     head = Head.objects.get()
     assert response.context["head"].next == head.next > 0
-    assert f"{head.policy:,}" in response.content.decode() and "Records in the log" in response.content.decode()
+    assert f"{head.next:,} record" in response.content.decode() and "Health of the log" in response.content.decode()
 
 
 def test_home_of_an_empty_log_says_what_to_do(http: HttpClient) -> None:
