@@ -21,9 +21,31 @@ class MunimentAdminSite(AdminSite):
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
         from audit.log_page import LogViews
+        from audit.people_view import PeopleViews
+        from audit.record_view import RecordView
         from audit.records_view import RecordViews
+        from audit.timeline_view import TimelineViews
+        from clients.admin.inbox import InboxViews
+        from governance import reasons_page
+        from governance.explainer_view import ExplainerViews
+        from governance.matrix_view import MatrixViews
+        from governance.sign_in import SignInViews
+        from governance.stops_view import StopViews
 
-        return [*RecordViews(self, directory).urls(), *LogViews(self).urls(), *super().get_urls()]
+        return [
+            *MatrixViews(self).urls(),
+            *ExplainerViews(self).urls(),
+            *StopViews(self).urls(),
+            *PeopleViews(self).urls(),
+            *TimelineViews(self).urls(),
+            *RecordView(self, directory).urls(),
+            *RecordViews(self, directory).urls(),
+            *LogViews(self).urls(),
+            *InboxViews(self).urls(),
+            *reasons_page.urls(self),
+            *SignInViews(self).urls(),
+            *super().get_urls(),
+        ]
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         """None: pages are found by task, not by the application that has their model."""
@@ -33,13 +55,38 @@ class MunimentAdminSite(AdminSite):
         """What staff call things today, for pages of lower applications."""
         return directory()
 
+    def impact(self, wanted: Any, viewer: Any = None) -> Any:
+        """What a change of grants (`clients.proposals.Proposal`) would do; with a viewer, also to the week's calls."""
+        from governance import impact
+
+        return impact.of(wanted, viewer)
+
+    def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """The door."""
+        from governance.sign_in import SignInViews
+
+        return SignInViews(self).door(request, extra_context)
+
+    def logout(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """Out again."""
+        from governance.sign_in import SignInViews
+
+        return SignInViews(self).leave(request, extra_context)
+
+    def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """One's own local password."""
+        from governance.sign_in import SignInViews
+
+        return SignInViews(self).change_password(request, extra_context)
+
     def each_context(self, request: HttpRequest) -> dict[str, Any]:
         """With the navigation and the log's pulse, for members of staff only."""
         from audit.log_health import pulse
+        from governance import stops
 
         context = super().each_context(request)
         if context["has_permission"]:
-            context["pulse"] = pulse()
+            context["pulse"], context["stopped"] = pulse(), stops.banner(request.user)
             context["navigation"] = sections = navigation(request)
             context["here"] = next((link for _, links in sections for link in links if link.here), None)
         return context

@@ -3,9 +3,13 @@
 from datetime import UTC, datetime, timedelta
 
 from django import template
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+
+from audit.reason_help import HELP, NOTHING
+from audit.reasons import REASONS
 
 register = template.Library()
 # Seconds of a unit, the least number of it worth saying (`89 days` is more than `2 months`), and its name.
@@ -137,3 +141,16 @@ def copy(value: object, shown: str = "", what: str = "") -> SafeString | str:
         ' data-copy="{}">Copy<span class="unseen"> {}</span></button></span>',
         whole, shown or whole, whole, what or shown or whole,
     )  # fmt: skip
+
+
+@register.simple_tag
+def reason(code: str | None) -> SafeString | str:
+    """A reason code in plain words, with what it means and what would help on hover; leads to the page that says
+    more: `{% reason record.reason %}`."""
+    if not code:
+        return "—"
+    known = REASONS.get(code)
+    if known is None or code == "granted":
+        return known.title if known else code
+    means = f"{known.sentence} {HELP[code].staff}".removesuffix(f" {NOTHING}")
+    return format_html('<a href="{}#{}" title="{}">{}</a>', reverse("admin:reasons"), code, means, known.title)
