@@ -32,10 +32,10 @@ class Problem(Exception):
         )
 
 
-def not_authenticated() -> Problem:
-    """A missing, unknown, wrong, expired or revoked key: which of these is not said."""
+def not_authenticated(wanted: str = "backend key: Authorization: Bearer mk_...") -> Problem:
+    """A missing, unknown, wrong, expired or revoked key: which of these is not said. `wanted` names what to send."""
     return Problem(
-        401, "not-authenticated", "Not authenticated", "Send a valid backend key: Authorization: Bearer mk_...",
+        401, "not-authenticated", "Not authenticated", f"Send a valid {wanted}",
         headers={"WWW-Authenticate": "Bearer"},
     )  # fmt: skip
 

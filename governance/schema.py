@@ -11,6 +11,7 @@ from governance import contract
 TYPES = (contract.Call, contract.Outcome, contract.Declaration)
 View = Callable[..., Any]
 PUBLIC: list[Any] = [{}]  # no key is needed, against what holds for all others
+STAFF: list[Any] = [{"staffKey": []}]
 _, COMPONENTS = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
 
 _text = {"type": "string"}
@@ -76,7 +77,18 @@ PROBLEM: dict[str, Any] = {
     "required": ["type", "title", "status"],
     "properties": {"type": _text, "title": _text, "status": _count, "detail": _text},
 }
-COMPONENTS = COMPONENTS | {"Answer": ANSWER, "Problem": PROBLEM}
+RECORD: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "index", "at", "leaf", "statement"],
+    "properties": {
+        "id": {"type": "string", "format": "uuid"},
+        "index": _count,
+        "at": {"type": "string", "format": "date-time"},
+        "leaf": _text,
+        "statement": {"type": ["object", "null"], "description": "What was hashed; null where it is no JSON any more."},
+    },
+}
+COMPONENTS = COMPONENTS | {"Answer": ANSWER, "Problem": PROBLEM, "Record": RECORD}
 
 
 def ref(name: str) -> dict[str, str]:
@@ -88,7 +100,10 @@ def add_components(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     """drf-spectacular's postprocessing hook: put our types beside its own."""
     result["components"] = {
         "schemas": COMPONENTS,
-        "securitySchemes": {"backendKey": {"type": "http", "scheme": "bearer", "bearerFormat": "mk_<key id>_<secret>"}},
+        "securitySchemes": {
+            name: {"type": "http", "scheme": "bearer", "bearerFormat": f"{prefix}_<key id>_<secret>"}
+            for name, prefix in (("backendKey", "mk"), ("staffKey", "sk"))
+        },
     }
     result["security"] = [{"backendKey": []}]
     _add_older_logs(result["paths"])
@@ -228,3 +243,54 @@ def log_inclusion(view: View) -> View:
         parameters=[record],
         responses=_responses({200: body}, 400, 401, 404, 429, 503),
     )(view)
+
+
+def records(view: View) -> View:
+    """GET /v1/records."""
+    search = [OpenApiParameter(name, schema, description=words) for name, schema, words in _SEARCH]
+    body = _object(
+        items={"type": "array", "items": ref("Record")}, since=_text, until=_text, next=_nullable, previous=_nullable
+    )
+    return extend_schema(
+        operation_id="search_records",
+        auth=STAFF,
+        parameters=search,
+        responses=_responses({200: body}, 400, 401, 403, 429, 503),
+    )(view)
+
+
+def record(view: View) -> View:
+    """GET /v1/records/{record}."""
+    outcome = {"type": ["string", "null"], "format": "uuid", "description": "The record of its outcome."}
+    return extend_schema(
+        operation_id="read_record",
+        auth=STAFF,
+        responses=_responses({200: {"allOf": [ref("Record"), _object(outcome=outcome)]}}, 401, 403, 404, 429, 503),
+    )(view)
+
+
+_moment = {"type": "string", "format": "date-time"}
+_hash = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+# The parameters of a search; that they are those that `governance.records_api` takes is tested.
+_SEARCH: list[tuple[str, dict[str, Any], str]] = [
+    ("window", {"enum": ["1h", "24h", "7d", "30d", "1y"], "default": "7d"}, "The time up to now."),
+    ("since", _moment, "Instead of `window`: from then on."),
+    ("until", _moment, "Up to, and without, then; with `since` only."),
+    ("type", _text, "The type of a record, such as `decision`."),
+    ("decision", {"enum": ["allow", "deny"]}, "What was decided."),
+    ("reason", _text, "A reason code."),
+    ("client", _text, "A client's slug."),
+    ("tool", _text, "A tool's name."),
+    ("backend", _text, "A backend's slug."),
+    ("scope", _text, "A scope that the call needed."),
+    ("tenant", _text, "A tenant."),
+    ("mode", {"enum": ["interactive", "subagent", "background", "api"]}, "The agent mode of a call."),
+    ("flagged", {"enum": ["true", "false"]}, "Whether it is marked for review."),
+    ("subject", {"type": "string", "pattern": "^usr_"}, "A user's uid; never an e-mail address or a `sub`."),
+    ("request_id", _text, "The id of a request, as the backend sent it."),
+    ("trace_id", _text, "The id of a trace, as the backend sent it."),
+    ("session_key", _hash, "The keyed hash of a session's id, from the URL of the same search in the admin."),
+    ("resource_key", _hash, "The keyed hash of a resource, from the URL of the same search in the admin."),
+    ("limit", {"type": "integer", "minimum": 1, "maximum": 50, "default": 50}, "Records in a page."),
+    ("cursor", _text, "Where a page begins: take `next` or `previous` as they are."),
+]

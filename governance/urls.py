@@ -13,6 +13,7 @@ from governance.backend_api import KeysView, ToolsView
 from governance.health import livez, readyz
 from governance.log_api import CheckpointView, ConsistencyView, InclusionView, TileView
 from governance.outcomes import OutcomeView
+from governance.records_api import RecordsView, RecordView
 
 
 def log(**initial: Any) -> tuple[list[URLPattern], None, None]:
@@ -28,6 +29,8 @@ def log(**initial: Any) -> tuple[list[URLPattern], None, None]:
 urlpatterns = [
     path("v1/verify", VerifyView.as_view()),
     path("v1/verify/batch", VerifyBatchView.as_view()),
+    path("v1/records", RecordsView.as_view(), name="api_records"),
+    path("v1/records/<uuid:record>", RecordView.as_view()),
     path("v1/records/<uuid:record>/outcome", OutcomeView.as_view()),
     path("v1/tools", ToolsView.as_view()),
     path("v1/keys", KeysView.as_view()),

@@ -1,4 +1,5 @@
-"""Backend keys: `mk_<key id>_<secret>`; only a peppered digest of the secret is kept, and shown never again."""
+"""Backend keys: `mk_<key id>_<secret>`; only a peppered digest of the secret is kept, and shown never again. Keys of
+another kind (governance.staff_keys) are made, read and compared by the same functions, under their own name."""
 
 import hmac
 import re
@@ -7,14 +8,22 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
 
 from django.db import transaction
+from django.db.models import Model
 from django.utils import timezone
 
 from audit.protection import keyed_hash
 from tools.models import Backend, BackendKey
 
-KEY = re.compile(r"mk_([A-Za-z0-9]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
+
+def form(prefix: str) -> re.Pattern[str]:
+    """The form of a key: its prefix, a public id of 12 characters, a secret of 256 bits."""
+    return re.compile(prefix + r"_([A-Za-z0-9]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
+
+
+KEY, KIND = form("mk"), "backend_key"
 # Compared against when there is no such key, so that a wrong key costs the same as an unknown one.
 NOBODY = bytes(32)
 TOUCH_EVERY = 60.0  # seconds
@@ -26,6 +35,22 @@ class Credential:
 
     key_id: str
     digest: bytes
+
+
+class Kept(Protocol):
+    """What must be known of a key to check a credential against it. `expires_at` is in POSIX seconds."""
+
+    @property
+    def digest(self) -> bytes:
+        """HMAC-SHA-256 of its secret."""
+
+    @property
+    def expires_at(self) -> float | None:
+        """None: never."""
+
+    @property
+    def revoked(self) -> bool:
+        """For good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +66,34 @@ class KnownKey:
 
 def issue(backend: Backend, label: str = "", days: int | None = None) -> str:
     """Make a key and return it whole; this is the only time it exists in clear."""
-    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-    key_id = "".join(secrets.choice(alphabet) for _ in range(12))
-    secret = secrets.token_urlsafe(32)
+    key_id, secret = fresh()
     expires = timezone.now() + timedelta(days=days) if days else None
-    BackendKey.objects.create(backend=backend, key_id=key_id, digest=_digest(secret), label=label, expires_at=expires)
+    digest = digest_of(KIND, secret)
+    BackendKey.objects.create(backend=backend, key_id=key_id, digest=digest, label=label, expires_at=expires)
     return f"mk_{key_id}_{secret}"
 
 
-def _digest(secret: str) -> bytes:
-    return keyed_hash("backend_key", secret)
+def fresh() -> tuple[str, str]:
+    """A new key's public id and its secret."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+    return "".join(secrets.choice(alphabet) for _ in range(12)), secrets.token_urlsafe(32)
 
 
-def read(header: str | None) -> Credential | None:
-    """The credential in an `Authorization: Bearer` header (RFC 6750 section 2.1), or None."""
+def digest_of(kind: str, secret: str) -> bytes:
+    """What is kept of a secret, 32 bytes; `kind` keeps a key of one kind from being good as another."""
+    return keyed_hash(kind, secret)
+
+
+def read(header: str | None, form: re.Pattern[str] = KEY, kind: str = KIND) -> Credential | None:
+    """The credential in an `Authorization: Bearer` header (RFC 6750 section 2.1), or None; of a backend, unless another
+    form and kind of key is asked for."""
     scheme, _, value = (header or "").partition(" ")
-    if scheme.lower() != "bearer" or not (match := KEY.fullmatch(value.strip(" "))):
+    if scheme.lower() != "bearer" or not (match := form.fullmatch(value.strip(" "))):
         return None
-    return Credential(match[1], _digest(match[2]))
+    return Credential(match[1], digest_of(kind, match[2]))
 
 
-def check(credential: Credential | None, known: KnownKey | None, now: float) -> bool:
+def check(credential: Credential | None, known: Kept | None, now: float) -> bool:
     """Whether the credential is this key's and the key is good. Constant work: one comparison, always made."""
     presented = credential.digest if credential else bytes(32)
     same = hmac.compare_digest(presented, known.digest if known else NOBODY)
@@ -78,8 +110,8 @@ _touched: dict[str, float] = {}
 _touching = threading.Lock()
 
 
-def touch(key_id: str) -> None:
-    """Note that a key was used, at most once a minute, in this process."""
+def touch(key_id: str, model: type[Model] = BackendKey) -> None:
+    """Note that a key was used, at most once a minute, in this process. `model` is where the key is kept."""
     now = time.monotonic()
     if now - _touched.get(key_id, -TOUCH_EVERY) < TOUCH_EVERY:
         return
@@ -89,7 +121,8 @@ def touch(key_id: str) -> None:
         _touched[key_id] = now
     with transaction.atomic():
         # A key that somebody is changing is left alone: no call waits for an open transaction.
-        key = BackendKey.objects.select_for_update(skip_locked=True).filter(key_id=key_id).first()
+        free = model._default_manager.select_for_update(skip_locked=True, of=("self",))
+        key: Any = free.filter(key_id=key_id).first()
         if key is not None:
             key.last_used = datetime.now(UTC).replace(second=0, microsecond=0)
             key.save(update_fields=["last_used"])
