@@ -263,6 +263,10 @@ class BaseAdmin(admin.ModelAdmin):
             setattr(request, REFUSED, words_of(error))
         return super().changeform_view(request, object_id, form_url, context)
 
+    def form_of(self, request: HttpRequest, action: Action, obj: Any) -> forms.Form:
+        """The form of an action on an object, with what was posted."""
+        return action.form(request.POST if request.method == "POST" else None)
+
     def act_view(self, request: HttpRequest, object_id: str, action: str) -> HttpResponse:
         """GET asks, POST does; nothing changes on GET."""
         chosen = next((a for a in self.can_act if a.name == action), None)
@@ -274,7 +278,7 @@ class BaseAdmin(admin.ModelAdmin):
         if not chosen.offered(obj):
             messages.warning(request, f"“{chosen.label}” does not apply to it as it is now.")
             return HttpResponseRedirect(self.url_of(obj))
-        form = chosen.form(request.POST if request.method == "POST" else None)
+        form = self.form_of(request, chosen, obj)
         if request.method == "POST" and form.is_valid():
             try:
                 messages.success(request, self._do(request, chosen, obj, form.cleaned_data))

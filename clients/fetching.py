@@ -1,4 +1,4 @@
-"""One careful HTTP GET, for documents at addresses that somebody else may have chosen (RFC 9700, SSRF).
+"""One careful HTTP exchange, for documents at addresses that somebody else may have chosen (RFC 9700, SSRF).
 
 The name is resolved once; every address it has is judged before any is connected to; the connection goes to
 that very address, while SNI, certificate check and Host keep the name. So a name that resolves differently
@@ -15,11 +15,11 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final, NamedTuple, cast
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from clients.strictjson import parse_object
 
@@ -45,6 +45,13 @@ class FetchError(Exception):
     """The document could not be had; the message says why in plain words and quotes nothing of the answer."""
 
 
+class _Limits(NamedTuple):
+    networks: Sequence[Network]
+    loopback_http: bool
+    timeout: float
+    max_bytes: int
+
+
 class _Target(NamedTuple):
     secure: bool
     host: str  # without brackets
@@ -68,16 +75,42 @@ def get_json(
     included; `max_bytes`: of the body. Raises FetchError for everything that is not a 200 with one JSON
     object without duplicate members.
     """
-    deadline = time.monotonic() + timeout
-    target = _target(url, allow_http=allow_loopback_http)
+    return _ask(url, "", b"", _Limits(allowed_networks, allow_loopback_http, timeout, max_bytes))
+
+
+def post_form(
+    url: str,
+    fields: Mapping[str, str],
+    *,
+    authorization: str | None = None,
+    allowed_networks: Sequence[Network] = (),
+    allow_loopback_http: bool = False,
+    timeout: float = 5.0,
+    max_bytes: int = 262_144,
+) -> dict[str, Any]:
+    """The JSON object that a form is answered with; everything else as for `get_json`. `authorization` is the value
+    of that header. Raises FetchError, which quotes nothing of the form either."""
+    body = urlencode(fields).encode("ascii")
+    head = f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n"
+    if authorization is not None:
+        if not authorization.isascii() or not authorization.isprintable():
+            raise FetchError("the authorization has characters that a header may not have")
+        head += f"Authorization: {authorization}\r\n"
+    return _ask(url, head, body, _Limits(allowed_networks, allow_loopback_http, timeout, max_bytes))
+
+
+def _ask(url: str, head: str, body: bytes, limits: _Limits) -> dict[str, Any]:
+    """GET, or POST where there is a `head` for the form."""
+    deadline = time.monotonic() + limits.timeout
+    target = _target(url, allow_http=limits.loopback_http)
     addresses = _resolve(target, deadline)
     for address in addresses:
-        if not _permitted(address, target, allowed_networks, allow_loopback_http):
+        if not _permitted(address, target, limits.networks, limits.loopback_http):
             raise FetchError("the host has an address in a network that is not allowed")
     try:
         with closing(_connect(target, addresses, deadline)) as connection:
-            body = _exchange(connection, target, deadline, max_bytes)
-        return parse_object(body)
+            answer = _exchange(connection, target, head, body, deadline, limits.max_bytes)
+        return parse_object(answer)
     except TimeoutError:
         raise FetchError("the server did not answer in time") from None
     except ssl.SSLError as error:
@@ -192,16 +225,20 @@ def _secured(plain: socket.socket, target: _Target) -> socket.socket:
         raise
 
 
-def _exchange(connection: socket.socket, target: _Target, deadline: float, max_bytes: int) -> bytes:
+def _exchange(
+    connection: socket.socket, target: _Target, head: str, form: bytes, deadline: float, max_bytes: int
+) -> bytes:
     """Ask, and read the body of a 200."""
+    method = "POST" if head else "GET"
     connection.settimeout(_left(deadline))
     connection.sendall(
-        f"GET {target.path} HTTP/1.1\r\nHost: {target.authority}\r\nAccept: application/json\r\n"
+        f"{method} {target.path} HTTP/1.1\r\nHost: {target.authority}\r\nAccept: application/json\r\n{head}"
         "Accept-Encoding: identity\r\nUser-Agent: muniment\r\nConnection: close\r\n\r\n".encode("ascii")
+        + form
     )
     # HTTPResponse wants no more of a socket than makefile().
     reader = cast(socket.socket, _Reader(connection, deadline, max_bytes + MAX_HEAD))
-    with http.client.HTTPResponse(reader, method="GET") as response:
+    with http.client.HTTPResponse(reader, method=method) as response:
         response.begin()
         if 300 <= response.status < 400:
             raise FetchError("the server redirects, which is not followed")

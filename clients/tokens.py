@@ -14,7 +14,7 @@ from clients.claims import SCOPE_CLAIMS, Identity, Refused, read_parsed_claims
 from clients.jwks import SUPPORTED, IssuerPolicy, VerificationKey
 from clients.strictjson import parse_object
 
-__all__ = ["Identity", "IssuerPolicy", "Refused", "UnknownKey", "identify"]
+__all__ = ["Identity", "IssuerPolicy", "Parts", "Refused", "UnknownKey", "identify", "take_apart"]
 
 MAX_TOKEN: Final = 16 * 1024  # characters
 
@@ -41,7 +41,9 @@ class UnknownKey(Refused):
         self.issuer = issuer.issuer
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
+    """A compact JWS, decoded: `signed` is what the `signature` is over. Nothing of it is verified."""
+
     header: dict[str, Any]
     claims: dict[str, Any]
     signed: bytes
@@ -55,7 +57,7 @@ def identify(token: str | None, issuers: Mapping[str, IssuerPolicy], audiences: 
     the backend's; `now` is seconds since the epoch. Raises Refused, and nothing else, whatever the token:
     UnknownKey when fetching the issuer's keys might help.
     """
-    parts = _take_apart(token)
+    parts = take_apart(token)
     issuer = _issuer(parts.claims, issuers)
     algorithm = _algorithm(parts.header, issuer)
     _refuse_other_kinds(parts.header, parts.claims)
@@ -65,8 +67,9 @@ def identify(token: str | None, issuers: Mapping[str, IssuerPolicy], audiences: 
     return read_parsed_claims(parts.claims, issuer, audiences, now)
 
 
-def _take_apart(token: str | None) -> _Parts:
-    """Row 1. The text is taken as it is: nothing is stripped, so one token has one SHA-256."""
+def take_apart(token: str | None) -> Parts:
+    """Row 1: the parts of a compact JWS with a JSON payload; raises Refused. The text is taken as it is: nothing is
+    stripped, so one token has one SHA-256."""
     if token is None or token == "":
         raise Refused("token_missing", "the call has no token")
     if not isinstance(token, str) or len(token) > MAX_TOKEN:
@@ -75,7 +78,7 @@ def _take_apart(token: str | None) -> _Parts:
     if match is None:
         raise Refused("token_malformed", "the token is not three base64url parts joined by dots")
     signed, signature = token[: match.end(2)].encode("ascii"), _decode(match[3], "signature")
-    return _Parts(_json(match[1], "header"), _json(match[2], "payload"), signed, signature)
+    return Parts(_json(match[1], "header"), _json(match[2], "payload"), signed, signature)
 
 
 def _json(part: str, name: str) -> dict[str, Any]:

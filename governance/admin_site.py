@@ -27,12 +27,14 @@ class MunimentAdminSite(AdminSite):
         from audit.timeline_view import TimelineViews
         from clients.admin.inbox import InboxViews
         from governance import reasons_page
+        from clients.admin.granting import Granting
         from governance.explainer_view import ExplainerViews
         from governance.matrix_view import MatrixViews
         from governance.sign_in import SignInViews
         from governance.stops_view import StopViews
 
         return [
+            *Granting(self).urls(),
             *MatrixViews(self).urls(),
             *ExplainerViews(self).urls(),
             *StopViews(self).urls(),

@@ -5,13 +5,13 @@ from django.contrib.admin.apps import AdminConfig
 
 
 class GovernanceConfig(AppConfig):
-    """Registers the system checks."""
+    """Registers the system checks, and what is done at each sign-in."""
 
     name = "governance"
 
     def ready(self) -> None:
-        """Importing the module registers its checks."""
-        from governance import checks  # noqa: F401
+        """Importing the modules registers them."""
+        from governance import checks, staff_sessions  # noqa: F401
 
 
 class GovernanceAdminConfig(AdminConfig):

@@ -12,10 +12,12 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
 from audit import anchors
+from governance.oidc_provider import is_address
 
 # Answered in a second or so; a longer leeway lets a withdrawn token live on.
 LONGEST_COOLDOWN = 30
 LONGEST_STALE = 7 * 24 * 3600
+LONGEST_IDLE = 2 * 3600
 
 
 @register(Tags.security)
@@ -36,6 +38,41 @@ def anchors_can_be(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
         hint = "docs/configuration.md, Anchors, says how each kind is written."
         return [Error(f"MUNIMENT_ANCHORS, {error}.", hint=hint, id="muniment.E006")]
     return []
+
+
+@register(Tags.security)
+def provider_is_whole(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """E007 and E008: staff would meet a sign-in that cannot work, or one that anybody on the way could read."""
+    issuer = settings.MUNIMENT_OIDC_ISSUER
+    parts = {
+        "MUNIMENT_OIDC_ISSUER": issuer, "MUNIMENT_OIDC_CLIENT_ID": settings.MUNIMENT_OIDC_CLIENT_ID,
+        "MUNIMENT_OIDC_ROLES (or MUNIMENT_OIDC_ADMIN_GROUP)": settings.MUNIMENT_OIDC_ROLES,
+    }  # fmt: skip
+    missing = [name for name, value in parts.items() if not value]
+    found: list[CheckMessage] = []
+    if missing and len(missing) < len(parts):
+        hint = f"Set {', '.join(missing)}, or none of them."
+        found.append(Error("The identity provider of staff is half configured.", hint=hint, id="muniment.E007"))
+    if issuer and not is_address(issuer, loopback_http=settings.MUNIMENT_DEMO):
+        hint = "MUNIMENT_OIDC_ISSUER is the issuer's https:// URL, exactly as the provider writes it."
+        found.append(Error("The issuer of staff is no https address.", hint=hint, id="muniment.E008"))
+    return found
+
+
+@register(Tags.security, deploy=True)
+def staff_can_sign_in(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """E009, W006 and W007: by which way, and for how long."""
+    found: list[CheckMessage] = []
+    if not settings.MUNIMENT_OIDC_ISSUER and not settings.MUNIMENT_LOCAL_PASSWORDS:
+        hint = "Configure the identity provider (MUNIMENT_OIDC_ISSUER and what goes with it)."
+        found.append(Error("Nobody can sign in to the admin.", hint=hint, id="muniment.E009"))
+    if settings.MUNIMENT_LOCAL_PASSWORDS and not settings.MUNIMENT_DEMO:
+        hint = "Local passwords know no second factor and outlive somebody's leaving. Unset MUNIMENT_LOCAL_PASSWORDS."
+        found.append(Warning("Staff may sign in with local passwords.", hint=hint, id="muniment.W006"))
+    if not 60 <= settings.MUNIMENT_SESSION_IDLE <= LONGEST_IDLE:
+        hint = "MUNIMENT_SESSION_IDLE is in seconds; 1800 is usual."
+        found.append(Warning("Staff stay signed in for very long or very short.", hint=hint, id="muniment.W007"))
+    return found
 
 
 @register(Tags.security, deploy=True)

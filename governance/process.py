@@ -19,6 +19,7 @@ from audit.journal import Journal
 from audit.journal_watch import Watch
 from audit.recording import Recorder
 from governance.budgets import budgets
+from governance.failed_sign_ins import failures
 
 # What Django adds to the connection parameters for its own cursors, and the limits that are ours to set.
 DJANGO_ALONE = {"cursor_factory", "context", "prepare_threshold", "options"}
@@ -54,9 +55,9 @@ def connect() -> psycopg.Connection:
 
 
 def _periodic() -> list[Entry]:
-    """What the recorder's thread looks after besides records: the inbox, and what was turned away."""
+    """What the recorder's thread looks after besides: the inbox, and what was turned away or failed, in numbers."""
     inbox.flush()
-    return budgets.denials()
+    return [*budgets.denials(), *failures.counted()]
 
 
 def recorder() -> Recorder:

@@ -16,6 +16,8 @@ from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 from psycopg.conninfo import conninfo_to_dict
 
+from governance import role_mapping
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
 
@@ -99,7 +101,11 @@ SECURE_HSTS_PRELOAD = not MUNIMENT_DEMO
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not MUNIMENT_DEMO
 SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
-SESSION_COOKIE_AGE = 8 * 3600
+# Names that a sibling of this host cannot set a cookie under (RFC 6265bis, __Host-).
+SESSION_COOKIE_NAME = "sessionid" if MUNIMENT_DEMO else "__Host-muniment"
+CSRF_COOKIE_NAME = "csrftoken" if MUNIMENT_DEMO else "__Host-muniment-csrf"
+SESSION_COOKIE_AGE = 12 * 3600  # in all; without activity it ends sooner, see governance.staff_sessions
+MUNIMENT_SESSION_IDLE = env.int("MUNIMENT_SESSION_IDLE", 1800)
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
 CSRF_FAILURE_VIEW = "governance.error_pages.csrf_failure"
@@ -145,6 +151,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "governance.staff_sessions.StaffSessions",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "governance.urls"
@@ -171,6 +178,7 @@ AUTH_PASSWORD_VALIDATORS = [
 PASSWORD_HASHERS = [
     "governance.demo_hasher.DemoPasswordHasher" if MUNIMENT_DEMO else "django.contrib.auth.hashers.PBKDF2PasswordHasher"
 ]
+AUTHENTICATION_BACKENDS = ["governance.staff_passwords.PasswordBackend", "governance.staff_oidc.StaffBackend"]
 LOGIN_URL = "admin:login"
 STATIC_URL = "/static/"
 # The demo serves static files from where they are; production from where `manage.py collectstatic` put them.
@@ -179,6 +187,37 @@ WHITENOISE_USE_FINDERS = MUNIMENT_DEMO
 LANGUAGE_CODE = "en"
 USE_TZ = True
 TIME_ZONE = "UTC"
+
+# --- how staff sign in ------------------------------------------------------------------------------------
+
+
+def oidc_secret(process: str) -> str:
+    """The client secret, which web processes alone have. Raises ImproperlyConfigured for another's, and where a web
+    process is to use a provider without one."""
+    secret = read_secret("MUNIMENT_OIDC_CLIENT_SECRET") or ""
+    if secret and process != "web":
+        raise ImproperlyConfigured(f"MUNIMENT_OIDC_CLIENT_SECRET is set, but the process {process!r} must not have it")
+    if process == "web" and MUNIMENT_OIDC_ISSUER and not secret:
+        raise ImproperlyConfigured("MUNIMENT_OIDC_CLIENT_SECRET (or MUNIMENT_OIDC_CLIENT_SECRET_FILE) is missing")
+    return secret
+
+
+def oidc_roles(pairs: str, admin_group: str) -> dict[str, frozenset[str]]:
+    """Which roles the provider's groups give. Raises ImproperlyConfigured, without a group's name."""
+    try:
+        return role_mapping.parse(pairs, admin_group)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"MUNIMENT_OIDC_ROLES cannot be read: {error}") from None
+
+
+MUNIMENT_LOCAL_PASSWORDS = env.bool("MUNIMENT_LOCAL_PASSWORDS", MUNIMENT_DEMO)
+MUNIMENT_OIDC_ISSUER = env.str("MUNIMENT_OIDC_ISSUER", "")
+MUNIMENT_OIDC_NAME = env.str("MUNIMENT_OIDC_NAME", "")
+MUNIMENT_OIDC_CLIENT_ID = env.str("MUNIMENT_OIDC_CLIENT_ID", "")
+MUNIMENT_OIDC_CLIENT_SECRET = oidc_secret(MUNIMENT_PROCESS)
+MUNIMENT_OIDC_SCOPES = env.str("MUNIMENT_OIDC_SCOPES", "openid email profile")
+MUNIMENT_OIDC_GROUPS_CLAIM = env.str("MUNIMENT_OIDC_GROUPS_CLAIM", "groups")
+MUNIMENT_OIDC_ROLES = oidc_roles(env.str("MUNIMENT_OIDC_ROLES", ""), env.str("MUNIMENT_OIDC_ADMIN_GROUP", ""))
 
 # --- data -------------------------------------------------------------------------------------------------
 
@@ -234,6 +273,7 @@ CELERY_BEAT_SCHEDULE = {
         ("make partitions", "audit.tasks.make_partitions", 3600.0),
         ("count records", "audit.tasks.count_records", 5.0),
         ("clear outbox", "audit.tasks.clear_outbox", 3600.0),
+        ("clear sessions", "governance.tasks.clear_sessions", 3600.0),
         ("push anchors", "audit.tasks.push_anchors", MUNIMENT_ANCHOR_INTERVAL),
         ("verify a sample", "audit.tasks.verify_sample", 3600.0),
         ("verify the whole log", "audit.tasks.verify_all", 24 * 3600.0),

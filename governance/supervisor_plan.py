@@ -10,6 +10,7 @@ from governance.embedded_redis import broker_url
 
 URLS = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
 MARK = "MUNIMENT_SUPERVISED"
+WEB_ALONE = "MUNIMENT_OIDC_CLIENT_SECRET"
 
 
 class PlanError(Exception):
@@ -82,7 +83,7 @@ def environment_for(
 
     Only what makes or drops tables is given the owner's URL.
     """
-    kept = {name: value for name, value in inherited.items() if not _is_secret(name)}
+    kept = {name: value for name, value in inherited.items() if not _is_secret(name, process)}
     given = {
         "MUNIMENT_MODE": "demo",
         "MUNIMENT_PROCESS": process,
@@ -102,8 +103,10 @@ def environment_for(
     return kept | given | devkeys.variables(plan.var / "keys", process)
 
 
-def _is_secret(name: str) -> bool:
+def _is_secret(name: str, process: str) -> bool:
     base = name.removesuffix("_FILE")
+    if base == WEB_ALONE:
+        return process != "web"
     return base in URLS or base.removeprefix("MUNIMENT_") in devkeys.NAMES
 
 

@@ -8,9 +8,10 @@ from django.conf import settings
 from django.db import connections
 
 from audit import inbox, journal_watch, subjects
-from governance import idempotency, process
+from governance import idempotency, process, sign_in_throttle
 from governance.backend_api import changes
 from governance.budgets import budgets
+from governance.failed_sign_ins import failures
 from governance.snapshot import snapshots
 from tools import credentials
 
@@ -74,6 +75,8 @@ def _forget() -> None:
     budgets._levels.clear()
     budgets._turned_away.clear()
     changes._levels.clear()
+    failures.clear()
+    sign_in_throttle.clear()
     credentials._touched.clear()
     process.signer.cache_clear()
     idempotency._away_until = 0.0

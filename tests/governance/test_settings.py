@@ -22,6 +22,9 @@ BASE = {
     "MUNIMENT_DJANGO_SECRET": KEY,
     "MUNIMENT_KEY_ENCRYPTION_KEY": KEY,
     "MUNIMENT_PEPPER": KEY,
+    "MUNIMENT_OIDC_ISSUER": "https://id.example",
+    "MUNIMENT_OIDC_CLIENT_ID": "muniment",
+    "MUNIMENT_OIDC_ADMIN_GROUP": "admins",
 }
 
 
