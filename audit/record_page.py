@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from audit import record_proof, record_words, search
+from audit import details, record_around, record_proof, record_words, search
 from audit.models import Batch, Record
 from audit.reasons import REASONS
 from audit.record_words import Statement
+from audit.viewer import Viewer
 from muniment import merkle, statements
 
+LABELS = {"role": "Database role", "by": "Looked for by", "found": "Users found", "count": "Records"}
 UNREADABLE = "A record whose bytes are not a statement"
 
 
@@ -75,8 +77,8 @@ def row(record: Record, names: Mapping[str, str]) -> Row:
     )
 
 
-def page(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
-    """The context of the record page."""
+def page(record: Record, names: Mapping[str, str], viewer: Viewer | None = None) -> dict[str, Any]:
+    """The context of the record page, without any detail that only some may see. `viewer` None: no links around it."""
     statement = read(record)
     is_call = statement.get("type") in ("decision", "evaluation")
     shown, sealing = receipt(record), record_proof.sealing(record)
@@ -91,11 +93,16 @@ def page(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
         "receipt": shown,
         "sealing": sealing,
         "verdict": verdict,
-        "protected": len(statement.get("_sd") or []),
+        "protected": protected(record, statement),
+        "window": record_around.window_of(record.at),
+        "parent_url": next(iter(record_around.link("", "admin:record", statement.get("parent"))), None),
+        "around": record_around.around(viewer, record, statement, record_words.client_words(statement, names))
+        if viewer and statement
+        else [],
         "raw": json.dumps(statement, indent=2, ensure_ascii=False) if statement else None,
     }
     if statement.get("actor"):
-        context["actor"] = record_words.actor_words(statement["actor"])
+        context["actor"] = record_words.actor_words(str(statement["actor"]))
     if is_call:
         context |= call(record, statement, names)
     if statement.get("type") == "policy":
@@ -104,6 +111,27 @@ def page(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
             for change in statement.get("changes") or []
         ]
     return context
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """What a record protects. `open` are the details that everybody may read who may read records: what staff did;
+    `closed` how many there are besides, `state` as in `details.Opened` where they were looked at."""
+
+    count: int
+    state: str
+    open: list[details.Detail]
+    closed: int
+
+
+def protected(record: Record, statement: Statement) -> Protected:
+    """The protected details as far as everybody may read them."""
+    committed = statement.get("_sd")
+    count = len(committed) if isinstance(committed, list) else 0
+    if not count or not details.of_staff(record, statement):
+        return Protected(count, "", [], count)
+    found = details.opened(record, statement)
+    return Protected(count, found.state, found.shown(personal=False), len(found.shown(personal=True)))
 
 
 def call(record: Record, statement: Statement, names: Mapping[str, str]) -> dict[str, Any]:
@@ -160,9 +188,11 @@ def facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
             Fact("User", get("subject"), "subject", mono=True),
             Fact("Backend", get("backend"), "backend"),
         ]
-    told = {"actor", "v", "id", "at", "_sd", "type", "changes", "part", "parts", "policy", "counts"}
-    found = [
-        Fact(record_words.column_words(name).capitalize(), record_words.value_words(value))
+    told = {"actor", "v", "id", "at", "_sd", "type", "changes", "part", "parts", "policy", "counts", "subject"}
+    user = get("subject")
+    found = [Fact("User", user, "subject", mono=True)] if isinstance(user, str) else []
+    found += [
+        Fact(LABELS.get(name) or record_words.column_words(name).capitalize(), record_words.value_words(value))
         for name, value in sorted(statement.items())
         if name not in told and value is not None and not isinstance(value, (dict, list))
     ]
@@ -188,7 +218,7 @@ def _call_facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
         Fact("In the token", listed("token_scopes") if get("issuer") else None),
         Fact("In effect", listed("effective")),
     ]
-    found += [Fact("Tenant", get("tenant"))] if get("tenant") else []
+    found += [Fact("Tenant", get("tenant"), "tenant")] if get("tenant") else []
     found += [Fact("Roles", ", ".join(statement["roles"]))] if get("roles") else []
     digest = str(policy.get("digest") or "")
     return [*found, Fact("Policy", f"version {policy.get('version')}, digest {digest[:12]}…")]

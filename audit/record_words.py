@@ -12,9 +12,10 @@ from audit.reasons import REASONS
 
 Statement = Mapping[str, Any]
 TYPES = {
-    "decision": "Call", "outcome": "Outcome", "policy": "Policy change", "staff": "Staff action",
-    "denials": "Calls turned away", "key": "Key", "notice": "Notice", "retention": "Retention", "hold": "Hold",
-    "erasure": "Erasure",
+    "decision": "Call", "evaluation": "Question", "outcome": "Outcome", "policy": "Policy change",
+    "request": "Request", "review": "Access review", "staff": "Staff action", "signal": "Signal",
+    "denials": "Calls turned away", "ungoverned": "Call without us", "key": "Key", "notice": "Notice",
+    "retention": "Retention", "hold": "Hold", "erasure": "Erasure",
 }  # fmt: skip
 REMEDIES = {
     "none": "", "reauthenticate": "The user signs in again, so that the client gets a new token.",
@@ -22,8 +23,11 @@ REMEDIES = {
     "ask_administrator": "Staff decide: grant it, or leave it refused.", "retry_later": "Try again later.",
 }  # fmt: skip
 STAFF_ACTIONS = {
+    "staff_key.make": "made a staff key for {owner}", "staff_key.revoke": "revoked a staff key of {owner}",
     "subject.block": "blocked user {subject}", "subject.unblock": "unblocked user {subject}",
     "subject.sign_out": "signed user {subject} out everywhere",
+    "person.lookup": "looked for a user by {by}", "personal.view": "looked at protected details of {subject}",
+    "person.report": "made a report of all that was done with the data of user {subject}",
 }  # fmt: skip
 TABLES = {
     "clients_issuer": "issuer", "clients_keyset": "key set", "clients_client": "client",
@@ -76,11 +80,13 @@ def title(statement: Statement, names: Mapping[str, str]) -> str:
             return _outcome(statement, names)
         case "policy":
             return _policy(statement)
-        case "staff":
+        case "staff" | "request" | "review":
             return _staff(statement)
         case "denials":
             counts = statement.get("counts") or {}
             return f"{sum(counts.values()):,} calls of {statement.get('backend') or 'no backend'} were turned away"
+        case "ungoverned":
+            return f"{statement.get('backend') or 'A backend'} let a call of {statement.get('tool')} through without us"
     return f"{TYPES.get(str(statement.get('type')), str(statement.get('type')).capitalize())}"
 
 
@@ -117,10 +123,22 @@ def _policy(statement: Statement) -> str:
     return f"{actor} {what}{more}"
 
 
+class _Members(dict[str, str]):
+    """What a sentence may name of a statement; what the statement does not have is said so."""
+
+    def __init__(self, statement: Statement) -> None:
+        super().__init__((name, value_words(value)) for name, value in statement.items())
+        if isinstance(user := statement.get("subject"), str):
+            self["subject"] = short_uid(user)
+
+    def __missing__(self, name: str) -> str:
+        return "somebody" if name == "subject" else "something"
+
+
 def _staff(statement: Statement) -> str:
     action = str(statement.get("action"))
-    words = STAFF_ACTIONS.get(action, f"did {action}")
-    return f"{actor_words(statement.get('actor'))} {words.format(subject=short_uid(str(statement.get('subject'))))}"
+    words = STAFF_ACTIONS.get(action) or f"did {action}".replace("{", "(").replace("}", ")")
+    return f"{actor_words(statement.get('actor'))} {words.format_map(_Members(statement))}"
 
 
 def change_words(change: Mapping[str, Any]) -> str:
@@ -151,6 +169,8 @@ def why(statement: Statement, names: Mapping[str, str]) -> str:
     if kind == "denials":
         counts = statement.get("counts") or {}
         return ", ".join(f"{REASONS[c].title if c in REASONS else c}: {n:,}" for c, n in sorted(counts.items()))
+    if isinstance(found := statement.get("found"), int):
+        return f"{amount(found, 'user')} found"
     if kind not in ("decision", "evaluation"):
         return ""
     if statement.get("decision") == "allow":
@@ -181,7 +201,7 @@ def steps(statement: Statement, names: Mapping[str, str]) -> list[Step]:
     stop = _stopped_at(statement, reason)
     sentence = refusal(statement, names)
     found: list[Step] = []
-    for rule, words in _rules(statement, names):
+    for rule, words in rules(statement, names):
         if rule == stop:
             found.append(Step("stopped", sentence))
             found.append(Step("unknown", "What would have come after it was not checked."))
@@ -210,7 +230,7 @@ def _stopped_at(statement: Statement, reason: str) -> str | None:
     return RULE_OF_REASON.get(reason)
 
 
-def _rules(statement: Statement, names: Mapping[str, str]) -> list[tuple[str, str]]:
+def rules(statement: Statement, names: Mapping[str, str]) -> list[tuple[str, str]]:
     """Each rule, with the words for when it held."""
     get = statement.get
     client = client_words(statement, names) or "the client"

@@ -1,5 +1,6 @@
-"""Evidence > Records: the list with its exact filters and its paging by key, and one record in full. Read only:
-every path here answers GET, but for the search by request id, whose POST keeps that id out of every URL."""
+"""Evidence > Records: the list with its exact filters and its paging by key, and the proof of a record as a file (its
+page is record_view). Read only: every path here answers GET, but for the search by request id, whose POST keeps that id
+out of every URL."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -148,8 +149,6 @@ class RecordViews:
         return [
             path("records/", wrap(require_safe(self.records)), name="records"),
             path("records/find/", wrap(require_POST(self.find)), name="records_find"),
-            path("records/<uuid:record>/", wrap(require_safe(self.record)), name="record"),
-            path("records/<uuid:record>/verify/", wrap(require_POST(self.verify)), name="record_verify"),
             path("records/<uuid:record>/proof/", wrap(require_safe(self.proof)), name="record_proof"),
             path("records/<uuid:record>/bundle/", wrap(require_safe(self.bundle)), name="record_bundle"),
         ]
@@ -189,19 +188,6 @@ class RecordViews:
             return redirect("admin:records")
         key = lookup("request_id", form.cleaned_data["request_id"]).hex()
         return HttpResponseRedirect(f"{reverse('admin:records')}?{urlencode({'window': '1y', 'request_key': key})}")
-
-    def record(self, request: HttpRequest, record: UUID) -> HttpResponse:
-        """One record in full; what does not hold of it is said at once."""
-        return self._page(request, record, asked=False)
-
-    def verify(self, request: HttpRequest, record: UUID) -> HttpResponse:
-        """POST: the same page, with what verifying found, also when that is nothing."""
-        return self._page(request, record, asked=True)
-
-    def _page(self, request: HttpRequest, record: UUID, asked: bool) -> HttpResponse:
-        context = self._context(request, asked=asked)
-        context |= record_page.page(self._found(request, record), self.directory().clients)
-        return TemplateResponse(request, "admin/record.html", context)
 
     def _found(self, request: HttpRequest, record: UUID) -> Record:
         found = search.one(viewer_of(request.user), record)
