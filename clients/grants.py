@@ -18,7 +18,7 @@ from django.db import connection
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from audit.models import Subject
+from audit.models import EARLIEST, LATEST, Subject
 from audit.outbox import acting
 from clients.models import MODES, AccessRequest, Client, Grant
 from clients.sensitive import sensitive_among
@@ -28,6 +28,7 @@ EFFECTS = ("allow", "flag", "deny")
 MAX_REASON = 500
 MAX_NAME = 128
 DECIDE = "clients.decide_accessrequest"
+FIELDS = {"start": "starts_at", "expiry": "expires_at"}
 
 
 class Actor(NamedTuple):
@@ -307,7 +308,9 @@ def check_dates(starts_at: datetime | None, expires_at: datetime | None) -> None
     """Raise GrantError for an end that is past, or before the start."""
     for name, at in (("start", starts_at), ("expiry", expires_at)):
         if at is not None and at.tzinfo is None:
-            raise GrantError(f"The {name} needs a time zone.", "expires_at" if name == "expiry" else "starts_at")
+            raise GrantError(f"The {name} needs a time zone.", FIELDS[name])
+        if at is not None and not EARLIEST <= at <= LATEST:
+            raise GrantError(f"The {name} is not a time that can be kept.", FIELDS[name])
     if expires_at is not None and expires_at <= timezone.now():
         raise GrantError("The expiry is in the past.", "expires_at")
     if starts_at is not None and expires_at is not None and starts_at >= expires_at:

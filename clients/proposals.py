@@ -84,8 +84,17 @@ def _iso(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat()
 
 
-def of_grant(grant: Grant, kind: str, expires_at: datetime | None = None, days: int | None = None) -> Proposal:
-    """To extend a grant, to this end, or to revoke it."""
+def to_extend(grant: Grant, expires_at: datetime | None, days: int | None = None) -> Proposal:
+    """To let a grant end at another time; with `days`, that many from when it is approved."""
+    return _of_grant("extend", grant, expires_at, days)
+
+
+def to_revoke(grant: Grant) -> Proposal:
+    """To end a grant for good."""
+    return _of_grant("revoke", grant, grant.expires_at, None)
+
+
+def _of_grant(kind: str, grant: Grant, expires_at: datetime | None, days: int | None) -> Proposal:
     return Proposal(
         kind=kind, effect=grant.effect, client=grant.client, scopes=tuple(grant.scopes.all()), subject=grant.subject,
         role=grant.role, tenant=grant.tenant, tool=grant.tool, modes=tuple(grant.modes), starts_at=grant.starts_at,

@@ -25,9 +25,9 @@ class MunimentAdminSite(AdminSite):
         from audit.record_view import RecordView
         from audit.records_view import RecordViews
         from audit.timeline_view import TimelineViews
+        from clients.admin.granting import Granting
         from clients.admin.inbox import InboxViews
         from governance import reasons_page
-        from clients.admin.granting import Granting
         from governance.explainer_view import ExplainerViews
         from governance.matrix_view import MatrixViews
         from governance.sign_in import SignInViews

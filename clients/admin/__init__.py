@@ -1,5 +1,5 @@
 """The pages of who calls and what they may."""
 
-from clients.admin import callers, grants
+from clients.admin import callers, grants, requests
 
-__all__ = ["callers", "grants"]
+__all__ = ["callers", "grants", "requests"]

@@ -7,12 +7,12 @@ import pytest
 from django.test import Client as HttpClient
 from django.utils import timezone
 
-from clients.models import Grant
+from clients.models import Client, Grant
+from governance.process import recorder
+from tests.granting import ADD, ASK, confirm, given, grant, hidden, preview
 from tests.staff import administrator, drained, member, newest
-from tests.world import World, build
-from tools.models import Scope
-
-ADD = "/admin/clients/grant/add/"
+from tests.world import World, build, token
+from tools.models import Scope, Tool
 
 
 @pytest.fixture
@@ -25,17 +25,10 @@ def http(world: World) -> HttpClient:
     return administrator()
 
 
-def given(world: World, **other: Any) -> dict[str, Any]:
-    """A grant of memory:write to Claude for 90 days."""
-    scope = Scope.objects.get(name="memory:write")
-    return {
-        "client": world.client.pk, "effect": "allow", "scopes": [scope.pk], "ends": "90",
-        "reason": "pilot with 40 users",
-    } | other  # fmt: skip
-
-
 def test_a_grant_allows_the_next_call_and_is_recorded_as_the_viewers(world: World, http: HttpClient) -> None:
-    assert http.post(ADD, given(world)).status_code == 302
+    page = preview(http, given("memory:write"))
+    assert page.status_code == 200 and Grant.objects.count() == 1, "nothing is saved by looking"
+    assert confirm(http, page).status_code == 302
     assert world.verify(tool="memory.capture")["decision"] == "allow"
     made = Grant.objects.latest("created_at")
     assert made.expires_at and timedelta(days=89) < made.expires_at - timezone.now() < timedelta(days=91)
@@ -83,15 +76,18 @@ def test_extending_moves_the_end_and_nothing_else(world: World, http: HttpClient
     ],
 )
 def test_nonsense_is_a_form_error(world: World, http: HttpClient, other: dict[str, Any], words: str) -> None:
-    response = http.post(ADD, given(world, **other))
-    assert response.status_code == 200 and words in response.content.decode()
+    for step in ("preview", "confirm"):
+        response = http.post(ADD, given("memory:write", **other) | {"step": step})
+        assert response.status_code == 200 and words in response.content.decode()
     assert Grant.objects.count() == 1
 
 
 def test_a_duplicate_is_a_form_error(world: World, http: HttpClient) -> None:
-    assert http.post(ADD, given(world)).status_code == 302
-    response = http.post(ADD, given(world))
-    assert response.status_code == 200 and "already says this" in response.content.decode()
+    assert grant(http, given("memory:write")).status_code == 302
+    made = Grant.objects.latest("pk")
+    text = preview(http, given("memory:write", reason="again", ends="30")).content.decode()
+    assert f"Grant {made.pk} says the same and is active" in text
+    assert f"/admin/clients/grant/{made.pk}/act/extend/" in text
 
 
 def test_a_refusal_suggests_the_grant_but_changes_nothing(world: World, http: HttpClient) -> None:
@@ -118,14 +114,16 @@ def test_permissions_are_checked_for_each_change(world: World) -> None:
     base = f"/admin/clients/grant/{world.grant.pk}"
     assert viewer.get(f"{base}/change/").status_code == 200
     assert b"/act/" not in viewer.get(f"{base}/change/").content
+    assert viewer.post(ADD, given("memory:write")).status_code == 403
+    led = viewer.get(f"{ADD}?client=claude&scope=memory:write")
+    assert (led.status_code, led["Location"]) == (302, f"{ASK}?client=claude&scope=memory%3Awrite"), "to asking"
     for method in (viewer.get, viewer.post):
-        assert method(ADD).status_code == 403
         assert method(f"{base}/act/revoke/").status_code == 403
         assert method(f"{base}/act/extend/").status_code == 403
     adder = member("adam", "clients.view_grant", "clients.add_grant")
-    assert adder.post(ADD, given(world)).status_code == 302
+    assert grant(adder, given("memory:write")).status_code == 302
     assert adder.post(f"{base}/act/revoke/", {"reason": "x"}).status_code == 403
-    assert HttpClient().post(ADD, given(world)).status_code == 302  # to the login page
+    assert HttpClient().post(ADD, given("memory:write", tenant="x")).status_code == 302  # to the login page
     assert Grant.objects.count() == 2 and not Grant.objects.exclude(revoked_at=None).exists()
     drained()
 
