@@ -91,16 +91,22 @@ class SubjectAdmin(ReadOnlyAdmin):
 
 @admin.register(Sighting)
 class SightingAdmin(ReadOnlyAdmin):
-    """The inbox."""
+    """All that calls named and nobody had registered, decided on or not. It is decided in the inbox (clients.inbox)."""
 
-    intro = (
-        "Clients and tools that calls named, but nobody registered. All of those calls were refused."
-        " To let them in, add the OAuth client id to a client, or have the backend declare the tool."
-    )
-    empty = "The inbox is empty: no call has named an unknown client or tool."
-    list_display = ["name", "kind", "source", "count", "first", "last"]
-    list_filter = ["kind"]
+    empty = "No call has ever named an unknown client or tool."
+    list_display = ["name", "kind", "source", "count", "first", "last", "ignored"]
+    list_filter = ["kind", ("ignored_at", admin.EmptyFieldListFilter)]
     ordering = ["-last_seen"]
+    fields = ["name", "kind", "source", "count", "first", "last", "ignored"]
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        """With the way to the page where staff decide."""
+        intro = format_html(
+            "All that calls named and nobody had registered; what waits for a decision is in the"
+            ' <a href="{}">inbox</a>. What became known since stays here until it is attached.',
+            reverse("admin:inbox"),
+        )
+        return super().changelist_view(request, {"intro": intro, "title": "Sightings", **(extra_context or {})})
 
     @admin.display(description="first seen", ordering="first_seen")
     def first(self, sighting: Sighting) -> str:
@@ -109,6 +115,10 @@ class SightingAdmin(ReadOnlyAdmin):
     @admin.display(description="last seen", ordering="last_seen")
     def last(self, sighting: Sighting) -> str:
         return when(sighting.last_seen)
+
+    @admin.display(description="ignored", ordering="ignored_at")
+    def ignored(self, sighting: Sighting) -> str:
+        return when(sighting.ignored_at, "no")
 
 
 @admin.register(Outbox)

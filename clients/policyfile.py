@@ -92,6 +92,7 @@ class ScopeEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     name: ScopeName
     implies: list[ScopeName] = []
     sensitive: bool = False
+    pinned: bool = False
     description: Annotated[str, Meta(max_length=250)] | UnsetType = UNSET
 
 

@@ -26,7 +26,8 @@ from clients.policyfile import (
     find,
 )
 from clients.policyfile_grants import Grants
-from tools.models import Backend, Scope, Tool
+from tools import approval
+from tools.models import Backend, PinnedScope, Scope, Tool
 
 ACTOR = "command:policy"
 
@@ -134,12 +135,22 @@ class _Applier:
             row = known.setdefault(entry.name, Scope(name=entry.name))
             values = {"sensitive": entry.sensitive}
             self._write(row, entry.name, values | _given("description", entry.description))
+            self._pin(row, entry.pinned)
         edges = [(known[e.name], self._implied(f"scopes[{i}]", e, known)) for i, e in enumerate(entries)]
         # First all that go, then all that come: an implication may be turned round.
         for row, wanted in edges:
             self._unlink(row, row.implies, wanted, "implies")
         for row, wanted in edges:
             self._link(row, row.implies, wanted, "implies")
+
+    def _pin(self, row: Scope, wanted: bool) -> None:
+        found = PinnedScope.objects.filter(scope=row).first()
+        if wanted and found is None:
+            PinnedScope.objects.create(scope=row)
+            self.note("update", "scope", row.name, "pinned")
+        elif found is not None and not wanted:
+            found.delete()
+            self.note("update", "scope", row.name, "no longer pinned")
 
     def _implied(self, path: str, entry: ScopeEntry, known: dict[str, Scope]) -> list[Scope]:
         return [find(known, name, f"{path}.implies", "scope") for name in dict.fromkeys(entry.implies)]
@@ -201,7 +212,9 @@ class _Applier:
 
     def _tools(self) -> None:
         backends = {row.slug: row for row in Backend.objects.all()}
-        known = {(row.backend.slug, row.name): row for row in Tool.objects.select_related("backend")}
+        # Locked, so that what is approved here is not declared otherwise meanwhile.
+        held = Tool.objects.select_for_update(of=("self",)).select_related("backend").prefetch_related("approved")
+        known = {(row.backend.slug, row.name): row for row in held}
         scopes = {row.name: row for row in Scope.objects.all()}
         for position, entry in enumerate(self.file.tools or []):
             path = f"tools[{position}]"
@@ -211,12 +224,16 @@ class _Applier:
             self._tool(row, entry, wanted)
 
     def _tool(self, row: Tool, entry: ToolEntry, scopes: list[Scope]) -> None:
-        name = f"{entry.backend}/{entry.name}"
+        name, was = f"{entry.backend}/{entry.name}", row.status if row.pk else ""
         approved = entry.status if entry.status is not UNSET or row.status != "pending" else "active"
         values = self._switch(row, "status", approved, "active", name) | {"access": entry.access}
-        self._write(row, name, values | _given("description", entry.description))
-        self._link(row, row.scopes, scopes, "needs")
-        self._unlink(row, row.scopes, scopes, "needs")
+        parts = self._write(row, name, values | _given("description", entry.description))
+        if self._link(row, row.scopes, scopes, "needs") | self._unlink(row, row.scopes, scopes, "needs"):
+            parts = [*parts, "scopes"]
+        if row.status == "active" and parts:
+            approval.amend(row, self.actor.name, approval.PARTS if was != "active" else parts)
+        elif row.status in ("suspended", "retired") and "status" in parts:
+            approval.settle(row)
 
     # --- writing ------------------------------------------------------------------------------------------
 
@@ -232,8 +249,8 @@ class _Applier:
             self.result.notices.append(f"{_kind(row)} {label} stays {words}; say `{hint}` to change that")
         return {}
 
-    def _write(self, row: Any, label: str, values: dict[str, Any]) -> None:
-        """Save a row where it is new or differs."""
+    def _write(self, row: Any, label: str, values: dict[str, Any]) -> list[str]:
+        """Save a row where it is new or differs; the columns that do."""
         new = row.pk is None
         differing = [name for name, value in values.items() if new or getattr(row, name) != value]
         for name in differing:
@@ -244,16 +261,19 @@ class _Applier:
         elif differing:
             row.save(update_fields=differing)
             self.note("update", _kind(row), label, ", ".join(differing))
+        return differing
 
-    def _link(self, row: Any, related: Any, wanted: list[Scope], verb: str) -> None:
+    def _link(self, row: Any, related: Any, wanted: list[Scope], verb: str) -> bool:
         if new := [scope for scope in wanted if scope not in set(related.all())]:
             related.add(*new)
             self.note("update", _kind(row), row, f"{verb} {' '.join(scope.name for scope in new)}")
+        return bool(new)
 
-    def _unlink(self, row: Any, related: Any, wanted: list[Scope], verb: str) -> None:
+    def _unlink(self, row: Any, related: Any, wanted: list[Scope], verb: str) -> bool:
         if old := [scope for scope in related.all() if scope not in wanted]:
             related.remove(*old)
             self.note("update", _kind(row), row, f"no longer {verb} {' '.join(scope.name for scope in old)}")
+        return bool(old)
 
     # --- pruning ------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ only where they are asked for."""
 from typing import Any
 
 import yaml
+from django.db.models import QuerySet
 
 from audit import subjects
 from clients import grants
@@ -25,7 +26,7 @@ def export(with_subjects: bool = False) -> str:
         "issuers": [_issuer(row) for row in Issuer.objects.all()],
         "backends": [_backend(row) for row in Backend.objects.prefetch_related("accepted_issuers__issuer")],
         "clients": [_client(row) for row in Client.objects.prefetch_related("oauth_client_ids__issuer")],
-        "scopes": [_scope(row) for row in Scope.objects.prefetch_related("implies")],
+        "scopes": [_scope(row) for row in _scopes()],
         "tools": [_tool(row) for row in Tool.objects.select_related("backend").prefetch_related("scopes")],
     }
     active = grants.active().select_related("client", "subject", "tool__backend").prefetch_related("scopes")
@@ -88,10 +89,19 @@ def _client(row: Client) -> Entry:
     return _unless(entry, status="active")
 
 
+def _scopes() -> QuerySet[Scope]:
+    return Scope.objects.select_related("pin").prefetch_related("implies")
+
+
 def _scope(row: Scope) -> Entry:
-    implied = sorted(scope.name for scope in row.implies.all())
-    entry = {"name": row.name, "implies": implied, "sensitive": row.sensitive, "description": row.description}
-    return _unless(entry, implies=[], sensitive=False, description="")
+    entry = {
+        "name": row.name,
+        "implies": sorted(scope.name for scope in row.implies.all()),
+        "sensitive": row.sensitive,
+        "pinned": hasattr(row, "pin"),
+        "description": row.description,
+    }
+    return _unless(entry, implies=[], sensitive=False, pinned=False, description="")
 
 
 def _tool(row: Tool) -> Entry:

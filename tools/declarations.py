@@ -1,5 +1,6 @@
 """A backend declares its tools: new ones wait for approval, and a change of what a tool may do or needs suspends
-it until staff approve it again, so that a backend key cannot loosen what staff decided."""
+it until staff approve it again, so that a backend key cannot loosen what staff decided. Where one of its scopes is
+pinned, any change of its definition does: an AI client also acts on what a tool says of itself."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 from audit.outbox import acting
 from muniment import statements
+from tools import approval
 from tools.models import Backend, Scope, Tool
 
 
@@ -77,7 +79,8 @@ def declare(backend_id: int, slug: str, tools: Sequence[Declared]) -> list[Resul
     with acting(f"backend:{slug}"):
         backend = Backend.objects.select_for_update().get(pk=backend_id)
         # Locked, so that a suspension by staff at this moment is not written over.
-        known = {tool.name: tool for tool in backend.tools.select_for_update().prefetch_related("scopes")}
+        held = backend.tools.select_for_update(of=("self",)).prefetch_related("scopes", "approved")
+        known = {tool.name: tool for tool in held}
         wanted = {scope for tool in tools for scope in tool.scopes}
         if len(known.keys() | set(names)) > MAX_TOOLS:
             raise DeclarationError(f"a backend has at most {MAX_TOOLS} tools")
@@ -85,27 +88,41 @@ def declare(backend_id: int, slug: str, tools: Sequence[Declared]) -> list[Resul
             raise DeclarationError(f"there are at most {MAX_SCOPES} scopes")
         Scope.objects.bulk_create([Scope(name=name) for name in sorted(wanted)], ignore_conflicts=True)
         scopes = {scope.name: scope for scope in Scope.objects.filter(name__in=wanted)}
+        pinned = approval.pins()
         return [
-            _declare_one(backend, known.get(tool.name), tool, digest, scopes)
+            _create(backend, tool, digest, scopes)
+            if (row := known.get(tool.name)) is None
+            else _change(row, tool, digest, scopes, pinned)
             for tool, digest in zip(tools, digests, strict=True)
         ]
 
 
-def _declare_one(backend: Backend, known: Tool | None, tool: Declared, digest: str, scopes: dict[str, Scope]) -> Result:
-    needed = [scopes[name] for name in sorted(set(tool.scopes))]
-    about = {"description": tool.description, "input_schema": tool.input_schema, "definition": digest}
-    if known is None:
-        made = Tool.objects.create(backend=backend, name=tool.name, access=tool.access, status="pending", **about)
-        made.scopes.set(needed)
-        return Result(tool.name, "pending", "created")
+def _about(tool: Declared, digest: str) -> dict[str, Any]:
+    return {"description": tool.description, "input_schema": tool.input_schema, "definition": digest}
+
+
+def _create(backend: Backend, tool: Declared, digest: str, scopes: dict[str, Scope]) -> Result:
+    about = _about(tool, digest)
+    made = Tool.objects.create(backend=backend, name=tool.name, access=tool.access, status="pending", **about)
+    made.scopes.set([scopes[name] for name in sorted(set(tool.scopes))])
+    return Result(tool.name, "pending", "created")
+
+
+def _change(known: Tool, tool: Declared, digest: str, scopes: dict[str, Scope], pinned: set[str]) -> Result:
     if known.definition == digest:
         return Result(tool.name, known.status, "unchanged")
-    loosens = known.access != tool.access or {s.name for s in known.scopes.all()} != set(tool.scopes)
-    for name, value in about.items():
+    approval.before_change(known)
+    before, new = approval.content(known), set(tool.scopes)
+    after = {"name": tool.name, "access": tool.access, "scopes": sorted(new), **_about(tool, digest)}
+    loosens = approval.differ(before, after, ("access", "scopes"))
+    changes = approval.differ(before, after)
+    if known.status == "active" and (loosens or (changes and pinned & {*before["scopes"], *new})):
+        known.status = "suspended"
+    for name, value in _about(tool, digest).items():
         setattr(known, name, value)
     known.access = tool.access
-    if loosens and known.status == "active":
-        known.status = "suspended"
     known.save()
-    known.scopes.set(needed)
+    known.scopes.set([scopes[name] for name in sorted(new)])
+    if changes:
+        approval.after_change(known)
     return Result(tool.name, known.status, "changed")

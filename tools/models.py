@@ -150,12 +150,17 @@ class ApprovedDefinition(models.Model):
 
     tool = models.OneToOneField(Tool, on_delete=models.CASCADE, related_name="approved")
     content = models.JSONField(help_text="name, description, access, scopes, input_schema")
-    at = models.DateTimeField(auto_now=True)
+    at = models.DateTimeField(help_text="when it was approved")
     by = models.CharField(max_length=150, blank=True)
+    changed_at = models.DateTimeField(
+        null=True, blank=True, help_text="when a declaration made the tool another; null again once staff decided"
+    )
 
     class Meta:
         verbose_name = "approved definition"
         default_permissions = ()
+        # query: tools.approval.waiting
+        indexes = [models.Index(fields=["changed_at"], name="approved_changed", condition=Q(changed_at__isnull=False))]
 
     def __str__(self) -> str:
         return f"approved definition of {self.tool}"

@@ -8,17 +8,41 @@ from django.core.exceptions import ValidationError
 from django.http import HttpRequest
 
 from audit.admin_base import Action, PolicyAdmin, PolicyForm, Refused
-from tools.models import Scope
+from tools.models import PinnedScope, Scope
 
 
 class ScopeForm(PolicyForm):
     """Refuses implications that would form a cycle; the database does too."""
+
+    pinned = forms.BooleanField(
+        required=False,
+        help_text="Tools that need it are suspended when their definition changes, until somebody approves them again.",
+    )
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        if self.instance.pk:
+            self.initial["pinned"] = is_pinned(self.instance)
 
     def clean_implies(self) -> Any:
         implied = self.cleaned_data["implies"]
         if self.instance.pk and _reaches(self.instance.pk, {scope.pk for scope in implied}):
             raise ValidationError("That would form a cycle: one of these implies this scope already.")
         return implied
+
+
+def is_pinned(scope: Scope) -> bool:
+    """Whether tools that need it are suspended when their definition changes."""
+    return hasattr(scope, "pin")
+
+
+def pin(scope: Scope, wanted: bool) -> None:
+    """Mark a scope so, or not any more: a change of policy, to be made in an attributed transaction."""
+    if wanted:
+        PinnedScope.objects.get_or_create(scope=scope)
+    else:
+        for found in PinnedScope.objects.filter(scope=scope):
+            found.delete()
 
 
 def _reaches(target: int, start: set[int]) -> bool:
@@ -42,9 +66,10 @@ class ScopeAdmin(PolicyAdmin):
     form = ScopeForm
     intro = "What tools can need, users consent to, and staff grant."
     empty = "No scope yet. Add the permissions that your tools need, such as memory:read."
-    list_display = ["name", "description", "implied", "sensitive"]
+    list_display = ["name", "description", "implied", "sensitive", "pins"]
+    list_select_related = ["pin"]
     search_fields = ["name", "description"]
-    fields = ["name", "description", "implies", "sensitive"]
+    fields = ["name", "description", "implies", "sensitive", "pinned"]
     can_act = [
         Action("remove", "Remove", "Takes the scope away. Only possible while no tool and no grant uses it.",
                "remove", danger=True, permission="delete")
@@ -59,6 +84,21 @@ class ScopeAdmin(PolicyAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Tokens name a scope: another name is another scope."""
         return ["name"] if obj else []
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Who may not change it sees the mark in words: it is a row of its own, not a column."""
+        if obj is None or self.has_change_permission(request, obj):
+            return self.fields
+        return [name if name != "pinned" else "pins" for name in self.fields]
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """With the mark, which is a row of its own. Permission and attribution are save_model's."""
+        super().save_related(request, form, formsets, change)
+        pin(form.instance, form.cleaned_data["pinned"])
+
+    @admin.display(description="pins its tools", boolean=True)
+    def pins(self, scope: Scope) -> bool:
+        return is_pinned(scope)
 
     @admin.display(description="implies")
     def implied(self, scope: Scope) -> str:
