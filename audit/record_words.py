@@ -28,13 +28,19 @@ STAFF_ACTIONS = {
     "subject.sign_out": "signed user {subject} out everywhere",
     "person.lookup": "looked for a user by {by}", "personal.view": "looked at protected details of {subject}",
     "person.report": "made a report of all that was done with the data of user {subject}",
+    "inbox.ignore_client": "decided to leave the client id {client_id} refused",
+    "inbox.heed_client": "put the client id {client_id} back into the inbox",
+    "inbox.ignore_tool": "decided to leave the tool {tool} of {backend} refused",
+    "inbox.heed_tool": "put the tool {tool} of {backend} back into the inbox",
+    "review.start": "started an access review of the {of} {reviewed}",
+    "review.finish": "finished an access review of the {of} {reviewed}",
 }  # fmt: skip
 TABLES = {
     "clients_issuer": "issuer", "clients_keyset": "key set", "clients_client": "client",
     "clients_oauthclientid": "OAuth client id", "clients_acceptedissuer": "accepted issuer",
     "clients_grant": "grant", "clients_grant_scopes": "scope of a grant", "tools_backend": "backend",
     "tools_backendkey": "backend key", "tools_scope": "scope", "tools_scope_implies": "implication of a scope",
-    "tools_tool": "tool", "tools_tool_scopes": "scope of a tool",
+    "tools_pinnedscope": "pin of a scope", "tools_tool": "tool", "tools_tool_scopes": "scope of a tool",
 }  # fmt: skip
 OPERATIONS = {"insert": "added", "update": "changed", "delete": "removed"}
 # Reasons of the rows 1 to 8 of the decision table: who calls could not be established.
