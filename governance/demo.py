@@ -133,7 +133,7 @@ def hello() -> str:
 Muniment runs at {url} in demo mode.
 
   Admin       {url}/admin/   {login()}
-  API schema  {url}/v1/schema
+  API         {url}/reference
 
 Ask whether alice, through Claude, may recall her memories. The token is good for 8 hours:
 

@@ -299,7 +299,7 @@ SPECTACULAR_SETTINGS = {
     "SERVE_PERMISSIONS": [],
     "SERVE_AUTHENTICATION": [],
     "SERVE_INCLUDE_SCHEMA": False,
-    "POSTPROCESSING_HOOKS": ["governance.schema.add_components"],
+    "POSTPROCESSING_HOOKS": ["governance.schema.add_components", "governance.schema_words.add_words"],
 }
 
 # --- Muniment ---------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from governance.health import livez, readyz
 from governance.log_api import CheckpointView, ConsistencyView, InclusionView, TileView
 from governance.outcomes import OutcomeView
 from governance.records_api import RecordsView, RecordView
+from governance.reference import reference
 
 
 def log(**initial: Any) -> tuple[list[URLPattern], None, None]:
@@ -38,6 +39,7 @@ urlpatterns = [
     path("v1/log/<int:number>/", log(schema=None)),  # described by governance.schema, from the ones above
     path("v1/log/proof/inclusion", InclusionView.as_view()),
     path("v1/schema", SpectacularAPIView.as_view(), name="schema"),
+    path("reference", reference, name="reference"),
     path("livez", livez),
     path("readyz", readyz),
     path("admin/", admin.site.urls),

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from django import template
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from audit.reason_help import HELP, NOTHING
@@ -154,3 +154,15 @@ def reason(code: str | None) -> SafeString | str:
         return known.title if known else code
     means = f"{known.sentence} {HELP[code].staff}".removesuffix(f" {NOTHING}")
     return format_html('<a href="{}#{}" title="{}">{}</a>', reverse("admin:reasons"), code, means, known.title)
+
+
+@register.filter
+def spans(text: str) -> SafeString:
+    """A text of ours whose `code spans` are in fixed-width type."""
+    parts = text.split("`")
+    return format_html_join(
+        "",
+        "{}",
+        ((part,) if number % 2 == 0 else (format_html('<span class="mono">{}</span>', part),)
+         for number, part in enumerate(parts)),
+    )  # fmt: skip

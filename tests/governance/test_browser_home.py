@@ -54,6 +54,8 @@ def test_home_leads_from_a_number_to_what_it_counts_and_from_a_denial_to_a_grant
     page = visitor.page
     visitor.follow(page.get_by_role("link", name="30 days"))
     visitor.shot("home-30d")
+    visitor.go("/reference")
+    visitor.shot("reference")
     visitor.go("/admin/reasons/")
     visitor.shot("reasons")
     assert visitor.complaints == []
