@@ -16,8 +16,7 @@ from django.db.models import Max, Min, Q, QuerySet, Sum
 
 from audit.charts import Bucket
 from audit.models import Head, Rollup, RollupState
-from audit.search import check
-from audit.viewer import Viewer
+from audit.viewer import Viewer, check
 
 DIMENSIONS = ("type", "decision", "reason", "flagged", "backend", "client", "tenant", "tool", "mode")
 CALLS = ("decision", "evaluation")

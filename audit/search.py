@@ -1,34 +1,41 @@
-"""The only reader of records. Never counts, never skips by OFFSET: a time window is always on, paging is by key,
-filters are exact matches on an index that fits (DESIGN.md section 7).
+"""The only reader of records. Never counts them all, never skips by OFFSET: a time window is always on, paging is by
+key, filters are exact matches, and what a search reads is bounded (DESIGN.md section 7; `audit.search_plan` and
+`audit.search_scan` say how).
 
 Each read takes the viewer, who must have the right to read records and sees only their tenants' records. `by_id` and
 `outcome_of` serve the platform itself and backends, which are checked by their callers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 
 from audit.models import Record
-from audit.viewer import Viewer
+from audit.search_plan import plan
+from audit.search_scan import Look, look
+from audit.viewer import Viewer, check
 
 PAGE = 50
-# Column -> the value's kind; each has an index (column, at DESC), or narrows a window that is scanned by time.
+# What can be asked for exactly; `scopes` is one scope among those that a call needed.
 FILTERS = ("type", "decision", "reason", "client", "tool", "subject", "backend", "tenant", "flagged", "mode", "scopes")
+# The keyed hashes of ids.
+LOOKUPS = ("request_key", "trace_key", "session_key", "resource_key")
 WINDOWS = {
     "1h": timedelta(hours=1), "24h": timedelta(days=1), "7d": timedelta(days=7), "30d": timedelta(days=30),
     "1y": timedelta(days=366),
 }  # fmt: skip
 DEFAULT_WINDOW = "7d"
+MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
     """A search: a time window, exact filters, and where the page starts. `before` and `after` are the `at` of a
-    record (unique, and rising with the index); at most one of them is given."""
+    record (unique, and rising with the index), or another time that a page gave; at most one of them is given. Without
+    either the page is the newest, or with `oldest` the oldest."""
 
     since: datetime
     until: datetime
@@ -36,15 +43,34 @@ class Query:
     lookups: dict[str, bytes] = field(default_factory=dict)
     before: datetime | None = None
     after: datetime | None = None
+    oldest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Records, newest first, and whether there are older and newer ones in the window."""
+    """Records, newest first, and whether there are, or may be, older and newer ones in the window.
+
+    `reached` says that the search ended before the page was full, because it had read as much as one page may; between
+    there and the end of the window it does not know."""
 
     records: list[Record]
     older: bool
     newer: bool
+    reached: datetime | None = None
+
+    @property
+    def before(self) -> datetime | None:
+        """The key of the page with the next older records; None where there is none to start from."""
+        if self.older and self.reached is not None and (not self.records or self.reached <= self.records[-1].at):
+            return self.reached
+        return self.records[-1].at if self.older and self.records else None
+
+    @property
+    def after(self) -> datetime | None:
+        """The key of the page with the next newer records; None where there is none to start from."""
+        if self.newer and self.reached is not None and (not self.records or self.reached >= self.records[0].at):
+            return self.reached
+        return self.records[0].at if self.newer and self.records else None
 
 
 def time_of(record: UUID) -> datetime:
@@ -67,6 +93,17 @@ def outcome_of(record: Record) -> Record | None:
     return Record.objects.filter(parent=record.id, type="outcome", at__gt=record.at).first()
 
 
+def outcomes_of(records: Sequence[Record]) -> dict[UUID, Record]:
+    """The outcomes that were reported of some decisions that a viewer was shown: decision -> outcome, in one query and
+    without what they protect."""
+    allowed = [record for record in records if record.decision == "allow"]
+    if not allowed:
+        return {}
+    found = Record.objects.filter(parent__in=[r.id for r in allowed], at__gt=min(r.at for r in allowed))
+    told = found.filter(type="outcome").defer("disclosures").order_by("-at")
+    return {outcome.parent: outcome for outcome in told if outcome.parent is not None}
+
+
 def one(viewer: Viewer, record: UUID) -> Record | None:
     """A record that the viewer may see; None where there is none for them. Raises PermissionDenied."""
     check(viewer)
@@ -84,20 +121,32 @@ def visible(viewer: Viewer, since: datetime, until: datetime) -> QuerySet[Record
 
 
 def find(viewer: Viewer, query: Query) -> Page:
-    """One page of records. Raises PermissionDenied."""
-    if unknown := set(query.filters) - set(FILTERS):
+    """One page of records, without what they protect (`disclosures` is read only when asked for). Raises
+    PermissionDenied; ValueError for what is not a filter."""
+    newest = query.after is None and not (query.oldest and query.before is None)
+    seen = matches(viewer, query, PAGE + 1, newest=newest)
+    times = [at for at, _ in seen.found[:PAGE]]
+    records = list(visible(viewer, query.since, query.until).filter(at__in=times).defer("disclosures").order_by("-at"))
+    more = len(seen.found) > PAGE or seen.reached is not None
+    if newest:
+        return Page(records, older=more, newer=_inside(query, query.before), reached=seen.reached)
+    return Page(records, older=_inside(query, query.after), newer=more, reached=seen.reached)
+
+
+def _inside(query: Query, start: datetime | None) -> bool:
+    """Whether there may be records on the other side of where a page starts."""
+    return start is not None and query.since <= start < query.until
+
+
+def matches(viewer: Viewer, query: Query, most: int, *, newest: bool = True) -> Look:
+    """The times of the newest (or oldest) matches, as many as are wanted. Raises as `find`."""
+    check(viewer)
+    if unknown := (set(query.filters) - set(FILTERS)) | (set(query.lookups) - set(LOOKUPS)):
         raise ValueError(f"not a filter: {', '.join(sorted(unknown))}")
-    records = visible(viewer, query.since, query.until).filter(**query.filters, **query.lookups)
-    if query.after is not None:
-        page = list(records.filter(at__gt=query.after).order_by("at")[: PAGE + 1])
-        return Page(page[:PAGE][::-1], older=True, newer=len(page) > PAGE)
-    if query.before is not None:
-        records = records.filter(at__lt=query.before)
-    page = list(records.order_by("-at")[: PAGE + 1])
-    return Page(page[:PAGE], older=len(page) > PAGE, newer=query.before is not None)
-
-
-def check(viewer: Viewer) -> None:
-    """Whether the viewer may read records at all, asked where they are read. Raises PermissionDenied."""
-    if not viewer.records:
-        raise PermissionDenied
+    since = query.since if query.after is None else max(query.since, query.after + MICROSECOND)
+    until = query.until if query.before is None else min(query.until, query.before)
+    conditions: dict[str, Any] = {**query.filters, **query.lookups}
+    chosen = plan(viewer, since, until, conditions)
+    if viewer.tenants is not None:
+        conditions["tenants"] = sorted(viewer.tenants)
+    return look(chosen, conditions, most, newest=newest)

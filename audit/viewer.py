@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from django.core.exceptions import PermissionDenied
+
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
@@ -25,3 +27,10 @@ def viewer_of(user: Any) -> Viewer:
         personal=user.has_perm("audit.view_personal"),
         export=user.has_perm("audit.export_record"),
     )
+
+
+def check(viewer: Viewer) -> None:
+    """Whether they may read records at all: asked where records are read, not only where a page is shown. Raises
+    PermissionDenied."""
+    if not viewer.records:
+        raise PermissionDenied

@@ -1,0 +1,141 @@
+"""How a search goes about it: which index it follows, and what the rollups already know. However large the log and
+whatever the filters, a search follows one index through a bounded number of rows (`audit.search_scan`); so what matters
+is the index that leads to matches soonest, and where on it to begin."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import connection
+
+from audit import rollups
+from audit.models import RollupState
+from audit.viewer import Viewer
+
+# Hashes of ids that are nearly unique, and the user: followed before anything else, in this order.
+FIRST = ("request_key", "trace_key", "session_key", "resource_key", "subject")
+# Without counts: from what is usually rare to what is usually frequent. `granted` is the reason of most calls.
+USUAL = ("reason", "tool", "client", "tenant", "backend")
+# Types that have no index: nearly all records are of them.
+FREQUENT = frozenset({"decision", "outcome"})
+DAYS_UP_TO = timedelta(days=60)  # for longer windows whole weeks are precise enough
+MOST_VALUES = 40
+
+
+Part = tuple[datetime, datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The column whose index is followed, with its values (None: time alone), and the parts of the window that can hold
+    a match at all, from the oldest on: each from a time up to another, the latter excluded."""
+
+    column: str | None
+    values: tuple[Any, ...]
+    parts: tuple[Part, ...]
+
+
+@dataclass(slots=True)
+class Known:
+    """What the rollups say of a search: for each filter, and each combination of them that is counted, how many records
+    there are in the window; and the part of the window outside of which nothing matches."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: datetime | None = None
+    last: datetime | None = None
+
+
+def plan(viewer: Viewer, since: datetime, until: datetime, conditions: dict[str, Any]) -> Plan:
+    """Choose. `conditions` are exact: column -> value, as in `search.Query`."""
+    if since >= until:
+        return Plan(None, (), ())
+    if first := next((column for column in FIRST if column in conditions), None):
+        return Plan(first, (conditions[first],), ((since, until),))
+    asked = {name: value for name, value in conditions.items() if name in rollups.DIMENSIONS}
+    counted = RollupState.objects.values_list("at", flat=True).first() if asked else None
+    parts: tuple[Part, ...] = ((since, until),)
+    counts: dict[str, int] = {}
+    if counted is not None:
+        known = _known(since, until, asked, counted)
+        parts, counts = _parts(known, since, until, counted), known.counts
+    if column := _best(counts, conditions):
+        return Plan(column, (conditions[column],), parts)
+    if "scopes" in conditions and len(found := _containing(conditions["scopes"], since, until)) <= MOST_VALUES:
+        return Plan("scopes", found, parts)
+    if viewer.tenants is not None and len(viewer.tenants) <= MOST_VALUES:
+        return Plan("tenant", tuple(sorted(viewer.tenants)), parts)
+    return Plan(None, (None,), parts)
+
+
+def _parts(known: Known, since: datetime, until: datetime, counted: datetime) -> tuple[Part, ...]:
+    """The window without what the rollups exclude. What is not counted yet, all after `counted`, stays."""
+    late = (max(since, counted + timedelta(microseconds=1)), until)
+    first, last = max(since, known.first or until), min(until, late[0], known.last or since)
+    return tuple((start, end) for start, end in ((first, last), late) if start < end)
+
+
+def _best(counts: dict[str, int], conditions: dict[str, Any]) -> str | None:
+    """The column to follow: that of the rarest value, by the counts, else by custom."""
+    offered = [name for name in USUAL if name in conditions]
+    if conditions.get("flagged") is True:
+        offered.append("flagged")
+    if conditions.get("type") not in (None, *FREQUENT):
+        offered.append("type")
+    if not offered:
+        return None
+    if counts:
+        return min(offered, key=lambda name: counts.get(name, counts.get("", 0)))
+    rare = [name for name in offered if (name, conditions[name]) != ("reason", "granted")]
+    return rare[0] if rare else offered[0]
+
+
+def _known(since: datetime, until: datetime, asked: dict[str, Any], counted: datetime) -> Known:
+    """Ask, in one statement, each cut that knows of some of the filters, but the one of everything, whose rows may be
+    nearly as many as the records."""
+    precise = until - since <= DAYS_UP_TO and since > counted - rollups.KEPT["1d"]
+    span = "1d" if precise else "1w"
+    base = {name: value for name, value in asked.items() if name in rollups.EVERYWHERE}
+    cuts: dict[frozenset[str], str] = {}
+    for cut, told in rollups.CUTS.items():
+        if cut != "all":
+            cuts.setdefault(told & frozenset(asked), cut)  # the smallest that knows of them
+    parts, values = [], list[Any]()
+    for told, cut in cuts.items():
+        exact = base | {name: asked[name] for name in told}
+        where = "".join(f" AND {name} = %s" for name in exact)
+        parts.append(
+            f"SELECT %s, sum(count), min(at), max(at) FROM audit_rollup WHERE cut = '{cut}' AND span = '{span}'"  # noqa: S608
+            f" AND at >= %s AND at < %s{where}"
+        )
+        values += [",".join(sorted(told)), rollups.floor(since, span), until, *exact.values()]
+    with connection.cursor() as cursor:
+        cursor.execute(" UNION ALL ".join(parts), values)
+        return _sum(cursor.fetchall(), rollups.WIDTHS[span])
+
+
+def _sum(found: list[tuple[str, int | None, datetime, datetime]], width: timedelta) -> Known:
+    """Each row says of one combination how many there are, and the first and the last span with one."""
+    known = Known({told: int(count or 0) for told, count, _, _ in found})
+    if all(known.counts.values()):
+        known.first = max(first for _, _, first, _ in found)
+        known.last = min(last for _, _, _, last in found) + width
+    return known
+
+
+CONTAINING = """
+    WITH RECURSIVE told (scopes) AS (
+        (SELECT scopes FROM audit_record WHERE scopes IS NOT NULL AND at >= %(since)s AND at < %(until)s
+         ORDER BY scopes LIMIT 1)
+        UNION ALL
+        SELECT (SELECT r.scopes FROM audit_record r WHERE r.scopes > told.scopes AND at >= %(since)s AND at < %(until)s
+                ORDER BY r.scopes LIMIT 1)
+        FROM told WHERE told.scopes IS NOT NULL)
+    SELECT scopes FROM told WHERE %(scope)s = ANY(string_to_array(scopes, ' ')) LIMIT %(most)s"""
+
+
+def _containing(scope: str, since: datetime, until: datetime) -> tuple[str, ...]:
+    """Which combinations of scopes, of those that calls needed, hold this one; MOST_VALUES + 1 of them at most. Steps
+    from one to the next on the index, so that it does not matter how many records have each."""
+    with connection.cursor() as cursor:
+        cursor.execute(CONTAINING, {"since": since, "until": until, "scope": scope, "most": MOST_VALUES + 1})
+        return tuple(scopes for (scopes,) in cursor.fetchall())
