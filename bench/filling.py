@@ -138,8 +138,8 @@ def _copy_batches(cursor: psycopg.Cursor, rows: Iterable[tuple[Any, ...]]) -> No
 def _index(connection: psycopg.Connection, definitions: list[str], note: Note) -> None:
     connection.execute("SET maintenance_work_mem = '512MB'")
     connection.execute("SET max_parallel_maintenance_workers = 0")
-    for definition in definitions:
-        start = time.monotonic()
+    for told in definitions:
+        start, definition = time.monotonic(), told.replace(" ON ONLY ", " ON ")  # on every partition as well
         connection.execute(definition)
         connection.commit()
         note(f"{definition.split()[2 if 'UNIQUE' not in definition else 3]} in {time.monotonic() - start:.0f} s")
