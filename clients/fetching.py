@@ -246,9 +246,11 @@ def _exchange(
             raise FetchError(f"the server answered {response.status}")
         if response.getheader("Content-Encoding", "identity").lower() != "identity":
             raise FetchError("the answer is compressed")
-        body = response.read(max_bytes + 1)
+        body, left = response.read(max_bytes + 1), response.length
     if len(body) > max_bytes:
         raise FetchError(f"the answer has more than {max_bytes} bytes")
+    if left:
+        raise FetchError("the answer ends before its length")
     return body
 
 
