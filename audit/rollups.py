@@ -56,10 +56,13 @@ def _count_sql() -> str:
     taken AS MATERIALIZED (
         SELECT index, at, type, flagged, {absent} FROM audit_record
         WHERE index >= %(next)s AND index < (SELECT next FROM head) AND at > %(at)s ORDER BY index LIMIT %(most)s),
-    fine AS (SELECT date_bin('5 minutes', at, %(origin)s) AS at, {dims}, count(*) AS n FROM taken GROUP BY 1, {dims}),
-    spans (span, width, since) AS (
+    spans (span, width, since) AS MATERIALIZED (
         SELECT s.span, s.width, coalesce(date_bin(s.width, head.at - s.kept, %(origin)s), '-infinity')
         FROM head, unnest(%(spans)s::text[], %(widths)s::interval[], %(kept)s::interval[]) AS s (span, width, kept)),
+    fine AS (
+        SELECT date_bin((SELECT min(width) FROM spans WHERE since <= taken.at), at, %(origin)s) AS at, {dims},
+            count(*) AS n
+        FROM taken GROUP BY 1, {dims}),
     cuts (cut, {", ".join(TOLD)}) AS (VALUES {cuts}),
     rows AS (
         SELECT s.span, date_bin(s.width, f.at, %(origin)s) AS at, c.cut, f.type, f.decision, f.flagged, {told}, f.n
@@ -76,6 +79,8 @@ def _count_sql() -> str:
 
 
 COUNT = _count_sql()
+# Twenty thousand records are grouped in memory, by hash: sorting so many names takes ten times as long.
+SETTINGS = "SET LOCAL work_mem = '256MB'; SET LOCAL enable_sort = off; SET LOCAL jit = off"
 PRUNE = """DELETE FROM audit_rollup WHERE id = ANY(ARRAY(
     SELECT r.id FROM audit_rollup r, audit_head h WHERE r.span = %s AND r.at < date_bin(%s, h.at - %s, %s) LIMIT %s))"""
 
@@ -90,6 +95,7 @@ def count(most: int = MOST) -> int:
         cursor.execute("INSERT INTO audit_rollupstate (id, next) VALUES (1, 0) ON CONFLICT DO NOTHING")
         cursor.execute("SELECT next, coalesce(at, '-infinity')::text FROM audit_rollupstate FOR UPDATE")
         first, since = cursor.fetchone()
+        cursor.execute(SETTINGS)
         cursor.execute(COUNT, {
             "next": first, "at": since, "most": most, "origin": ORIGIN, "spans": list(WIDTHS),
             "widths": list(WIDTHS.values()), "kept": [KEPT.get(span) for span in WIDTHS],
