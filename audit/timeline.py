@@ -229,12 +229,17 @@ def sentence(kind: str, name: str, totals: Totals, window: str) -> str:
     subject, done = {
         "user": (f"The data of {name}", "touched"), "client": (name, "let in"), "tool": (name, "used"),
     }[kind]  # fmt: skip
-    refused = f"{counted(totals.denied, 'call')} {'was' if totals.denied == 1 else 'were'} refused."
     if not totals.allowed:
-        return f"{subject} was never {done} {when}; {refused}"
+        return f"{subject} was never {done} {when}; {refused(totals.denied)}."
     times = {1: "once", 2: "twice"}.get(totals.allowed, f"{totals.allowed:,} times")
     by = f", to use {listed(totals.tools)}" if kind == "client" else f", through {listed(totals.clients)}"
-    return f"{subject} was {done} {times} {when}{by}; {refused}"
+    return f"{subject} was {done} {times} {when}{by}; {refused(totals.denied)}."
+
+
+def refused(number: int) -> str:
+    """`no call was refused`, `3 calls were refused`."""
+    counted_calls = counted(number, "call") if number else "no call"
+    return f"{counted_calls} {'were' if number > 1 else 'was'} refused"
 
 
 OF_NOTHING = {"user": "with the data of this user", "client": "through this client", "tool": "with this tool"}

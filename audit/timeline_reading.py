@@ -124,13 +124,3 @@ def records(viewer: Viewer, lines: Sequence[tuple[Seen, UUID]]) -> list[Record]:
     times = [row.at for row, _ in lines]
     found = search.visible(viewer, min(times), max(times) + timedelta(microseconds=1))
     return list(found.filter(at__in=times).order_by("-at"))
-
-
-def outcomes(viewer: Viewer, calls: Sequence[Record], until: datetime) -> dict[UUID, Record]:
-    """The outcomes of calls, by the call's id."""
-    ids = [record.id for record in calls if record.decision == "allow"]
-    if not ids:
-        return {}
-    since = min(record.at for record in calls)
-    found = search.visible(viewer, since, until).filter(type="outcome", parent__in=ids)
-    return {record.parent: record for record in found if record.parent}

@@ -21,14 +21,13 @@ from django.utils import timezone
 from django.utils.http import urlencode
 from django.views.decorators.http import require_http_methods
 
-from audit import record_page, subjects, timeline, timeline_figures, timeline_reading
+from audit import record_page, search, subjects, timeline, timeline_figures, timeline_reading
 from audit.models import Record, Subject
 from audit.people import UID
 from audit.record_around import Link, link
 from audit.record_page import Row
 from audit.record_view import UNTOLD
 from audit.record_words import amount
-from audit.search import WINDOWS as SPANS
 from audit.staff_log import tell
 from audit.timeline import KINDS, Mark
 from audit.timeline_figures import WINDOWS, Names
@@ -58,7 +57,7 @@ class WindowForm(forms.Form):
         """since, until, before, after; of the last two at most one. Call it on a valid form only."""
         data, now = self.cleaned_data, timezone.now()
         before, after = (_time(data.get(name)) for name in ("before", "after"))
-        return now - SPANS[data["window"]], now + AHEAD, before, None if before else after
+        return now - search.WINDOWS[data["window"]], now + AHEAD, before, None if before else after
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +133,7 @@ class TimelineViews:
             "title": "A user's timeline" if who.kind == "user" else called, "who": who, "figures": figures,
             "sentence": timeline.sentence(who.kind, called, figures.totals, WINDOWS[window]),
             "parts": shares(who, window, figures), "unusual": unusual(page, marks),
-            "days": days(viewer, page, marks, names.clients, until), "staff": staff(viewer, top, names.clients),
+            "days": days(viewer, page, marks, names.clients), "staff": staff(viewer, top, names.clients),
             "more_staff": top.cut, "links": links(request, who, window), "may_look": viewer.personal,
             **paging(who, window, page), **(user_context(request, who.name) if who.kind == "user" else {}),
         }  # fmt: skip
@@ -162,11 +161,11 @@ def paging(who: Who, window: str, page: Page) -> dict[str, Any]:
 
 
 def days(
-    viewer: Viewer, page: Page, marks: timeline.Marks, clients: Mapping[str, str], until: datetime
+    viewer: Viewer, page: Page, marks: timeline.Marks, clients: Mapping[str, str]
 ) -> list[tuple[date, list[Line]]]:
     """The lines of the page, by day in UTC, newest first."""
     records = timeline_reading.records(viewer, page.lines)
-    outcomes = timeline_reading.outcomes(viewer, records, until)
+    outcomes = search.outcomes_of(records)
     lines = [
         Line(record_page.row(record, clients), outcome_words(outcomes.get(record.id)), marks.get(record.at, []))
         for record in records
@@ -195,10 +194,10 @@ def unusual(page: Page, marks: timeline.Marks) -> list[Unusual]:
 
 def shares(who: Who, window: str, figures: timeline_figures.Figures) -> list[tuple[str, list[tuple[Any, str]]]]:
     """Each part, with where its records are."""
-    base, search = {"window": window, **who.filters}, reverse("admin:records")
+    base, records = {"window": window, **who.filters}, reverse("admin:records")
 
     def url(share: timeline.Share) -> str:
-        return f"{search}?{urlencode({**base, **dict(share.query)})}" if share.query else ""
+        return f"{records}?{urlencode({**base, **dict(share.query)})}" if share.query else ""
 
     return [(part.heading, [(share, url(share)) for share in part.shares]) for part in figures.parts]
 

@@ -22,6 +22,7 @@ class MunimentAdminSite(AdminSite):
     def get_urls(self) -> list[URLPattern | URLResolver]:
         from audit.log_page import LogViews
         from audit.people_view import PeopleViews
+        from audit.person_report_view import PersonReportViews
         from audit.record_view import RecordView
         from audit.records_view import RecordViews
         from audit.timeline_view import TimelineViews
@@ -39,6 +40,7 @@ class MunimentAdminSite(AdminSite):
             *ExplainerViews(self).urls(),
             *StopViews(self).urls(),
             *PeopleViews(self).urls(),
+            *PersonReportViews(self).urls(),
             *TimelineViews(self).urls(),
             *RecordView(self, directory).urls(),
             *RecordViews(self, directory).urls(),

@@ -245,7 +245,7 @@ def test_a_clients_and_a_tools_timeline_count_by_rollups(world: World, ada: Http
     )
     tool = page(ada, "tool", "inner/memory.recall", "?window=1h")
     assert tool.context["sentence"] == (
-        "memory.recall was used 3 times in the last hour, through Claude; 0 calls were refused."
+        "memory.recall was used 3 times in the last hour, through Claude; no call was refused."
     )
     assert len(titles(client)) == 4 and len(titles(tool)) == 3
 
@@ -301,7 +301,7 @@ def test_every_read_is_bounded(world: World, ada: HttpClient) -> None:
         assert statements
         for sql in statements:
             assert "LIMIT" in sql or " IN (" in sql, sql
-            assert '"audit_record"."at" >=' in sql and not re.search(r"\bCOUNT\s*\(|\bOFFSET\b|LIKE", sql)
+            assert re.search(r'"audit_record"."at" >=?', sql) and not re.search(r"\bCOUNT\s*\(|\bOFFSET\b|LIKE", sql)
 
 
 def test_who_it_is_is_shown_by_post_alone_and_recorded(world: World) -> None:
