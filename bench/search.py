@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> None:
             from bench import index_cost, searching
 
             searching.measure(options.times, options.only)
-            index_cost.measure()
+            if not options.no_cost:
+                index_cost.measure()
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -52,6 +53,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--serve", action="store_true", help="only fill, and keep the servers running until stopped")
     parser.add_argument("--times", type=int, default=20, help="requests for each line of the table, at least 20")
     parser.add_argument("--only", default="", help="only the lines whose name holds this")
+    parser.add_argument("--no-cost", action="store_true", help="leave out what the indexes cost the recorder")
     return parser.parse_args(arguments)
 
 

@@ -103,6 +103,7 @@ class RecordsView(StaffView):
             "items": [item(record) for record in page.records],
             "since": moment(query.since),
             "until": moment(query.until),
+            "reached": None if page.reached is None else moment(page.reached),
             "next": beside(given, query, page, "o"),
             "previous": beside(given, query, page, "n"),
         })  # fmt: skip
@@ -193,12 +194,14 @@ def shortened(page: Page, limit: int, newest: bool) -> Page:
 def beside(given: Mapping[str, str], query: Query, page: Page, direction: str) -> str | None:
     """The address of the page with older (`o`) or newer (`n`) records, which stays the same page: its window is given
     by times. None where there is none."""
-    if not (page.older if direction == "o" else page.newer):
+    at = page.before if direction == "o" else page.after
+    if at is None and not page.records:  # beyond the last one: back to where the cursor was
+        if direction == "n" and page.newer and query.before:
+            at = query.before - MICROSECOND
+        elif direction == "o" and page.older and query.after:
+            at = query.after + MICROSECOND
+    if at is None:
         return None
-    if page.records:
-        at = page.records[-1 if direction == "o" else 0].at
-    else:  # beyond the last one: back to where the cursor was
-        at = (query.before - MICROSECOND) if query.before else (query.after or query.since) + MICROSECOND
     kept = {name: value for name, value in given.items() if name not in (*TIMES, "cursor")}
     kept |= {"since": moment(query.since), "until": moment(query.until), "cursor": cursor(direction, at)}
     return f"{reverse('api_records')}?{urlencode(kept)}"

@@ -248,9 +248,8 @@ def log_inclusion(view: View) -> View:
 def records(view: View) -> View:
     """GET /v1/records."""
     search = [OpenApiParameter(name, schema, description=words) for name, schema, words in _SEARCH]
-    body = _object(
-        items={"type": "array", "items": ref("Record")}, since=_text, until=_text, next=_nullable, previous=_nullable
-    )
+    items = {"type": "array", "items": ref("Record")}
+    body = _object(items=items, since=_text, until=_text, reached=_nullable, next=_nullable, previous=_nullable)
     return extend_schema(
         operation_id="search_records",
         auth=STAFF,

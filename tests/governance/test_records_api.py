@@ -14,6 +14,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.test import Client as HttpClient
 
+from audit import search_scan
 from audit.entries import lookup
 from audit.models import Record
 from audit.viewer import viewer_of
@@ -206,6 +207,22 @@ class TestPages:
         assert len(rest["items"]) == 2 and rest["next"] is None
         again = tool.get(rest["previous"]).json()
         assert again["items"] == body["items"]
+
+    def test_a_search_that_read_enough_says_how_far_it_came_and_goes_on(
+        self, made: World, tool: Tool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        denied = [made.verify("memory.capture")["record"]]
+        calls(made, 12)
+        monkeypatch.setattr(search_scan, "BUDGET", 4)
+        body, found, pages = tool.found(client="claude", decision="deny"), [], 0
+        assert body["items"] == [] and body["reached"] is not None
+        while pages < 20:
+            found += [item["id"] for item in body["items"]]
+            pages += 1
+            if body["next"] is None:
+                break
+            body = tool.get(body["next"]).json()
+        assert found == denied and 2 < pages < 10 and body["reached"] is None
 
     def test_beyond_the_last_record_there_is_a_way_back(self, made: World, tool: Tool) -> None:
         [oldest, *_] = calls(made, 3)
