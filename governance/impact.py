@@ -54,7 +54,7 @@ class Effect:
         match self.before, self.after:
             case "deny", "allow" | "flag" if self.kept:
                 said = f"{who} can go on calling {tool}"
-            case "deny", "allow" | "flag":
+            case ("deny", "allow" | "flag") | ("allow", "flag"):
                 said = f"{who} may call {tool}"
             case _, "deny" if self.turns:
                 said = f"{who} can no longer call {tool}"
@@ -65,7 +65,8 @@ class Effect:
             case _:
                 said = f"{who} may call {tool} as before"
         marked = ", each call marked for review" if self.after == "flag" and self.turns else ""
-        modes = f" in {' and '.join(self.modes)} mode" if self.modes else ""
+        *first, last = self.modes or ("",)
+        modes = f" in {', '.join(first)}{' and ' if first else ''}{last} mode" if self.modes else ""
         return f"{said}{modes}{marked}"
 
 

@@ -55,6 +55,6 @@ def grant(http: HttpClient, data: dict[str, Any], url: str = ADD, **other: Any) 
     return confirm(http, page, url, **other)
 
 
-def ask(http: HttpClient, data: dict[str, Any]) -> Any:
+def ask(http: HttpClient, data: dict[str, Any], **other: Any) -> Any:
     """Both steps of asking."""
-    return grant(http, data, ASK)
+    return grant(http, data, ASK, **other)

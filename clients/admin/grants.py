@@ -94,8 +94,8 @@ class GrantAdmin(ChipsAdmin):
 
     @admin.display(description="ends", ordering="expires_at")
     def ends(self, grant: Grant) -> str:
-        soon = format_html(' <span class="pill flag">soon</span>') if ends_soon(grant, timezone.now()) else ""
-        return format_html("{}{}", day(grant.expires_at, "never"), soon)
+        soon = pill("soon", "flag") if ends_soon(grant, timezone.now()) else ""
+        return format_html("{} {}", day(grant.expires_at, "never"), soon)
 
     @admin.display(description="because")
     def because(self, grant: Grant) -> str:

@@ -240,7 +240,7 @@ class AccessRequestAdmin(ChipsAdmin, ReadOnlyAdmin):
             messages.success(request, "Rejected. Who asked sees why.")
             return HttpResponseRedirect(back), ""
         wanted = proposals.of_request(asked, timezone.now())
-        if requests.state(asked) == "waiting":
+        if requests.state(asked) == "waiting" and not requests.is_own(asked, request.user):
             if not recent_sign_in.is_recent(request) and self._sensitive(asked):
                 typed = {name: request.POST.get(name, "") for name in ("answer", "ends", "expires_at")}
                 request.session[KEPT.format(asked.pk)] = typed
