@@ -13,12 +13,13 @@ from audit import charts, rollups
 from audit.charts import Bucket, Chart
 from audit.reasons import REASONS
 from audit.viewer import Viewer
-from governance import asking
 
 MOST = 6  # clients and reasons that are named; the rest is summed up
 USUAL = timedelta(days=30)
 NEW = timedelta(days=7)
 MOST_NEW = 8
+CALLS = {"type": "decision"}  # what is asked without a token is no call, and the search tells them apart
+NONE = "-"  # in the search's URL: a client that could not be established
 BEHIND = timedelta(minutes=1)
 """How much of the log's time may be uncounted before the page says so: the worker counts every 5 s."""
 
@@ -87,13 +88,13 @@ class Newcomer:
     @property
     def url(self) -> str:
         """Its timeline."""
-        return asking.url_of("admin:timeline", self.kind, self.name) or reverse("admin:records")
+        return reverse("admin:timeline", args=[self.kind, self.name])
 
 
 def search_url(since: datetime, until: datetime | None = None, **filters: str) -> str:
-    """The audit search of a time with exact filters."""
-    times = {"type": "decision", "since": since.isoformat()} | ({"until": until.isoformat()} if until else {})
-    return f"{reverse('admin:records')}?{urlencode(times | filters)}"
+    """The audit search of the calls of a time, with exact filters."""
+    times = {"since": since.isoformat()} | ({"until": until.isoformat()} if until else {})
+    return f"{reverse('admin:records')}?{urlencode(CALLS | times | filters)}"
 
 
 def start(window: Window, now: datetime) -> datetime:
@@ -108,13 +109,13 @@ def figures(viewer: Viewer, name: str, now: datetime, clients: Mapping[str, str]
     """The figures of a window of WINDOWS; `clients` maps slugs to names. Raises PermissionDenied."""
     window = WINDOWS[name]
     since = start(window, now)
-    buckets = rollups.series(viewer, since, now, window.bar)
+    buckets = rollups.series(viewer, since, now, window.bar, **CALLS)
     calls, denied = _sum(buckets)
     before = rollups.floor(since, "1d")
     behind = rollups.behind()
     return Figures(
         window, since, calls, denied, _share(calls, denied) or 0.0,
-        _share(*_sum(rollups.series(viewer, before - USUAL, before, "1d"))), _chart(window, buckets, now),
+        _share(*_sum(rollups.series(viewer, before - USUAL, before, "1d", **CALLS))), _chart(window, buckets, now),
         _by_client(viewer, since, now, window, clients), _by_reason(viewer, since, now, window),
         url=search_url(since), denied_url=search_url(since, decision="deny"),
         late=rollups.counted_until() if behind is not None and behind > BEHIND else None, uncounted=behind is None,
@@ -142,12 +143,12 @@ def _chart(window: Window, buckets: list[Bucket], now: datetime) -> Chart:
 
 def _by_client(viewer: Viewer, since: datetime, now: datetime, window: Window, names: Mapping[str, str]) -> list[Row]:
     """The clients that made most calls, and the others summed up."""
-    found = rollups.totals(viewer, "client", since, now, window.span, most=1000)
-    refused = dict(rollups.totals(viewer, "client", since, now, window.span, most=1000, decision="deny"))
+    found = rollups.totals(viewer, "client", since, now, window.span, most=1000, **CALLS)
+    refused = dict(rollups.totals(viewer, "client", since, now, window.span, most=1000, decision="deny", **CALLS))
     rows = []
     for slug, calls in found[:MOST]:
-        url = search_url(since, client=slug) if slug else None
-        denied_url = search_url(since, client=slug, decision="deny") if slug else None
+        url = search_url(since, client=slug or NONE)
+        denied_url = search_url(since, client=slug or NONE, decision="deny")
         label = names.get(slug, slug) if slug else "No registered client"
         rows.append(Row(label, calls, refused.get(slug, 0), url, denied_url))
     if others := found[MOST:]:
@@ -159,7 +160,7 @@ def _by_client(viewer: Viewer, since: datetime, now: datetime, window: Window, n
 
 def _by_reason(viewer: Viewer, since: datetime, now: datetime, window: Window) -> list[Row]:
     """Why calls were refused, most frequent first, and the other reasons summed up."""
-    found = rollups.totals(viewer, "reason", since, now, window.span, most=100, decision="deny")
+    found = rollups.totals(viewer, "reason", since, now, window.span, most=100, decision="deny", **CALLS)
     rows = []
     for code, calls in found[:MOST]:
         label = REASONS[code].title if code in REASONS else code
@@ -176,7 +177,7 @@ def newcomers(viewer: Viewer, now: datetime, clients: Mapping[str, str]) -> list
     since = rollups.floor(now - NEW, "1d")
     found = []
     for kind, dimensions in (("client", ["client"]), ("tool", ["tool", "backend"])):
-        seen = rollups.groups(viewer, dimensions, since, now, "1d", most=500)
+        seen = rollups.groups(viewer, dimensions, since, now, "1d", most=500, **CALLS)
         known = _known(viewer, dimensions, since) if seen else set()
         for group in seen:
             values = tuple(group.values[name] for name in dimensions)
@@ -195,6 +196,6 @@ def _known(viewer: Viewer, dimensions: list[str], until: datetime) -> set[tuple[
     """What was called before: weeks, which are kept for ever, and the days since the last whole one."""
     week = rollups.floor(until, "1w")
     earliest = week - timedelta(weeks=1500)
-    long_ago = rollups.groups(viewer, dimensions, earliest, week, "1w", most=10_000)
-    lately = rollups.groups(viewer, dimensions, week, until, "1d", most=10_000) if week < until else []
+    long_ago = rollups.groups(viewer, dimensions, earliest, week, "1w", most=10_000, **CALLS)
+    lately = rollups.groups(viewer, dimensions, week, until, "1d", most=10_000, **CALLS) if week < until else []
     return {tuple(group.values[name] for name in dimensions) for group in (*long_ago, *lately)}

@@ -10,13 +10,13 @@ from django.db.models import Count, Q
 from django.urls import reverse
 
 from audit.record_words import amount
-from clients import grants
-from clients.grant_words import SOON, sentence
+from clients import grants, inbox, requests
+from clients.grant_words import SOON, length, sentence
+from clients.grants import DECIDE
 from clients.models import Grant, Review
-from governance import asking
-from governance.navigation import COUNTS, capped
 
-MOST_ENDING, MOST_REVIEWS = 10, 3
+MOST_ENDING, MOST_OF_A_KIND = 10, 3
+BUTTONS = {"changed": "Compare"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,28 @@ def waits(user: Any) -> list[Wait]:
 
 
 def _requests(user: Any) -> Iterator[Wait]:
-    route = "admin:clients_accessrequest_changelist"
-    if (url := asking.url_of(route)) and user.has_perm("clients.decide_accessrequest") and (n := COUNTS[route](user)):
-        words = f"{capped(n)} request{'' if n == 1 else 's'} to decide"
-        yield Wait(words, "somebody asks for a grant, and a second person must agree", "Decide", url)
+    if not user.has_perm(DECIDE):
+        return
+    others = requests.waiting().exclude(asked_by=f"staff:{user.pk}").order_by("lapses_at", "pk")
+    shown = list(others.select_related("client", "tool").prefetch_related("scopes")[: MOST_OF_A_KIND + 1])
+    for asked in shown[:MOST_OF_A_KIND]:
+        wish = "asks to extend" if asked.extends_id else "asks"
+        yield Wait(
+            f"{asked.asked_by_name} {wish}: {sentence(asked)}", f"{length(asked)}, “{asked.reason}”", "Decide",
+            reverse("admin:clients_accessrequest_change", args=[asked.pk]),
+        )  # fmt: skip
+    if shown[MOST_OF_A_KIND:]:
+        yield Wait("More requests to decide", "", "All", reverse("admin:clients_accessrequest_changelist"))
 
 
 def _inbox(user: Any) -> Iterator[Wait]:
-    if (url := asking.url_of("admin:inbox")) and user.has_perm("audit.view_sighting") and (
-        n := COUNTS["admin:inbox"](user)
-    ):  # fmt: skip
-        words = f"{capped(n)} unknown client{'' if n == 1 else 's'} or tool{'' if n == 1 else 's'}"
-        yield Wait(words, "refused until somebody decides", "Look", url)
+    if not user.has_perm("audit.view_sighting"):
+        return
+    items = inbox.waiting_items(MOST_OF_A_KIND + 1)
+    for item in items[:MOST_OF_A_KIND]:
+        yield Wait(item.sentence, "refused until somebody decides", BUTTONS.get(item.kind, "Look"), item.url)
+    if items[MOST_OF_A_KIND:]:
+        yield Wait("More in the inbox", "", "All", reverse("admin:inbox"))
 
 
 def _reviews(user: Any) -> Iterator[Wait]:
@@ -64,10 +74,10 @@ def _reviews(user: Any) -> Iterator[Wait]:
         return
     left = Count("items", filter=Q(items__decision=""))
     unfinished = Review.objects.filter(finished_at=None).select_related("client", "scope").annotate(left=left)
-    for review in unfinished.order_by("started_at")[:MOST_REVIEWS]:
-        if url := asking.url_of("admin:clients_review_change", review.pk):
-            more = f"{amount(review.left, 'grant')} to keep or revoke" if review.left else "every grant is decided"
-            yield Wait(f"Review of {review.client or review.scope}", more, "Continue" if review.left else "Finish", url)
+    for review in unfinished.order_by("started_at")[:MOST_OF_A_KIND]:
+        url = reverse("admin:clients_review_change", args=[review.pk])
+        more = f"{amount(review.left, 'grant')} to keep or revoke" if review.left else "every grant is decided"
+        yield Wait(f"Review of {review.client or review.scope}", more, "Continue" if review.left else "Finish", url)
 
 
 def ending(user: Any, now: datetime) -> list[Ending]:

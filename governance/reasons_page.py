@@ -6,7 +6,7 @@ from typing import Any
 
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
@@ -15,8 +15,7 @@ from audit.reason_help import HELP, Help
 from audit.reasons import REASONS, Reason
 from audit.record_words import NOT_ESTABLISHED, REMEDIES
 from audit.viewer import viewer_of
-from governance import asking
-from governance.home_figures import search_url
+from governance.home_figures import CALLS, search_url
 
 DAYS = timedelta(days=7)
 # Where staff do something about it: route, what the link says, and the permission that the page takes.
@@ -65,7 +64,7 @@ def context(request: HttpRequest) -> dict[str, Any]:
     since = rollups.floor(now - DAYS, "1d")
     counts: dict[str, int] | None = None
     if user.has_perm("audit.view_record"):
-        found = rollups.totals(viewer_of(user), "reason", since, now, "1d", most=200, decision="deny")
+        found = rollups.totals(viewer_of(user), "reason", since, now, "1d", most=200, decision="deny", **CALLS)
         counts = dict(found)
     entries = [
         Entry(
@@ -83,5 +82,4 @@ def context(request: HttpRequest) -> dict[str, Any]:
 
 def _where(user: Any, code: str) -> tuple[str, str] | None:
     route, label, permission = WHERE.get(code, ("", "", ""))
-    url = asking.url_of(route) if route and user.has_perm(permission) else None
-    return (url, label) if url else None
+    return (reverse(route), label) if route and user.has_perm(permission) else None

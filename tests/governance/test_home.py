@@ -2,9 +2,9 @@
 alone who may see it."""
 
 import re
-from datetime import datetime, timedelta
+import time
+from datetime import timedelta
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.db import connection
@@ -13,14 +13,14 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from audit import inbox, rollups
-from audit.models import Record
+from audit.models import Sighting
 from clients.models import Grant
-from governance import asking, snapshot
+from governance import snapshot
 from tests.audit.filling import fill
 from tests.staff import administrator, drained, member
 from tests.world import World, build, token
 
-QUERIES = 36
+QUERIES = 40
 """What home asks of the database, whatever the log holds; one more needs a reason."""
 REFUSED = {"decision": "deny", "reason": "not_granted", "tool": "memory.capture"}
 
@@ -39,6 +39,14 @@ def counted() -> None:
     drained()
     while rollups.count():
         pass
+
+
+def seen() -> None:
+    """Wait for the inbox to have what was named: a process writes its counts now and then."""
+    inbox.flush()
+    until = time.monotonic() + 8
+    while not Sighting.objects.exists() and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def home(http: HttpClient, query: str = "") -> Any:
@@ -77,12 +85,10 @@ class TestFigures:
         pairs = [(figures.url, figures.calls), (figures.denied_url, figures.denied)]
         pairs += [(row.url, row.calls) for row in (*figures.clients, *figures.reasons) if row.url]
         pairs += [(row.denied_url, row.denied) for row in figures.clients if row.denied_url]
-        assert len(pairs) == 6
+        assert len(pairs) == 8
         for url, number in pairs:
-            found = parse_qs(urlsplit(url).query)
-            filters = {name: values[0] for name, values in found.items() if name != "since"}
-            since = datetime.fromisoformat(found["since"][0])
-            assert Record.objects.filter(at__gte=since, **filters).count() == number > 0, url
+            response = http.get(url)
+            assert response.status_code == 200 and len(response.context["rows"]) == number > 0, url
 
     def test_what_is_older_is_not_in_the_window_but_in_what_is_usual(self, world: World, http: HttpClient) -> None:
         history(timedelta(days=10), decision="deny", reason="not_granted")
@@ -210,12 +216,10 @@ class TestWhatWaits:
         assert one.extend is None
 
     def test_the_inbox_waits_for_those_who_see_it(self, world: World, http: HttpClient) -> None:
-        if asking.url_of("admin:inbox") is None:
-            pytest.skip("being written")
         world.verify(token=token(client="cursor"))
-        inbox.flush()
+        seen()
         waits = [one.what for one in home(http).context["waits"]]
-        assert any(what.startswith("1 unknown client") for what in waits), waits
+        assert len(waits) == 1 and "cursor" in waits[0]
         assert home(member("noor", "clients.view_grant")).context["waits"] == []
 
 
