@@ -12,12 +12,18 @@ from django.utils.http import url_has_allowed_host_and_scheme, urlencode
 
 from audit import recent_sign_in
 from audit.admin_base import actor_of
+from audit.record_words import amount
 from audit.staff_log import tell
 from governance import staff_oidc, staff_roles
 
 logger = logging.getLogger(__name__)
 
 MAX_NEXT: Final = 2000  # characters
+
+
+def in_minutes(seconds: int) -> str:
+    """`15 minutes`, and never less than it takes."""
+    return amount(max(1, -(-seconds // 60)), "minute")
 
 
 def safe(request: HttpRequest, url: str | None) -> str:

@@ -28,7 +28,6 @@ from mozilla_django_oidc.utils import (
 )
 from mozilla_django_oidc.views import OIDCAuthenticationCallbackView, OIDCAuthenticationRequestView
 
-from audit.templatetags.muniment import lapse
 from governance import entering, sign_in_throttle
 from governance.failed_sign_ins import failures
 from governance.oidc_provider import ProviderError, provider
@@ -70,7 +69,7 @@ class Start(OIDCAuthenticationRequestView):
         if again and not (inside and request.session.get(BACKEND_SESSION_KEY) == STAFF_BACKEND):
             return HttpResponseRedirect(reverse("admin:login"))
         if wait := sign_in_throttle.start(sign_in_throttle.address_of(request)):
-            messages.error(request, f"Too many sign-ins were begun. Try again in {lapse(max(wait, 60))}.")
+            messages.error(request, f"Too many sign-ins were begun. Try again in {entering.in_minutes(wait)}.")
             return HttpResponseRedirect(reverse("admin:login"))
         try:
             endpoint = provider(settings.MUNIMENT_OIDC_ISSUER).metadata().authorization_endpoint

@@ -19,9 +19,8 @@ from django.utils.http import urlencode
 from audit import recent_sign_in
 from audit.admin_base import PlainForm, actor_of
 from audit.staff_log import tell
-from audit.templatetags.muniment import lapse
 from governance import oidc_flow, sign_in_throttle, staff_oidc
-from governance.entering import enter, safe, shown_again
+from governance.entering import enter, in_minutes, safe, shown_again
 from governance.failed_sign_ins import failures
 
 WRONG = "The name or the password is wrong, or the account is not one of the staff."
@@ -29,7 +28,7 @@ WRONG = "The name or the password is wrong, or the account is not one of the sta
 
 def too_many(wait: int) -> ValidationError:
     """What is said instead of looking at a password; `wait` is seconds."""
-    words = f"Too many attempts failed. Try again in {lapse(max(wait, 60))}."
+    words = f"Too many attempts failed. Try again in {in_minutes(wait)}."
     return ValidationError(words, code="throttled", params={"wait": wait})
 
 

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -60,6 +61,8 @@ def _make_database(name: str) -> None:
 
 _start()
 django.setup()
+DemoPasswordHasher = import_module("governance.demo_hasher").DemoPasswordHasher
+DemoPasswordHasher.iterations = 1000  # a password of a test is worth nothing, and there are thousands of them
 # A worker of pytest-xdist that inherits it would have pytest-django read the settings before its servers are up.
 del os.environ["DJANGO_SETTINGS_MODULE"]
 
