@@ -1,21 +1,26 @@
-"""The pages of what audit owns: users (never their identifiers, in this version), the inbox, and the parts of the
+"""The pages of what audit owns: users (never their identifiers), the inbox, and the parts of the
 log, whose soundness has a page of its own (log_page). All are for looking; a user can be blocked, unblocked and signed
 out everywhere, each with a reason."""
 
+from datetime import timedelta
 from typing import Any
 
-from django.contrib import admin
-from django.http import HttpRequest
+from django.contrib import admin, messages
+from django.db.models import OuterRef, Subquery
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 
+from audit import search
 from audit.admin_base import Action, ReadOnlyAdmin, bytes_hex
 from audit.log_health import SCOPES, kind_of
 from audit.log_page import runs
 from audit.models import Alert, Checkpoint, Outbox, PublishedKey, Sighting, Subject, Verification
+from audit.record_around import link, window_of
 from audit.templatetags.muniment import when
+from audit.viewer import viewer_of
 from muniment.findings import counted
 
 
@@ -23,13 +28,16 @@ from muniment.findings import counted
 class SubjectAdmin(ReadOnlyAdmin):
     """Users by uid. Identifiers are personal data and are not shown."""
 
-    intro = "Everybody whose token was ever verified, by uid. Who they are is protected and not shown here."
+    intro = (
+        "Everybody whose token was ever verified, by uid. Who they are is protected and not shown here. Somebody whose"
+        " e-mail address or sub you know is found with Find a person."
+    )
     empty = "Nobody has called yet. A user appears at the first call whose token is genuine."
-    list_display = ["uid", "issuer", "seen", "state"]
+    list_display = ["uid", "issuer", "seen", "active", "state"]
     search_fields = ["uid__exact"]
     search_help_text = "A whole uid: usr_…"
     ordering = ["-first_seen"]
-    fields = ["uid", "issuer", "seen", "state", "blocked", "signed_out", "calls"]
+    fields = ["uid", "issuer", "seen", "active", "state", "blocked", "signed_out", "leads"]
     can_act = [
         Action(
             "block", "Block", "From the next call on, every call for this user is refused, through every client.",
@@ -65,10 +73,53 @@ class SubjectAdmin(ReadOnlyAdmin):
         kind, words = ("deny", "Blocked") if user.blocked_at else ("allow", "Active")
         return format_html('<span class="pill {}">{}</span>', kind, words)
 
-    @admin.display(description="records")
-    def calls(self, user: Subject) -> str:
-        url = f"{reverse('admin:records')}?window=30d&subject={user.uid}"
-        return format_html('<a href="{}">Calls of the last 30 days</a>', url)
+    @admin.display(description="last activity")
+    def active(self, user: Subject) -> str:
+        at = getattr(user, "last_activity", None)
+        if at is None:
+            return "none in the last year"
+        url = reverse("admin:timeline", args=["user", user.uid])
+        return format_html('<a href="{}">{}</a>', f"{url}?window={window_of(at) or '1y'}", when(at))
+
+    @admin.display(description="more of them")
+    def leads(self, user: Subject) -> str:
+        found = [
+            *link("Everything of this user", "admin:timeline", "user", user.uid),
+            *link("A report of all that was done with their data", "admin:person_report", user.uid),
+        ]
+        return format_html_join(", ", '<a href="{}">{}</a>', [(one.url, one.words) for one in found])
+
+    def get_list_display(self, request: HttpRequest) -> Any:
+        """When a user was active last is read from records, which not everybody may."""
+        return self._seen_by(request, self.list_display, "active")
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self._seen_by(request, self.fields, "active", "leads")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.get_fields(request, obj)
+
+    def _seen_by(self, request: HttpRequest, names: Any, *of_records: str) -> list[str]:
+        may = request.user.has_perm("audit.view_record")
+        return [name for name in names if may or name not in of_records]
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """One user, with when they were active last."""
+        user = super().get_object(request, object_id, from_field)
+        return note_activity(request, [user])[0] if user is not None else None
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """The page of the list, each with when they were active last."""
+        found = super().get_changelist_instance(request)
+        found.result_list = note_activity(request, list(found.result_list))
+        return found
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        """An address has no business in a URL; one that was typed there by mistake is not searched for."""
+        if "@" in request.GET.get("q", ""):
+            messages.warning(request, "Users are listed by uid. Find a person by e-mail address here.")
+            return HttpResponseRedirect(reverse("admin:people"))
+        return super().changelist_view(request, extra_context)
 
     def block(self, request: HttpRequest, user: Subject, data: dict[str, Any]) -> str:
         """The next call is refused."""
@@ -87,6 +138,20 @@ class SubjectAdmin(ReadOnlyAdmin):
         user.signed_out_at = timezone.now()
         user.save(update_fields=["signed_out_at"])
         return f"{user} is signed out: tokens issued before now are refused."
+
+
+def note_activity(request: HttpRequest, users: list[Any]) -> list[Any]:
+    """The users, each with `last_activity`: the time of their newest call within a year, by one index look for each.
+    None for a viewer who may not read records."""
+    viewer, now = viewer_of(request.user), timezone.now()
+    if viewer.records and users:
+        calls = search.visible(viewer, now - search.WINDOWS["1y"], now + timedelta(minutes=5))
+        newest = calls.filter(subject=OuterRef("uid"), type="decision").order_by("-at").values("at")[:1]
+        known = Subject.objects.filter(uid__in=[user.uid for user in users]).annotate(last=Subquery(newest))
+        times = dict(known.values_list("uid", "last"))
+        for user in users:
+            user.last_activity = times.get(user.uid)
+    return users
 
 
 @admin.register(Sighting)

@@ -110,7 +110,7 @@ def _totals(
 def _parts(
     kind: str, decided: tuple[int, int, int], counts: Mapping[str, Sequence[tuple[str, int]]], whole: int, names: Names
 ) -> list[Part]:
-    parts = [Part("How they were decided", timeline.decisions(*decided))] if whole else []
+    parts = [Part("How calls were decided", timeline.decisions(*decided))] if whole else []
     for name in TOLD[kind]:
         words = {value: names.of(name, value) for value, _ in counts[name]}
         if counts[name]:
