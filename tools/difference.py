@@ -24,7 +24,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: `kind` is same, old (gone), new (come), or skip (`text` says how many lines are left out)."""
+    """One line: `kind` is same, old (gone), new (come), or gap (`text` says how many lines are left out)."""
 
     kind: str
     text: str
@@ -109,4 +109,4 @@ def _shortened(found: list[Line]) -> Iterator[Line]:
 
 
 def _skip(number: int) -> Line:
-    return Line("skip", f"{number:,} line{'' if number == 1 else 's'} as before")
+    return Line("gap", f"{number:,} line{'' if number == 1 else 's'} as before")

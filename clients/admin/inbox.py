@@ -23,7 +23,7 @@ from audit.admin_base import PlainForm, ReasonField, ReasonForm
 from audit.models import Sighting
 from clients import inbox
 from clients.inbox import InboxError
-from clients.models import Client
+from clients.models import Client, Issuer
 from tools.difference import visible
 from tools.models import SLUG, Scope, Tool
 
@@ -90,8 +90,8 @@ DIALOGS = {
     ),
     "tool": Dialog(
         ("tool",), "tools.add_tool", AddToolForm, "Add the tool",
-        "The backend has not declared it, so you say what it does and needs. If it is declared otherwise later, it is"
-        " suspended until somebody approves that.",
+        "The backend has not declared it, so you say what it does and needs. If the backend declares later that it does"
+        " or needs something else, it is suspended until somebody approves that.",
     ),
     "ignore": Dialog(
         ("client", "tool"), "audit.change_sighting", ReasonForm, "Ignore",
@@ -117,6 +117,7 @@ class Seen:
     sighting: Sighting
     sentence: str
     calls_url: str
+    attachable: bool
     buttons: list[tuple[str, str]]
 
 
@@ -166,9 +167,11 @@ class InboxViews:
         found = inbox.unknown(kind, ignored)
         found = found.filter(name__icontains=part) if part else found
         now, names = timezone.now(), inbox.backend_names()
+        issuers = set(Issuer.objects.values_list("issuer", flat=True))
+        shown = [(one, one.kind != "client" or one.source in issuers) for one in found[:MOST_LISTED]]
         return [
-            Seen(one, inbox.item_of(one, names, now).sentence, _calls(one), _buttons(request, one))
-            for one in found[:MOST_LISTED]
+            Seen(one, inbox.item_of(one, names, now).sentence, _calls(one), ours, _buttons(request, one, ours))
+            for one, ours in shown
         ]
 
     def _declared(self, request: HttpRequest) -> dict[str, Any]:
@@ -226,13 +229,14 @@ def _calls(one: Sighting) -> str:
     return f"{reverse('admin:records')}?{urlencode(query)}"
 
 
-def _buttons(request: HttpRequest, one: Sighting) -> list[tuple[str, str]]:
+def _buttons(request: HttpRequest, one: Sighting, ours: bool) -> list[tuple[str, str]]:
     """Label and URL of what the viewer may decide of it."""
     return [
         (f"{dialog.label}…", reverse("admin:inbox_decide", args=[one.pk, what]))
         for what, dialog in DIALOGS.items()
         if one.kind in dialog.kinds
         and (one.ignored_at is not None) == dialog.ignored
+        and (ours or not dialog.needs_issuer)
         and request.user.has_perm(dialog.permission)
     ]
 

@@ -290,7 +290,7 @@ def test_words_are_compared_blanks_and_hidden_characters_included(old: str, new:
 def test_lines_far_from_a_change_are_left_out_and_counted() -> None:
     schema = {f"p{number:03}": number for number in range(100)}
     found = lines(schema, schema | {"p050": "x"})
-    assert [line.text for line in found if line.kind == "skip"] == ["48 lines as before", "47 lines as before"]
+    assert [line.text for line in found if line.kind == "gap"] == ["48 lines as before", "47 lines as before"]
     assert [(line.kind, line.text) for line in found if line.kind in ("old", "new")] == [
         ("old", '  "p050": 50,'), ("new", '  "p050": "x",'),
     ]  # fmt: skip

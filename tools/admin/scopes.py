@@ -21,6 +21,9 @@ class ScopeForm(PolicyForm):
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
+        if "sensitive" in self.fields:
+            words = "Granting it takes a second person, and calls that need it are marked."
+            self.fields["sensitive"].help_text = words
         if self.instance.pk:
             self.initial["pinned"] = is_pinned(self.instance)
 

@@ -34,6 +34,8 @@ class ToolForm(PolicyForm):
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
+        if "description" in self.fields:
+            self.fields["description"].widget = forms.Textarea(attrs={"rows": 3})
         if self.instance.pk:
             del self.fields["starts"]
 
