@@ -3,6 +3,7 @@
 Calls of the API get problem documents instead (`governance.problems`)."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin
@@ -41,6 +42,11 @@ AWAY = {
     "words": "Nothing was changed. While it is away, calls of AI clients are refused too, since what cannot be"
     " recorded is not answered.",
     "next": "Try again in a moment.",
+}
+NOT_ALLOWED = {
+    "title": "This address is not a page",
+    "words": "It takes what a form sends, and shows nothing by itself. Nothing was changed.",
+    "next": "Go back to where the form is.",
 }
 VERBS = {"add": "add", "change": "view", "changelist": "view", "act": "change"}
 
@@ -97,6 +103,22 @@ def server_error(request: HttpRequest) -> HttpResponse:
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Django's CSRF_FAILURE_VIEW. Which check failed is not said."""
     return _page(request, 403, CSRF)
+
+
+class NotAllowed:
+    """Innermost middleware: a browser that opens what only takes a form (405) gets a page instead of nothing."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Answer; with a page where the answer is an empty 405."""
+        response = self.get_response(request)
+        if response.status_code != 405 or problems.is_api(request) or response.content:
+            return response
+        page = _page(request, 405, NOT_ALLOWED)
+        page.headers["Allow"] = response.headers["Allow"]
+        return page
 
 
 def permission_of(request: HttpRequest) -> str | None:

@@ -90,6 +90,12 @@ class TestTheWords:
             response = http.post("/admin/clients/client/add/", {"a": "1", "b": "2", "c": "3"})
         assert response.status_code == 400 and "That cannot be read" in text(response)
 
+    def test_what_only_takes_a_form_says_so(self, http: HttpClient) -> None:
+        response = http.get("/admin/logout/")
+        assert response.status_code == 405 and "POST" in response.headers["Allow"]
+        assert "This address is not a page" in text(response)
+        assert HttpClient().get("/v1/verify").headers["Content-Type"] == "application/problem+json"
+
     @pytest.mark.parametrize("path", ["/v1/nothing", "/v1/verify/"])
     def test_programs_get_problem_documents_instead(self, world: World, path: str) -> None:
         response = HttpClient().get(path)
