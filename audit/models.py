@@ -141,8 +141,7 @@ class Subject(models.Model):
         verbose_name = "user"
         permissions = [("view_personal", "Can see who a user is, and other personal data")]
         indexes = [
-            # query: audit.subjects.find_by_email
-            models.Index(fields=["email_key"], name="subject_by_email"),
+            models.Index(fields=["email_key"], name="subject_by_email"),  # query: audit.subjects.find_by_email
             # query: governance.stops, for the banner of every page of the admin
             models.Index(fields=["blocked_at"], name="subject_blocked", condition=Q(blocked_at__isnull=False)),
         ]
@@ -253,10 +252,8 @@ class Tile(models.Model):
     hashes = models.BinaryField(help_text="1 to 256 hashes of 32 bytes")
 
     class Meta:
-        constraints = [
-            # query: audit.logtree, by all three
-            models.UniqueConstraint(fields=["log", "level", "index"], name="tile_once"),
-        ]
+        # query: audit.logtree, by all three
+        constraints = [models.UniqueConstraint(fields=["log", "level", "index"], name="tile_once")]
 
     def __str__(self) -> str:
         return f"{self.log}/{self.level}/{self.index}"
@@ -273,10 +270,8 @@ class Checkpoint(models.Model):
     at = models.DateTimeField()
 
     class Meta:
-        constraints = [
-            # query: the newest of a log, the first that covers a record
-            models.UniqueConstraint(fields=["log", "size"], name="checkpoint_once"),
-        ]
+        # query: the newest of a log, the first that covers a record
+        constraints = [models.UniqueConstraint(fields=["log", "size"], name="checkpoint_once")]
 
     def __str__(self) -> str:
         return f"{self.log}, {self.size} records"

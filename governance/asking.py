@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.urls import NoReverseMatch, reverse
+from django.urls import reverse
 from django.utils.http import urlencode
 
 from audit import subjects
@@ -15,7 +15,8 @@ from clients.models import MODES
 from governance.decision import SubjectState
 from tools.models import Tool
 
-UID = r"\Ausr_[A-Za-z0-9_-]{1,36}\Z"
+UID = r"\Ausr_[A-Za-z0-9_\-]{1,36}\Z"
+PATTERN = UID[2:-2]  # for browsers, to which an unescaped hyphen there is an error
 NOT_A_UID = "A user is named by uid (usr_…). An e-mail address must not be in a URL."
 MAX_NAME, MOST_ROLES = 255, 50  # of a role or tenant; of roles of one user
 
@@ -49,7 +50,7 @@ class UidField(forms.RegexField):
             UID, label="User", max_length=40, strip=True,
             error_messages={"invalid": NOT_A_UID, "max_length": NOT_A_UID},
             widget=forms.TextInput(
-                attrs={"pattern": UID[2:-2], "placeholder": "usr_…", "title": "A uid: usr_…", "autocomplete": "off"}
+                attrs={"pattern": PATTERN, "placeholder": "usr_…", "title": "A uid: usr_…", "autocomplete": "off"}
             ), **more,
         )  # fmt: skip
 
@@ -134,19 +135,11 @@ def query_of(members: Mapping[str, Any]) -> str:
     return urlencode(said, doseq=True)
 
 
-def url_of(route: str, *args: Any) -> str | None:
-    """The path of a page; None where this installation does not have it."""
-    try:
-        return reverse(route, args=args)
-    except NoReverseMatch:
-        return None
-
-
-def grant_url(user: Any) -> tuple[str | None, str]:
+def grant_url(user: Any) -> tuple[str, str]:
     """Where the viewer can have something granted, and what that is called: granted, or asked for."""
     if user.has_perm("clients.add_grant"):
-        return url_of("admin:clients_grant_add"), "Grant"
-    return url_of("admin:access_ask"), "Ask for"
+        return reverse("admin:clients_grant_add"), "Grant"
+    return reverse("admin:access_ask"), "Ask for"
 
 
 def suggestion(client: str | None, scopes: Iterable[str], backend: str, tool: str, **more: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from audit.record_page import Pill
 from clients.admin.grants import sentence, state
 from clients.models import Client, Grant
 from governance import asking, explainer, reach
-from governance.asking import ToolField, UidField, mode_field, name_field, url_of
+from governance.asking import ToolField, UidField, mode_field, name_field
 from governance.explainer import Answer, Asked
 from governance.snapshot import snapshots
 from tools.models import SCOPE_NAME, Tool
@@ -154,7 +154,7 @@ class ExplainerViews:
         form = ExplainForm(data, request.user.has_perm("audit.view_subject"))
         context: dict[str, Any] = {
             **self.site.each_context(request), "title": "Can they use it?", "form": form,
-            "people": url_of("admin:people"), "plain_url": reverse("admin:access_explain"),
+            "plain_url": reverse("admin:access_explain"),
         }  # fmt: skip
         if form.is_valid():
             context |= answered(request.user, form.asked())
@@ -176,7 +176,6 @@ def answered(user: Any, asked: Asked) -> dict[str, Any]:
         "decided": lines(answer.decided),
         "outweighed": lines(answer.outweighed),
         "near": lines(answer.near),
-        "timeline": url_of("admin:timeline", "user", asked.user) if asked.user else None,
     }
 
 
@@ -214,7 +213,7 @@ def help_for(user: Any, asked: Asked, answer: Answer) -> Help | None:
                         [(f"Look at grant {number}", url)])  # fmt: skip
         case "client_suspended" | "subject_blocked" | reach.BACKEND_DISABLED:
             words = "Somebody stopped it. See who and why; when that is over, it can be let on again."
-            return Help(words, _buttons(("Look at what is stopped", url_of("admin:access_stops"))))
+            return Help(words, [("Look at what is stopped", reverse("admin:access_stops"))])
         case "client_unknown" | reach.NO_ISSUER:
             words = "The client needs an OAuth client id at an issuer that is enabled and that the backend accepts."
             page = reverse("admin:clients_client_change", args=[asked.client_id])
@@ -226,18 +225,13 @@ def help_for(user: Any, asked: Asked, answer: Answer) -> Help | None:
     return Help(record_words.REMEDIES[REASONS[answer.reason].remedy] or "Nothing that staff could do.")
 
 
-def _buttons(*found: tuple[str, str | None]) -> list[tuple[str, str]]:
-    return [(label, url) for label, url in found if url is not None]
-
-
 def _grant(user: Any, asked: Asked, answer: Answer) -> Help:
     """To the grant that would help, or to where it is asked for."""
     missing = answer.decision.missing if answer.decision else ()
     wanted = asking.suggestion(asked.client, missing, asked.backend, asked.tool, subject=asked.user)
     page, verb = asking.grant_url(user)
     what = " ".join(missing) or f"the tool {asked.tool}"
-    url = None if page is None else f"{page}?{asking.query_of(wanted)}"
-    return Help("A grant would help: grant it, or leave it refused.", _buttons((f"{verb} {what}…", url)))
+    return Help("Grant it, or leave it refused.", [(f"{verb} {what}…", f"{page}?{asking.query_of(wanted)}")])
 
 
 def _tool(asked: Asked) -> Help:
@@ -248,6 +242,7 @@ def _tool(asked: Asked) -> Help:
         "suspended": "It was stopped, or it changed since it was approved. Then somebody has to decide.",
         "retired": "It was retired for good.",
     }.get(status, "The backend has no such tool any more.")
-    page = reverse("admin:tools_tool_change", args=[tool.pk]) if tool else None
-    inbox = url_of("admin:inbox") if status in ("pending", "suspended") else None
-    return Help(words, _buttons((f"Look at {asked.tool}", page), ("Inbox", inbox)))
+    buttons = [(f"Look at {asked.tool}", reverse("admin:tools_tool_change", args=[tool.pk]))] if tool else []
+    if status in ("pending", "suspended"):
+        buttons.append(("Inbox", reverse("admin:inbox")))
+    return Help(words, buttons)

@@ -21,7 +21,7 @@ from audit.admin_base import PlainForm
 from audit.record_words import short_uid
 from clients.models import Client
 from governance import asking, matrix
-from governance.asking import UidField, mode_field, name_field, url_of
+from governance.asking import UidField, mode_field, name_field
 from governance.decision import ToolPolicy
 from governance.explainer_view import MAY_NOT_LOOK
 from governance.matrix import ALLOWED, DENIED, FLAGGED, INACTIVE, MISSING, Asked, Count, Row
@@ -38,11 +38,11 @@ SIGNS = {
     MISSING: ("○", "missing grant"), INACTIVE: ("–", "not active"),
 }  # fmt: skip
 ONLY: dict[str, tuple[str, Callable[[Row], bool]]] = {
-    "open": ("with something missing or denied", lambda row: any(c.kind in (MISSING, DENIED) for c in row.cells)),
-    "missing": ("with a missing grant", lambda row: any(c.kind == MISSING for c in row.cells)),
-    "denied": ("with something denied", lambda row: any(c.kind == DENIED for c in row.cells)),
-    "flagged": ("with something flagged", lambda row: any(c.kind == FLAGGED for c in row.cells)),
-    "allowed": ("that somebody may call", lambda row: any(c.kind in (ALLOWED, FLAGGED) for c in row.cells)),
+    "open": ("missing or denied", lambda row: any(c.kind in (MISSING, DENIED) for c in row.cells)),
+    "missing": ("missing a grant", lambda row: any(c.kind == MISSING for c in row.cells)),
+    "denied": ("denied", lambda row: any(c.kind == DENIED for c in row.cells)),
+    "flagged": ("flagged", lambda row: any(c.kind == FLAGGED for c in row.cells)),
+    "allowed": ("allowed", lambda row: any(c.kind in (ALLOWED, FLAGGED) for c in row.cells)),
 }
 
 
@@ -54,7 +54,7 @@ class MatrixForm(PlainForm):
     tenant = name_field("Tenant")
     mode = mode_field()
     backend = forms.ChoiceField(label="Backend", required=False)
-    q = forms.CharField(label="Part of the tool's name", required=False, max_length=128)
+    q = forms.CharField(label="Part of a tool's name", required=False, max_length=128)
     only = forms.ChoiceField(
         label="Tools", required=False, choices=[("", "every tool"), *((k, words) for k, (words, _) in ONLY.items())]
     )
@@ -154,7 +154,7 @@ class MatrixViews:
         form = MatrixForm(request.GET, clients, backends, request.user.has_perm("audit.view_subject"))
         context: dict[str, Any] = {
             **self.site.each_context(request), "title": "Access matrix", "form": form, "no_clients": not clients,
-            "people": url_of("admin:people"), "plain_url": reverse("admin:access_matrix"),
+            "plain_url": reverse("admin:access_matrix"),
         }  # fmt: skip
         valid = form.is_valid()
         if valid and clients:
@@ -265,8 +265,10 @@ class Cells:
         self.tail = f"&{members}" if members else ""
         grant, verb = asking.grant_url(user)
         self.verb, self.small = escape(verb), escape(verb.lower())
-        self.signs = {kind: (escape(kind), escape(sign), escape(words)) for kind, (sign, words) in SIGNS.items()}
-        explain, self.may = reverse("admin:access_explain"), grant is not None
+        self.signs = {
+            kind: (escape(f"is-{kind}"), escape(sign), escape(words)) for kind, (sign, words) in SIGNS.items()
+        }
+        explain = reverse("admin:access_explain")
         self.clients = [
             (escape(c.name), escape(f"{explain}?client={c.slug}"), escape(f"{grant}?client={c.slug}")) for c in clients
         ]
@@ -285,7 +287,7 @@ class Cells:
         for (name, explain, grant), cell in zip(self.clients, row.cells, strict=True):
             kind, sign, words = self.signs[cell.kind]
             give: SafeString | str = ""
-            if cell.kind == MISSING and self.may:
+            if cell.kind == MISSING:
                 asks, what = wanted[cell.missing]
                 give = format_html(self.GIVE, grant, asks, self.verb, what, name, self.small, what, name)
             cells.append(format_html(self.CELL, kind, explain, escaped, name, words, name, sign, words, give))

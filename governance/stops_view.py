@@ -20,7 +20,7 @@ from audit.admin_base import PlainForm, ReasonForm, Refused, actor_of
 from audit.viewer import viewer_of
 from clients.models import Client, Issuer
 from governance import asking, stops
-from governance.asking import NOT_A_UID, UID, url_of
+from governance.asking import NOT_A_UID, PATTERN, UID
 from governance.stops import SWITCHES, Stop, Switch
 from governance.stops_evidence import Told, hits, told
 from tools.models import Backend
@@ -105,7 +105,7 @@ class StopViews:
         context: dict[str, Any] = {
             **self.site.each_context(request), "title": "Kill switches", "wrong": wrong,
             "lines": [line(request.user, stop, known.get(stop)) for stop in found],
-            "choosers": choosers(request.user), "people": url_of("admin:people"), "stopped": None,
+            "choosers": choosers(request.user), "stopped": None,
         }  # fmt: skip
         return TemplateResponse(request, "admin/stops.html", context, status=400 if wrong else 200)
 
@@ -189,7 +189,7 @@ def _field(kind: str) -> forms.Field:
     """What can be stopped of a kind."""
     match kind:
         case "user":
-            attrs = {"pattern": UID[2:-2], "placeholder": "usr_…", "title": "A uid: usr_…", "autocomplete": "off"}
+            attrs = {"pattern": PATTERN, "placeholder": "usr_…", "title": "A uid: usr_…", "autocomplete": "off"}
             return forms.CharField(label="User", max_length=40, widget=forms.TextInput(attrs=attrs))
         case "tool":
             field = asking.ToolField()

@@ -141,7 +141,7 @@ def cells(http: HttpClient, query: str = "") -> dict[tuple[str, str], str]:
     found = {}
     for row in re.findall(r'<tr><th scope="row".*?</tr>', text, re.S):
         name = re.search(r">([^<]+)</a>", row)
-        for kind, client in re.findall(r'<td class="(\w+)">.*?<span class="who">(.*?): </span>', row, re.S):
+        for kind, client in re.findall(r'<td class="is-(\w+)">.*?<span class="who">(.*?): </span>', row, re.S):
             assert name is not None
             found[name[1], client] = kind
     return found
