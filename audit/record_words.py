@@ -24,14 +24,23 @@ REMEDIES = {
 }  # fmt: skip
 STAFF_ACTIONS = {
     "staff_key.make": "made a staff key for {owner}", "staff_key.revoke": "revoked a staff key of {owner}",
+    "staff.sign_in": "signed in", "staff.sign_out": "signed out", "staff.sign_in_again": "showed again who they are",
+    "staff.sign_in_failed": "refused a sign-in", "staff.sign_ins_failed": "refused {count} sign-ins",
+    "staff.add": "added {about}", "staff.roles": "changed the roles of {about} from {before} to {after}",
+    "staff.password": "set the password of {about}",
+    "staff.deactivate": "deactivated {about}", "staff.reactivate": "reactivated {about}",
     "subject.block": "blocked user {subject}", "subject.unblock": "unblocked user {subject}",
     "subject.sign_out": "signed user {subject} out everywhere",
     "person.lookup": "looked for a user by {by}", "personal.view": "looked at protected details of {subject}",
+    "records.csv": "took a page of {count} records out as a file",
     "person.report": "made a report of all that was done with the data of user {subject}",
     "inbox.ignore_client": "decided to leave the client id {client_id} refused",
     "inbox.heed_client": "put the client id {client_id} back into the inbox",
     "inbox.ignore_tool": "decided to leave the tool {tool} of {backend} refused",
     "inbox.heed_tool": "put the tool {tool} of {backend} back into the inbox",
+    "request.ask": "asked for a grant, in request {request}", "request.approve": "approved request {request}",
+    "request.reject": "rejected request {request}", "request.withdraw": "withdrew request {request}",
+    "request.lapse": "let request {request} lapse, which nobody decided",
     "review.start": "started an access review of the {of} {reviewed}",
     "review.finish": "finished an access review of the {of} {reviewed}",
 }  # fmt: skip
@@ -74,6 +83,8 @@ def actor_words(actor: str | None) -> str:
             return f"Somebody in the database as {rest}"
         case "command":
             return f"The command {rest}"
+        case "system":
+            return "Muniment"
     return actor or "Somebody"
 
 
@@ -136,6 +147,9 @@ class _Members(dict[str, str]):
         super().__init__((name, value_words(value)) for name, value in statement.items())
         if isinstance(user := statement.get("subject"), str):
             self["subject"] = short_uid(user)
+        for name in ("about", "owner"):  # other members of staff, by their number
+            if str(statement.get(name)).startswith("staff:"):
+                self[name] = actor_words(statement[name]).replace("Staff", "staff", 1)
 
     def __missing__(self, name: str) -> str:
         return "somebody" if name == "subject" else "something"

@@ -1,4 +1,4 @@
-"""The demo's world: policy, staff login, backend key, and two weeks of history. Demo mode only.
+"""The demo's world: policy, staff logins, backend key, and two weeks of history. Demo mode only.
 
 The history is not painted: every record is one of a real call, verified, decided and written by the same code
 as any other, under a record clock that is set in the past, which only works while the log is empty.
@@ -18,13 +18,15 @@ from audit.models import Head
 from audit.outbox import acting
 from clients import jwks, policyfile, policyfile_apply
 from clients.models import Grant, Issuer, KeySet
-from governance import demo_issuer, devkeys
+from governance import demo_issuer, devkeys, role_mapping, staff_roles
 from governance.demo_history import DAYS, write_history
 from tools import credentials
 from tools.models import Backend, BackendKey
 
 ACTOR = "command:demo_load"
-LOGIN, PASSWORD = "admin", "muniment-demo-admin"
+LOGIN = "admin"  # the superuser; the others have one role each
+PASSWORD = "muniment-demo-{}"
+LOGINS = {LOGIN: "", **role_mapping.BY_SLUG}
 POLICY = Path(__file__).with_name("demo_policy.yaml")
 EXPIRES_SOON = timedelta(days=5)
 
@@ -119,10 +121,17 @@ def works(key: str) -> bool:
 
 
 def make_staff() -> None:
-    """The demo's login: a superuser, until there are roles."""
+    """The demo's logins: a superuser, and one for each role."""
     users = get_user_model().objects
-    if not users.filter(username=LOGIN).exists():
-        users.create_superuser(LOGIN, "admin@example.com", PASSWORD)
+    for name, role in LOGINS.items():
+        if users.filter(username=name).exists():
+            continue
+        address, password = f"{name}@example.com", PASSWORD.format(name)
+        if not role:
+            users.create_superuser(name, address, password)
+            continue
+        user = users.create_user(name, address, password, is_staff=True, first_name=role)
+        staff_roles.give(user, [role])
 
 
 def hello() -> str:
@@ -132,7 +141,8 @@ def hello() -> str:
     return f"""
 Muniment runs at {url} in demo mode.
 
-  Admin       {url}/admin/   {login()}
+  Admin       {url}/admin/
+  Sign in as  {logins()}
   API         {url}/reference
 
 Ask whether alice, through Claude, may recall her memories. The token is good for 8 hours:
@@ -146,12 +156,15 @@ Another token (users alice and bob; clients chatgpt, claude and inner-ios):
 """
 
 
-def login() -> str:
-    """The demo's name and password, while they are."""
-    user = get_user_model().objects.filter(username=LOGIN, is_active=True).first()
-    if user is None:
-        return "(the demo's login was removed)"
-    return f"{LOGIN} / " + (PASSWORD if user.check_password(PASSWORD) else "the password that you set")
+def logins() -> str:
+    """The demo's names, and how their passwords are made, of those that still have them."""
+    users = get_user_model().objects.filter(username__in=LOGINS, is_active=True)
+    good = {user.username for user in users if user.check_password(PASSWORD.format(user.username))}
+    if not good:
+        return "(the demo's logins were changed or removed)"
+    names = [name for name in LOGINS if name in good]
+    example = PASSWORD.format(names[-1])
+    return f"{', '.join(names)};\n{' ' * 14}the password is {PASSWORD.format('NAME')}, such as {example}"
 
 
 def prefix() -> str:

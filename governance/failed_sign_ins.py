@@ -11,7 +11,6 @@ from audit.staff_log import tell
 
 ONE_BY_ONE: Final = 10  # a minute, in each process; beyond that they are counted
 MINUTE: Final = 60.0
-ACTION: Final = "staff.sign_in_failed"
 
 
 class FailedSignIns:
@@ -23,12 +22,9 @@ class FailedSignIns:
         self._told = 0
         self._since = time.monotonic()
 
-    def note(
-        self, how: str, reason: str, *, about: int | None = None, address: str | None = None, actor: str = "system"
-    ) -> None:
+    def note(self, how: str, reason: str, *, about: int | None = None, address: str | None = None) -> None:
         """A sign-in failed: by `oidc` or `password`, for a `reason` that is one of ours. `about` is the number of the
-        account, where there is one; `actor` the member of staff who was to show again who they are. The address is
-        protected in the log."""
+        account, where there is one. The address is protected in the log."""
         with self._lock:
             if time.monotonic() - self._since < MINUTE and self._told >= ONE_BY_ONE:
                 self._counted[how, reason] += 1
@@ -37,7 +33,7 @@ class FailedSignIns:
                 self._since, self._told = time.monotonic(), 0
             self._told += 1
         account = None if about is None else f"staff:{about}"
-        tell(actor, "", ACTION, {"address": address}, how=how, reason=reason, about=account)
+        tell("system", "", "staff.sign_in_failed", {"address": address}, how=how, reason=reason, about=account)
 
     def counted(self) -> list[Entry]:
         """Once a minute is over: one entry for each way and reason, with how many were not told one by one."""
@@ -46,11 +42,11 @@ class FailedSignIns:
                 return []
             counted, self._counted = self._counted, Counter()
             self._since, self._told = time.monotonic(), 0
+        told = {"type": "staff", "actor": "system", "action": "staff.sign_ins_failed"}
         return [
-            entry({"type": "staff", "actor": "system", "action": ACTION, "how": how, "reason": reason, "count": count},
-                  {}, "system")
+            entry(told | {"how": how, "reason": reason, "count": count}, {}, "system")
             for (how, reason), count in sorted(counted.items())
-        ]  # fmt: skip
+        ]
 
     def clear(self) -> None:
         """Forget, for tests."""

@@ -116,9 +116,8 @@ class Callback(OIDCAuthenticationCallbackView):
         try:
             user = self._establish(request, begun)
         except Refused as error:
-            actor = "system" if begun.again is None else f"staff:{begun.again}"
             address = sign_in_throttle.address_of(request)
-            failures.note("oidc", error.reason, about=error.about, address=address, actor=actor)
+            failures.note("oidc", error.reason, about=error.about or begun.again, address=address)
             return entering.refused(request, error, begun.next, begun.again)
         if begun.again is None:
             entering.enter(request, user, "oidc")

@@ -106,7 +106,7 @@ class PasswordChangeForm(AdminPasswordChangeForm):
                 raise too_many(attempt.wait)
             old: str = super().clean_old_password()
         except ValidationError:
-            failures.note("password", "change", about=self.user.pk, address=self.address, actor=f"staff:{self.user.pk}")
+            failures.note("password", "change", about=self.user.pk, address=self.address)
             raise
         attempt.succeeded()
         return old
@@ -152,7 +152,7 @@ class PasswordAgainForm(PlainForm):
         address, given = sign_in_throttle.address_of(self.request), str(self.cleaned_data["password"])
         attempt = sign_in_throttle.attempt(user.get_username(), address)
         if attempt.wait or not user.check_password(given):
-            failures.note("password", "again", about=user.pk, address=address, actor=f"staff:{user.pk}")
+            failures.note("password", "again", about=user.pk, address=address)
             raise too_many(attempt.wait) if attempt.wait else ValidationError("That is not your password.")
         attempt.succeeded()
         return given

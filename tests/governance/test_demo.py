@@ -100,7 +100,7 @@ def test_loaded_again_nothing_comes_back_that_was_deleted(loaded: str) -> None:
 def test_a_load_that_was_killed_before_the_history_is_finished_by_the_next(db: None) -> None:
     demo.load_policy()
     assert "calls of the past" in demo.load()
-    assert authenticate(username=demo.LOGIN, password=demo.PASSWORD) is not None
+    assert authenticate(username=demo.LOGIN, password="muniment-demo-admin") is not None
 
 
 def test_the_printed_call_answers_allow(loaded: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +113,24 @@ def test_the_printed_call_answers_allow(loaded: str, capsys: pytest.CaptureFixtu
     answer = verify(key, body["token"], body["tool"])
     assert (answer["decision"], answer["reason"], answer["client"]["slug"]) == ("allow", "granted", "claude")
     assert answer["subject"]["email"] == "alice@example.com"
-    assert f"{demo.LOGIN} / {demo.PASSWORD}" in printed and "/v1/schema" in printed
+    assert "admin, auditor, access-manager, approver, privacy-officer, administrator;\n" in printed
+    assert "/reference" in printed
+
+
+def test_each_role_has_a_login_with_that_role_alone(loaded: str) -> None:
+    for name, role in demo.LOGINS.items():
+        user: Any = authenticate(username=name, password=f"muniment-demo-{name}")
+        assert user is not None and user.is_staff and user.is_superuser is (name == "admin")
+        assert [group.name for group in user.groups.all()] == ([role] if role else [])
+    users = get_user_model().objects
+    assert demo.logins().startswith("admin, auditor, ")
+    users.filter(username="admin").delete()
+    other = users.get(username="auditor")
+    other.set_password("a password of my own")
+    other.save()
+    assert demo.logins().startswith("access-manager, approver, "), "what no longer holds is not printed"
+    users.all().delete()
+    assert "removed" in demo.logins()
 
 
 def test_demo_token_prints_a_token_and_nothing_else(loaded: str, capsys: pytest.CaptureFixture[str]) -> None:

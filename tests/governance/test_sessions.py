@@ -10,6 +10,7 @@ from django.contrib.sessions.models import Session
 from django.test import Client as HttpClient
 
 from audit.models import Outbox, Record
+from audit.record_words import title
 from governance import idempotency, sign_in_throttle
 from governance.failed_sign_ins import ONE_BY_ONE, failures
 from governance.tasks import clear_sessions
@@ -210,8 +211,9 @@ def test_many_failures_are_counted_instead_of_recorded_one_by_one(
     until = time.monotonic() + 5
     while time.monotonic() < until and not Record.objects.filter(type="staff").count() > ONE_BY_ONE:
         time.sleep(0.1)
-    counts = [statement(record).get("count") for record in Record.objects.filter(type="staff")]
-    assert [count for count in counts if count] == [7]
+    told = [statement(record) for record in Record.objects.filter(type="staff")]
+    [counted] = [one for one in told if one["action"] == "staff.sign_ins_failed"]
+    assert counted["count"] == 7 and title(counted, {}) == "Muniment refused 7 sign-ins"
 
 
 def test_an_account_whose_password_was_guessed_too_often_is_asked_to_wait(http: HttpClient) -> None:
@@ -348,7 +350,8 @@ def test_ones_own_password_shows_again_who_one_is(http: HttpClient, clock: Clock
     wrong = http.post(AGAIN, {"password": "wrong", "next": "/admin/records/"})
     assert "That is not your password." in wrong.content.decode()
     assert http.session["muniment_signed_in_at"] < clock.now - 800
-    assert Outbox.objects.latest("id").actor == f"staff:{vera.pk}"
+    told = Outbox.objects.latest("id").members
+    assert (told["action"], told["reason"], told["about"]) == ("staff.sign_in_failed", "again", f"staff:{vera.pk}")
     right = http.post(AGAIN, {"password": PASSWORD, "next": "/admin/records/"})
     assert right["Location"] == "/admin/records/" and http.session["muniment_signed_in_at"] == int(clock.now)
     assert http.cookies["sessionid"].value != before

@@ -618,7 +618,7 @@ def test_a_person_whom_the_provider_did_not_ask_again_is_refused_and_stays_in(
     assert "could not be verified" in inside.get(response["Location"]).content.decode()
     assert not is_recent(inside) and inside.get("/admin/").status_code == 200
     entry = Outbox.objects.latest("id")
-    assert entry.members["reason"] == "token" and entry.actor == f"staff:{User.objects.get().pk}"
+    assert (entry.members["reason"], entry.members["about"]) == ("token", f"staff:{User.objects.get().pk}")
 
 
 def test_somebody_else_does_not_show_it_for_them_and_is_not_made_staff(inside: HttpClient, idp: Idp) -> None:
