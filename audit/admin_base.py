@@ -176,7 +176,7 @@ class CappedPaginator(Paginator):
     @cached_property
     def count(self) -> int:
         listed: Any = self.object_list
-        return int(listed[: self.MOST].count())
+        return int(listed.order_by()[: self.MOST].count())  # in an order, all would be sorted to be counted
 
 
 class BaseAdmin(admin.ModelAdmin):

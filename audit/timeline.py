@@ -232,7 +232,8 @@ def sentence(kind: str, name: str, totals: Totals, window: str) -> str:
     if not totals.allowed:
         return f"{subject} was never {done} {when}; {refused(totals.denied)}."
     times = {1: "once", 2: "twice"}.get(totals.allowed, f"{totals.allowed:,} times")
-    by = f", to use {listed(totals.tools)}" if kind == "client" else f", through {listed(totals.clients)}"
+    others, way = (totals.tools, "to use") if kind == "client" else (totals.clients, "through")
+    by = f", {way} {listed(others)}" if others else ""
     return f"{subject} was {done} {times} {when}{by}; {refused(totals.denied)}."
 
 

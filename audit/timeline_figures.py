@@ -17,8 +17,11 @@ from audit.viewer import Viewer
 WINDOWS = {"1h": "hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days", "1y": "year"}
 SPANS = {"1h": "5m", "24h": "1h", "7d": "1h", "30d": "1d", "1y": "1w"}
 SPAN_WORDS = {"5m": "five minutes", "1h": "hour", "1d": "day", "1w": "week"}
-MOST = 50  # values of a kind that are read of the rollups; more are summed up
+MOST = 200  # tools or clients by decision that are read of the rollups; more are summed up
 BEHIND = timedelta(minutes=1)  # how late the counting may be before that is said
+
+
+Counts = Sequence[tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,43 +75,48 @@ def of_user(top: Looked, window: str, since: datetime, until: datetime, names: N
     return Figures(totals, _parts("user", decided, counts, len(calls), names), chart, note)
 
 
-def of_many(viewer: Viewer, who: Who, window: str, since: datetime, until: datetime, names: Names) -> Figures:
-    """From rollups, whose spans are whole: those at the ends may reach a little beyond the window."""
+def of_many(
+    viewer: Viewer, who: Who, top: Looked, window: str, since: datetime, until: datetime, names: Names
+) -> Figures:
+    """From rollups, whose spans are whole: those at the ends may reach a little beyond the window. Agent modes, which
+    they do not tell apart by client or tool, are counted among the newest records."""
     span, filters = SPANS[window], dict[str, Any](who.filters)
-    found = dict(rollups.totals(viewer, "decision", since, until, span, **filters))
-    allowed, denied = found.get("allow", 0), found.get("deny", 0)
+    buckets = rollups.series(viewer, since, until, span, **filters)
+    calls, denied = sum(bucket.calls for bucket in buckets), sum(bucket.denied for bucket in buckets)
     flagged = dict(rollups.totals(viewer, "flagged", since, until, span, decision="allow", **filters)).get("true", 0)
-    counts = {name: _counts(viewer, name, since, until, span, filters) for name in TOLD[who.kind]}
-    used = {
-        name: _counts(viewer, name, since, until, span, {**filters, "decision": "allow"})
-        for name in ("client", "tool")
-        if name in TOLD[who.kind]
-    }
-    decided = allowed, flagged, denied
-    totals = _totals(decided, used.get("client", []), used.get("tool", []), names, None)
-    chart = _chart(rollups.series(viewer, since, until, span, **filters), span)
-    return Figures(totals, _parts(who.kind, decided, counts, allowed + denied, names), chart, _note(until, span))
+    name = "tool" if who.kind == "client" else "client"
+    every, used = _by_other(viewer, name, since, until, span, filters)
+    seen = Counter(row.mode or "" for row, _ in top.rows if row.is_call)
+    decided = calls - denied, flagged, denied
+    totals = _totals(decided, used if name == "client" else [], used if name == "tool" else [], names, None)
+    parts = _parts(who.kind, decided, {name: every, "mode": []}, calls, names)
+    modes = timeline.divided(seen.most_common(), seen.total(), "mode", {})
+    if len(seen) > 1:
+        parts.append(Part(f"{HEADINGS['mode']}, of the newest {seen.total():,}", modes))
+    return Figures(totals, parts, _chart(buckets, span), _note(until, span))
 
 
-def _counts(
+def _by_other(
     viewer: Viewer, name: str, since: datetime, until: datetime, span: str, filters: Mapping[str, Any]
-) -> list[tuple[str, int]]:
-    if name != "tool":
-        return rollups.totals(viewer, name, since, until, span, MOST, **filters)
-    found = rollups.groups(viewer, ("backend", "tool"), since, until, span, MOST, **filters)
-    return [(f"{one.values['backend']}/{one.values['tool']}", one.times) for one in found]
+) -> tuple[Counts, Counts]:
+    """The tools of a client or the clients of a tool: how often each was called, and was allowed."""
+    told = ["backend", "tool"] if name == "tool" else ["client"]
+    found = rollups.groups(viewer, [*told, "decision"], since, until, span, MOST, **filters)
+    every, used = Counter[str](), Counter[str]()
+    for one in found:
+        value = "/".join(one.values[column] for column in told)
+        every[value] += one.times
+        used[value] += one.times if one.values["decision"] == "allow" else 0
+    return every.most_common(), [(value, number) for value, number in used.most_common() if number]
 
 
-def _totals(
-    decided: tuple[int, int, int], clients: Sequence[tuple[str, int]], tools: Sequence[tuple[str, int]], names: Names,
-    cut: int | None,
-) -> Totals:  # fmt: skip
+def _totals(decided: tuple[int, int, int], clients: Counts, tools: Counts, names: Names, cut: int | None) -> Totals:
     called = [names.of("client", value) for value, _ in clients if value]
     return Totals(decided[0], decided[2], called, [timeline.tool_words(value) for value, _ in tools if value], cut)
 
 
 def _parts(
-    kind: str, decided: tuple[int, int, int], counts: Mapping[str, Sequence[tuple[str, int]]], whole: int, names: Names
+    kind: str, decided: tuple[int, int, int], counts: Mapping[str, Counts], whole: int, names: Names
 ) -> list[Part]:
     parts = [Part("How calls were decided", timeline.decisions(*decided))] if whole else []
     for name in TOLD[kind]:

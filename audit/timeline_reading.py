@@ -4,7 +4,6 @@ of a timeline looks at 1,000 records of its window, and at 4,000 older ones to t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from django.db.models import QuerySet
@@ -20,7 +19,8 @@ BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 # Not lines of their own: an outcome stands with its call, and what staff did stands apart.
 APART = frozenset({"outcome", "staff", "request", "review"})
 STAFF = APART - {"outcome"}
-COLUMNS = ("at", "id", "type", "decision", "flagged", "client", "backend", "tool", "mode")
+COLUMNS = ("id", "at", "type", "decision", "flagged", "client", "backend", "tool", "mode")
+OLD_COLUMNS = ("at", "type", "client", "backend", "tool", "mode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +61,26 @@ def look(
 
     A tool is looked for by its name alone, which is what the index has; another backend's of the same name are taken
     out here, so that they cannot make the query long."""
-    indexed = {name: value for name, value in who.filters.items() if name != "backend"}
-    records: QuerySet[Record] = search.visible(viewer, since, until).filter(**indexed)
-    found = list(records.order_by("at" if oldest_first else "-at").values_list(*COLUMNS)[:most])
+    records = _newest(viewer, who, since, until)
+    found = list((records.order_by("at") if oldest_first else records).values_list(*COLUMNS)[:most])
     backend = who.filters.get("backend")
-    rows = [_seen(row) for row in found if backend is None or row[6] == backend]
-    last = found[-1][0] if found else None
+    rows = [(_seen(*rest), number) for number, *rest in found if backend in (None, rest[5])]
+    last = found[-1][1] if found else None
     return Looked(rows[::-1] if oldest_first else rows, len(found) == most, last)
 
 
-def _seen(row: tuple[Any, ...]) -> tuple[Seen, UUID]:
-    at, number, kind, decision, flagged, client, backend, tool, mode = row
+def _newest(viewer: Viewer, who: Who, since: datetime, until: datetime) -> QuerySet[Record]:
+    """Along the index, newest first."""
+    indexed = {name: value for name, value in who.filters.items() if name != "backend"}
+    return search.visible(viewer, since, until).filter(**indexed).order_by("-at")
+
+
+def _seen(
+    at: datetime, kind: str, decision: str | None, flagged: bool, client: str | None, backend: str | None,
+    tool: str | None, mode: str | None,
+) -> Seen:  # fmt: skip
     name = f"{backend}/{tool}" if tool and backend else tool
-    return Seen(at, kind, decision, flagged, client, name, mode), number
+    return Seen(at, kind, decision, flagged, client, name, mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +120,10 @@ def earlier(viewer: Viewer, who: Who, context: Looked | Page) -> Earlier:
     rows = context.rows if isinstance(context, Looked) else context.context
     if not rows:
         return Earlier()
-    older = look(viewer, who, BEGINNING, rows[-1][0].at, OLDER)
-    return learned([row for row, _ in older.rows], not older.cut, len(older.rows))
+    older = _newest(viewer, who, BEGINNING, rows[-1][0].at).values_list(*OLD_COLUMNS)[:OLDER]
+    backend = who.filters.get("backend")
+    seen = [_seen(at, kind, None, False, *rest) for at, kind, *rest in older if backend in (None, rest[1])]
+    return learned(seen, len(older) < OLDER, len(seen))
 
 
 def records(viewer: Viewer, lines: Sequence[tuple[Seen, UUID]]) -> list[Record]:

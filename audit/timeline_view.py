@@ -127,10 +127,10 @@ class TimelineViews:
         if who.kind == "user":
             figures = timeline_figures.of_user(top, window, since, until, names)
         else:
-            figures = timeline_figures.of_many(viewer, who, window, since, until, names)
+            figures = timeline_figures.of_many(viewer, who, top, window, since, until, names)
         called = "this user" if who.kind == "user" else names.of(who.kind, who.name)
         return {
-            "title": "Timeline of a user" if who.kind == "user" else f"Timeline of {called}", "who": who, "figures": figures,
+            "title": f"Timeline of {'a user' if who.kind == 'user' else called}", "who": who, "figures": figures,
             "sentence": timeline.sentence(who.kind, called, figures.totals, WINDOWS[window]),
             "parts": shares(who, window, figures), "unusual": unusual(page, marks),
             "days": days(viewer, page, marks, names.clients), "staff": staff(viewer, top, names.clients),
