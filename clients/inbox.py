@@ -11,7 +11,7 @@ from typing import Any
 
 from django.core.exceptions import PermissionDenied
 from django.db import DataError, IntegrityError, transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import OuterRef, QuerySet, Subquery
 from django.urls import reverse
 from django.utils import timezone
 
@@ -51,12 +51,16 @@ class WaitingItem:
 
 def unknown(kind: str, ignored: bool = False) -> QuerySet[Sighting]:
     """Sightings of `kind` client or tool whose name is still unknown, the last seen first."""
+    known: QuerySet[Any]
     if kind == "client":
-        known = Exists(OAuthClientId.objects.filter(issuer__issuer=OuterRef("source"), oauth_id=OuterRef("name")))
+        known = OAuthClientId.objects.filter(issuer__issuer=OuterRef("source"), oauth_id=OuterRef("name"))
     else:
-        known = Exists(Tool.objects.filter(backend__slug=OuterRef("source"), name=OuterRef("name")))
-    seen = Sighting.objects.filter(~known, kind=kind, ignored_at__isnull=not ignored)
-    return seen.order_by("-last_seen", "-pk")
+        known = Tool.objects.filter(backend__slug=OuterRef("source"), name=OuterRef("name")).order_by()
+    # Looked up by index, one by one: as a join it is planned by statistics that a table which grew a moment ago lacks,
+    # and then takes seconds.
+    seen = Sighting.objects.filter(kind=kind, ignored_at__isnull=not ignored)
+    unknown_yet = seen.alias(known=Subquery(known.values("pk")[:1])).filter(known__isnull=True)
+    return unknown_yet.order_by("-last_seen", "-pk")
 
 
 def pending() -> QuerySet[Tool]:
