@@ -19,7 +19,7 @@ from audit.search_scan import Look, look
 from audit.viewer import Viewer, check
 
 PAGE = 50
-# What can be asked for exactly; `scopes` is one scope among those that a call needed.
+# What can be asked for exactly (None: the record has no value); `scopes` is one scope among those that a call needed.
 FILTERS = ("type", "decision", "reason", "client", "tool", "subject", "backend", "tenant", "flagged", "mode", "scopes")
 # The keyed hashes of ids.
 LOOKUPS = ("request_key", "trace_key", "session_key", "resource_key")

@@ -46,12 +46,12 @@ class Known:
 
 
 def plan(viewer: Viewer, since: datetime, until: datetime, conditions: dict[str, Any]) -> Plan:
-    """Choose. `conditions` are exact: column -> value, as in `search.Query`."""
+    """Choose. `conditions` are exact: column -> value (None: without one), as in `search.Query`."""
     if since >= until:
         return Plan(None, (), ())
     if first := next((column for column in FIRST if column in conditions), None):
         return Plan(first, (conditions[first],), ((since, until),))
-    asked = {name: value for name, value in conditions.items() if name in rollups.DIMENSIONS}
+    asked = {name: "" if value is None else value for name, value in conditions.items() if name in rollups.DIMENSIONS}
     counted = RollupState.objects.values_list("at", flat=True).first() if asked else None
     parts: tuple[Part, ...] = ((since, until),)
     counts: dict[str, int] = {}
@@ -76,7 +76,8 @@ def _parts(known: Known, since: datetime, until: datetime, counted: datetime) ->
 
 def _best(counts: dict[str, int], conditions: dict[str, Any]) -> str | None:
     """The column to follow: that of the rarest value, by the counts, else by custom."""
-    offered = [name for name in USUAL if name in conditions]
+    # The index over tenants has no records without one.
+    offered = [name for name in USUAL if name in conditions and (name, conditions[name]) != ("tenant", None)]
     if conditions.get("flagged") is True:
         offered.append("flagged")
     if conditions.get("type") not in (None, *FREQUENT):

@@ -69,14 +69,24 @@ def _look(plan: Plan, part: Part, conditions: Mapping[str, Any], most: int, newe
 def _tried(plan: Plan, conditions: Mapping[str, Any], budget: int, order: str) -> str:
     """Rows of one value of the followed index, numbered, each with whether it matches. The LIMIT inside keeps the other
     filters from being moved to where they would let the scan run on without end."""
-    followed = "" if plan.column is None else f"AND {FOLLOWED.get(plan.column, f'{plan.column} = %(followed)s')}"
-    tried = [MEANINGS.get(name, f"{name} = %({name})s") for name in conditions if name != plan.column]
+    followed = "" if plan.column is None else f"AND {_followed(plan)}"
+    tried = [_tried_one(name, value) for name, value in conditions.items() if name != plan.column]
     columns = ", ".join(name for name in (*READ, *KEYS) if name in conditions or name in ("decision", "tenant"))
     return f"""
         SELECT at, decision, ({" AND ".join(tried) or "true"}) IS TRUE AS hit,
             row_number() OVER (ORDER BY at {order}) AS n
         FROM (SELECT at, {columns} FROM audit_record WHERE at >= %(since)s AND at < %(until)s {followed}
               ORDER BY at {order} LIMIT {budget}) followed"""  # noqa: S608 - names are ours
+
+
+def _followed(plan: Plan) -> str:
+    return (
+        FOLLOWED.get(str(plan.column)) or f"{plan.column} {'IS NULL' if plan.values == (None,) else '= %(followed)s'}"
+    )
+
+
+def _tried_one(name: str, value: Any) -> str:
+    return MEANINGS.get(name) or f"{name} {'IS NULL' if value is None else f'= %({name})s'}"
 
 
 def _run(statement: str, plan: Plan, given: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -106,12 +106,13 @@ class MunimentAdminSite(AdminSite):
 
 def directory() -> Any:
     """What staff call things today. Small tables, read whole."""
-    from audit.records_view import Directory
+    from audit.records_form import Directory
     from clients.models import Client
-    from tools.models import Backend, Tool
+    from tools.models import Backend, Scope, Tool
 
     return Directory(
         dict(Client.objects.order_by("slug").values_list("slug", "name")),
         dict(Backend.objects.order_by("slug").values_list("slug", "name")),
         tuple(Tool.objects.order_by("name").values_list("name", flat=True).distinct()),
+        tuple(Scope.objects.order_by("name").values_list("name", flat=True)),
     )

@@ -281,6 +281,7 @@ def test_what_is_no_dimension_and_what_is_too_much_is_refused(db: None) -> None:
     assert rollups.series(ALL, START, START + HOUR, "1h", client="c1", most_rows=5)
     with pytest.raises(rollups.TooMany):
         rollups.series(ALL, START, START + HOUR, "1h", client="c1", most_rows=4)
+    assert rollups.totals(ALL, "tool", START, START + HOUR, "1h", client="c1", most_rows=1), "found on an index"
 
 
 def test_how_far_the_counting_is_can_be_asked(db: None) -> None:

@@ -90,6 +90,7 @@ def expected(filters: dict[str, Any], lookups: dict[str, bytes] | None = None) -
     """The truth, from every record."""
     scope = filters.get("scopes")
     plain = {name: value for name, value in filters.items() if name != "scopes"}
+    plain = {(f"{k}__isnull" if v is None else k): (True if v is None else v) for k, v in plain.items()}
     found = Record.objects.filter(**plain, **(lookups or {})).order_by("-at")
     return [r.at for r in found if scope is None or scope in (r.scopes or "").split()]
 
@@ -104,6 +105,7 @@ COMBINATIONS: list[tuple[dict[str, Any], dict[str, bytes]]] = [
     ({"mode": "background"}, {}), ({"client": "gone"}, {}), ({"client": "claude", "tool": "never"}, {}),
     ({}, {"request_key": KEY}), ({"decision": "allow"}, {"resource_key": KEY}),
     ({"subject": "usr_b"}, {"resource_key": KEY}),
+    ({"client": None}, {}), ({"client": None, "tool": "b"}, {}), ({"tenant": None}, {}), ({"subject": None}, {}),
     ({"flagged": True, "tool": "a"}, {}), ({"type": "staff", "backend": "outer"}, {}), ({"type": "hold"}, {}),
     ({"type": "decision", "flagged": True, "mode": "interactive", "scopes": "m:write"}, {}),
 ]  # fmt: skip
