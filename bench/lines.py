@@ -34,6 +34,7 @@ class Line:
     asked: list[Asked]
     step: str = "first"
     missing: str = ""
+    rounds: int = 2  # after one that is not timed
 
 
 def url(name: str, *arguments: Any, **query: Any) -> str:
@@ -100,6 +101,9 @@ class Lines:
         )  # fmt: skip
         for names in wanted:
             yield self.search(f"{' + '.join(names)}, a year", self._together(names))
+        absent = [{name: "-", "reason": value, "window": YEAR} for name in ("client", "tenant")
+                  for value in self.columns["reason"][: self.count // 2]]  # fmt: skip
+        yield self.search("no client, or no tenant, + reason", absent)
         yield self.search("mode + reason, second page", self._together(("mode", "reason")), "next")
         yield self.search("what nothing matches", self._never())
         yield self.search("what does not go together", self._apart())
@@ -130,7 +134,7 @@ class Lines:
     def orders(self) -> Iterator[Line]:
         """The oldest first."""
         for name in ("client", "reason", "subject"):
-            queries = [{name: value, "window": YEAR, "order": "oldest"} for value in self.columns[name]]
+            queries = [{name: value, "window": YEAR, "sort": "oldest"} for value in self.columns[name]]
             yield self.search(f"{name}, a year, oldest first", queries)
             yield self.search(f"{name}, a year, oldest first, second page", queries, "next")
 
@@ -171,7 +175,8 @@ class Lines:
         path = url("admin:people")
         emails = self.values.emails()
         yield Line("people", "the page", [Asked(path)] * self.count)
-        yield Line("people", "find by e-mail", [Asked(path, urlencode({"kind": "email", "value": e})) for e in emails])
+        looks = [Asked(path, urlencode({"person": email})) for email in emails]
+        yield Line("people", "find by e-mail", looks, rounds=1)  # a member of staff may not look up more in a minute
         users = self.columns["subject"][self.count // 2 :] * 2
         yield Line("people", "report of a user", [Asked(url("admin:person_report", uid)) for uid in users])
 

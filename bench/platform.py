@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,15 @@ def servers() -> Iterator[None]:
 
 
 @contextmanager
-def web(processes: int = 2, threads: int = 16) -> Iterator[None]:
-    """The web processes, stopped at the end."""
+def web(processes: int = 2, threads: int = 16, log: Path | None = None) -> Iterator[None]:
+    """The web processes, stopped at the end; what they say goes to `log`, where one is given."""
     command = [
         sys.executable, "-m", "granian", "--interface", "wsgi", "bench.wsgi:application", "--host", "127.0.0.1",
         "--port", str(PORT), "--no-ws", "--workers", str(processes), "--blocking-threads", str(threads),
     ]  # fmt: skip
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    with ExitStack() as opened:
+        told = opened.enter_context(log.open("ab")) if log else None
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=told)
     try:
         _wait(process)
         yield

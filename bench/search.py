@@ -33,6 +33,7 @@ OF_SERVERS = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
 def main(arguments: list[str]) -> None:
     """Fill, time, print."""
     options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what was started is stopped then too
     with folder(options.keep) as place, database(place):
         ready(options.records)
         if options.serve:
@@ -131,7 +132,6 @@ def serve() -> None:
     """Until SIGINT or SIGTERM."""
     for name in OF_SERVERS:
         say(f"export {name}='{os.environ[name]}'")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     while True:
         time.sleep(60)
 

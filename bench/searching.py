@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil
+from pathlib import Path
 
+from django.conf import settings
 from django.db import connection
 
 from audit import rollups
@@ -16,7 +18,6 @@ from bench.lines import Line, Lines, next_of
 from bench.visits import Answer, Asked, Inside, Statement, Visitor, indexes_of, plan, visitor
 
 TARGET = 200.0  # milliseconds at the 95th percentile
-ROUNDS = 2  # after one round that is not timed
 SIZES = """SELECT c.relname, coalesce(sum(pg_relation_size(t.relid)), 0), pg_get_indexdef(c.oid)
     FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid, LATERAL pg_partition_tree(c.oid) t
     WHERE i.indrelid = 'audit_record'::regclass GROUP BY c.relname, c.oid ORDER BY 2 DESC"""
@@ -48,7 +49,7 @@ def measure(count: int, only: str) -> None:
     _count_rollups()
     _head()
     table: list[Timed] = []
-    with platform.web(processes=1, threads=2):
+    with platform.web(processes=1, threads=2, log=Path(settings.MUNIMENT_VAR) / "web.log"):
         browser = visitor()
         for line in Lines(count).all():
             if only in f"{line.group} {line.name}":
@@ -85,7 +86,7 @@ def _head() -> None:
     print(f"shared_buffers {buffers}; ", end="")
     print(f"{Rollup.objects.count():,} rollups, {state.next:,} records counted")
     print("HTTP requests, one after the other, to one granian process with the real views and middleware; each line is")
-    print(f"asked once to warm up, then {ROUNDS} times with each of its values (frequent, middling and rare ones)\n")
+    print("asked once to warm up, then twice, with values that are frequent, middling and rare\n")
     print(f"{'page':>9} {'':42} {'n':>4} {'p50 ms':>8} {'p95 ms':>8} {'max ms':>8}", flush=True)
 
 
@@ -94,7 +95,7 @@ def _time(browser: Visitor, line: Line) -> Timed:
     if timed.fault:
         return timed
     asked = [found for one in line.asked if (found := _target(browser, timed, one))]
-    for number in range(ROUNDS + 1):
+    for number in range(line.rounds + 1):
         for one in asked:
             answer = browser.ask(one)
             if answer.status not in (200, 302):

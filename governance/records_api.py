@@ -19,6 +19,7 @@ from audit import search
 from audit.batching import EPOCH
 from audit.entries import lookup
 from audit.models import Record
+from audit.records_form import ABSENT, NONE
 from audit.search import Page, Query
 from audit.viewer import Viewer
 from governance import schema, staff_keys
@@ -147,6 +148,7 @@ def query_of(given: Mapping[str, str]) -> Query:
     if int(given.get("limit", 1)) > search.PAGE:
         raise invalid_parameter("limit", f"1 to {search.PAGE}")
     filters: dict[str, Any] = {COLUMNS.get(name, name): given[name] for name in FILTERS if name in given}
+    filters |= {name: None for name in ABSENT if filters.get(name) == NONE}
     if "flagged" in filters:
         filters["flagged"] = filters["flagged"] == "true"
     lookups = {f"{name[:-3]}_key": lookup(name, given[name]) for name in ("request_id", "trace_id") if name in given}

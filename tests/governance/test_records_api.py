@@ -113,6 +113,9 @@ class TestFilters:
         key = lookup("resource", "memory\x00m_1").hex()
         assert tool.ids(resource_key=key) == [d] and tool.ids(session_key=key) == []
         assert tool.ids(decision="allow", mode="background", client="claude") == [o]
+        stranger = made.verify(token=None)["record"]
+        assert tool.ids(client="-", type="decision") == [stranger]
+        assert tool.ids(tenant="-", type="decision") == [stranger, d, o, a]
         assert tool.ids(decision="deny", mode="background") == []
 
     def test_the_time_window_is_always_on(self, made: World, tool: Tool) -> None:
