@@ -61,7 +61,7 @@ def around(viewer: Viewer, record: Record, statement: Mapping[str, Any], client:
         if policy := policy_record(viewer, version, record.at):
             found += link(f"What made policy version {version}", "admin:record", policy.id)
         found += explain(statement)
-    return found + looked_at(statement)
+    return found + of_staff(statement)
 
 
 def same(record: Record, window: str | None) -> list[Link]:
@@ -89,10 +89,19 @@ def explain(statement: Mapping[str, Any]) -> list[Link]:
     return link("What would be decided now?", "admin:access_explain", query=query)
 
 
-def looked_at(statement: Mapping[str, Any]) -> list[Link]:
-    """The record that a look was at."""
-    number = statement.get("record")
-    return link("The record that was looked at", "admin:record", number) if isinstance(number, str) else []
+# Members of a statement by which it names what has a page of its own.
+PAGES = {
+    "record": ("The record that was looked at", "admin:record"),
+    "request": ("The request", "admin:clients_accessrequest_change"),
+    "review": ("The access review", "admin:clients_review_change"),
+    "grant": ("The grant", "admin:clients_grant_change"),
+}  # fmt: skip
+
+
+def of_staff(statement: Mapping[str, Any]) -> list[Link]:
+    """What staff acted on."""
+    named = [(PAGES[name], statement.get(name)) for name in PAGES]
+    return [one for (words, route), key in named if isinstance(key, (str, int)) for one in link(words, route, key)]
 
 
 def policy_record(viewer: Viewer, version: int, at: datetime) -> Record | None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from types import NoneType
 from typing import Any
 
 from audit import details, record_around, record_proof, record_words, search
@@ -14,6 +15,15 @@ from audit.viewer import Viewer
 from muniment import merkle, statements
 
 LABELS = {"role": "Database role", "by": "Looked for by", "found": "Users found", "count": "Records"}
+WORDS = (
+    "type", "action", "actor", "access", "backend", "client", "client_id", "decision", "issuer", "parent", "reason",
+    "subject", "tenant", "tool",
+)  # fmt: skip
+# Members that stand elsewhere on the page than among the facts, or only in the raw statement.
+TOLD = frozenset({
+    "actor", "v", "id", "at", "_sd", "type", "changes", "part", "parts", "policy", "counts", "subject", "grants",
+    "public", "signature",
+})  # fmt: skip
 UNREADABLE = "A record whose bytes are not a statement"
 
 
@@ -45,7 +55,31 @@ def read(record: Record) -> Statement:
         found = statements.load(bytes(record.statement))
     except statements.StatementError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and _well_formed(found) else {}
+
+
+def _well_formed(statement: Statement) -> bool:
+    """Whether the members that pages read are of the types that we write. Whoever changes the database may have written
+    JSON of any shape."""
+    get, agent = statement.get, statement.get("agent") or {}
+    if not all(isinstance(get(name), (str, NoneType)) for name in WORDS):
+        return False
+    texts = [get(name) for name in ("required", "token_scopes", "effective", "roles", "_sd")]
+    tables = [agent, *(get(name) for name in ("policy", "outcome", "counts"))]
+    if not all(isinstance(table, dict) for table in tables if table is not None):
+        return False
+    texts += [agent.get("chain"), agent.get("scopes")]
+    numbers, changes = [get("grants"), list((get("counts") or {}).values())], get("changes") or []
+    return (
+        all(_list_of(text, str) for text in texts)
+        and all(_list_of(number, int) for number in numbers)
+        and _list_of(changes, dict)
+        and all(isinstance(change.get(side), (dict, NoneType)) for change in changes for side in ("old", "new"))
+    )
+
+
+def _list_of(value: Any, kind: type) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(one, kind) for one in value))
 
 
 def pill(statement: Statement) -> Pill:
@@ -188,15 +222,19 @@ def facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
             Fact("User", get("subject"), "subject", mono=True),
             Fact("Backend", get("backend"), "backend"),
         ]
-    told = {"actor", "v", "id", "at", "_sd", "type", "changes", "part", "parts", "policy", "counts", "subject"}
     user = get("subject")
     found = [Fact("User", user, "subject", mono=True)] if isinstance(user, str) else []
     found += [
         Fact(LABELS.get(name) or record_words.column_words(name).capitalize(), record_words.value_words(value))
         for name, value in sorted(statement.items())
-        if name not in told and value is not None and not isinstance(value, (dict, list))
+        if name not in TOLD and value is not None and not _nested(value)
     ]
     return [*found, Fact("Why", record_words.why(statement, names))] if get("counts") else found
+
+
+def _nested(value: Any) -> bool:
+    """Whether a value has no words of its own: the raw statement shows it."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value))
 
 
 def _call_facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:

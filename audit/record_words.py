@@ -104,7 +104,26 @@ def title(statement: Statement, names: Mapping[str, str]) -> str:
             return f"{sum(counts.values()):,} calls of {statement.get('backend') or 'no backend'} were turned away"
         case "ungoverned":
             return f"{statement.get('backend') or 'A backend'} let a call of {statement.get('tool')} through without us"
+        case "notice" | "key":
+            return _notice(statement)
     return f"{TYPES.get(str(statement.get('type')), str(statement.get('type')).capitalize())}"
+
+
+NOTICES = {
+    "alert.raised": "An alert was raised: {alert}", "alert.cleared": "An alert is over: {alert}",
+    "log.open": "Log {log} was opened", "log.close": "Log {log} was closed",
+    "outbox.unfit": "What {actor} did does not fit a record; it is named by its digest",
+    "key.published": "A new {use} key was published", "key.retired": "A {use} key was retired",
+}  # fmt: skip
+
+
+def _notice(statement: Statement) -> str:
+    """What the platform itself says."""
+    action, kind = str(statement.get("action")), str(statement.get("type"))
+    words = NOTICES.get(action)
+    said = _Members(statement)
+    said["alert"], said["actor"] = said["alert"].replace("-", " "), actor_words(statement.get("actor"))
+    return words.format_map(said) if words else f"{TYPES[kind]}: {action}"
 
 
 def client_words(statement: Statement, names: Mapping[str, str]) -> str | None:

@@ -1,12 +1,13 @@
 """The record page's protected details: what of a user is opened by POST for those who may, recorded first; what staff
 did is readable by every auditor; what was forgotten or tampered with says so."""
 
+import json
 import re
 from typing import Any
 from uuid import UUID
 
 import pytest
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.test import Client as HttpClient
 
 from audit import details, record_view, subjects
@@ -110,8 +111,6 @@ def test_a_destroyed_key_reads_forgotten_even_if_this_process_still_has_it(world
 
 def destroy(holder: str) -> None:
     """As an erasure does; the serving role may not."""
-    from django.db import connections
-
     with connections["owner"].cursor() as cursor:
         cursor.execute("DELETE FROM audit_datakey WHERE holder = %s", [holder])
     connections["owner"].close()
@@ -211,3 +210,31 @@ def test_erased_in_another_process(world: World) -> None:
     assert details.opened(record, read(record)).state == "open"
     destroy(record.holder or "")
     assert details.opened(record, read(record)).state == "forgotten"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        {"type": "decision", "required": 5}, {"type": "decision", "grants": "x"}, {"type": "decision", "agent": []},
+        {"type": "decision", "agent": {"chain": [1]}}, {"type": "policy", "changes": [1]},
+        {"type": "denials", "counts": 1}, {"type": "policy", "changes": [{"old": 1}]},
+        {"type": "outcome", "outcome": "x"}, {"type": "decision", "_sd": {}},
+        {"type": "staff", "actor": 5, "action": {"a": 1}, "subject": []}, {"type": 5},
+        {"type": "decision", "policy": 1}, {"type": "notice", "action": [1]}, {"type": "key"},
+        {"type": "decision", "client": [], "tool": {}, "parent": 1},
+        {"type": "request", "request": "../x", "record": "x", "review": -1, "grant": 10**30},
+    ],
+)  # fmt: skip
+def test_whatever_somebody_wrote_over_a_statement_is_shown(world: World, statement: dict[str, Any]) -> None:
+    """Not an error of the server: the page is where people look for what was tampered with."""
+    record, ada = Record.objects.get(id=call(world)), member("ada", *AUDITOR)
+    with connections["owner"].cursor() as cursor:
+        cursor.execute("ALTER TABLE audit_record DISABLE TRIGGER muniment_append_only")
+        data = json.dumps(statement).encode()
+        cursor.execute("UPDATE audit_record SET statement = %s WHERE at = %s", [data, record.at])
+        cursor.execute("ALTER TABLE audit_record ENABLE TRIGGER muniment_append_only")
+    connections["owner"].close()
+    for url in (f"/admin/records/{record.id}/", f"/admin/timeline/user/{record.subject}/"):
+        assert ada.get(url).status_code == 200, url
+    assert "does not hold" in ada.get(f"/admin/records/{record.id}/").content.decode()
+    assert opened(member("pia", *PRIVACY), record.id).status_code == 200
