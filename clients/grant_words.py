@@ -86,15 +86,19 @@ def ends_soon(grant: Grant, now: datetime) -> bool:
 
 
 def facts(grant: Grant | AccessRequest) -> list[tuple[str, Any]]:
-    """What a grant says, part by part: names and values."""
+    """What a grant says, part by part: names and values. What does not narrow it is left out."""
     effect = {"allow": "Allows", "flag": "Allows, and marks each call for review", "deny": "Blocks"}[grant.effect]
+    narrower = [
+        ("Tool", f"{grant.tool} of {grant.tool.backend}" if grant.tool else ""),
+        ("User", grant.subject_id),
+        ("Role", grant.role),
+        ("Tenant", grant.tenant),
+        ("Agent mode", ", ".join(grant.modes)),
+    ]
+    narrowed = [(name, value) for name, value in narrower if value]
     return [
         ("Client", grant.client or "any client"),
         ("Effect", effect),
         ("Scopes", ", ".join(scope.name for scope in grant.scopes.all()) or "every one"),
-        ("Tool", f"{grant.tool} of {grant.tool.backend}" if grant.tool else "any tool"),
-        ("User", grant.subject_id or "everyone"),
-        ("Role", grant.role or "any role"),
-        ("Tenant", grant.tenant or "any tenant"),
-        ("Agent mode", ", ".join(grant.modes) or "every mode"),
+        *(narrowed or [("For", "everyone, in every tool, tenant and agent mode")]),
     ]

@@ -43,11 +43,6 @@ class Effect:
         return self.before != self.after
 
     @property
-    def pill(self) -> str:
-        """What it would be, as a colour."""
-        return self.after
-
-    @property
     def words(self) -> str:
         """`Claude may call memory.capture`, with the modes where it is not so in all."""
         who, tool = self.client_name, self.tool
@@ -81,6 +76,16 @@ class Impact:
     same: tuple[Effect, ...]
     partial: bool
     replay: Replay | None
+
+    @property
+    def refused(self) -> tuple[Effect, ...]:
+        """What stays refused, and why: what somebody who grants would not expect."""
+        return tuple(effect for effect in self.same if effect.after == "deny")
+
+    @property
+    def allowed(self) -> tuple[Effect, ...]:
+        """What was allowed and stays so."""
+        return tuple(effect for effect in self.same if effect.after != "deny")
 
     @property
     def digest(self) -> str:
@@ -187,9 +192,16 @@ def _by_mode(
     for alike in modes:
         one = replace(question, mode=alike[0])
         was, becomes = ask(before, one), ask(after, one)
-        why = "" if becomes.allowed else becomes.explanation
+        why = "" if becomes.allowed else _why(becomes)
         found[outcome(was), outcome(becomes), why].extend(alike)
     return found
+
+
+def _why(refused: Decision) -> str:
+    """Why a call stays refused, in the admin's words."""
+    if refused.reason == "grant_denied":
+        return f"Block {refused.grants[0]} forbids it."
+    return refused.explanation
 
 
 def _state(subject: str | None) -> SubjectState:

@@ -23,11 +23,16 @@ class _Hidden(HTMLParser):
             self.fields.setdefault(name, []).append(given.get("value") or "")
 
 
-def hidden(page: Any) -> dict[str, list[str]]:
-    """The hidden fields of the forms of a page."""
+def hidden_in(text: str) -> dict[str, list[str]]:
+    """The hidden fields of the forms of a page, from its text."""
     parser = _Hidden()
-    parser.feed(page.content.decode())
+    parser.feed(text)
     return parser.fields
+
+
+def hidden(page: Any) -> dict[str, list[str]]:
+    """The same of a response."""
+    return hidden_in(page.content.decode())
 
 
 def given(*scopes: str, client: str | None = "claude", **other: Any) -> dict[str, Any]:

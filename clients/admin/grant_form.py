@@ -28,9 +28,9 @@ ENDS = [
     ("never", "never"),
 ]
 EFFECTS = [
-    ("allow", "may use"),
-    ("flag", "may use, and each call is marked for review"),
-    ("deny", "must not use"),
+    ("allow", "use"),
+    ("flag", "use, and each call is marked for review"),
+    ("deny", "not use: a block"),
 ]
 DATETIME = forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M")
 LONGEST = 255  # of any name in a link
@@ -114,9 +114,9 @@ class ClientField(forms.ModelChoiceField):
 class GrantForm(EndsForm):
     """A new grant, read as a sentence. The labels are the words between its parts."""
 
-    client = ClientField(label="The client")
-    effect = forms.ChoiceField(label="may or must not", initial="allow", widget=forms.RadioSelect, choices=EFFECTS)
-    scopes = ScopesField(label="the scopes", help_text="A block without scopes blocks everything that it matches.")
+    client = ClientField(label="Client")
+    effect = forms.ChoiceField(label="may", initial="allow", widget=forms.RadioSelect, choices=EFFECTS)
+    scopes = ScopesField(label="the scopes", help_text="None ticked: only for a block, of everything that it matches.")
     tool = ToolField(label="only in the tool")
     subject = forms.CharField(
         label="only for the user", required=False, max_length=40,
@@ -128,7 +128,7 @@ class GrantForm(EndsForm):
         label="only in the agent mode", required=False, choices=[(m, m) for m in MODES],
         widget=forms.CheckboxSelectMultiple, help_text="None ticked: in every mode.",
     )  # fmt: skip
-    starts_at = forms.DateTimeField(label="from, in UTC", required=False, widget=DATETIME, help_text="Empty: from now.")
+    starts_at = forms.DateTimeField(label="from (UTC)", required=False, widget=DATETIME, help_text="Empty: from now.")
     field_order = [
         "client", "effect", "scopes", "tool", "subject", "role", "tenant", "modes", "starts_at", "ends", "expires_at",
         "reason",
@@ -136,8 +136,8 @@ class GrantForm(EndsForm):
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        self.fields["ends"].label, self.fields["expires_at"].label = "ending", "at, in UTC"
-        self.fields["reason"].label = "because (the reason)"
+        self.fields["ends"].label, self.fields["expires_at"].label = "ending", "at (UTC)"
+        self.fields["reason"].label = "because"
 
     def clean_subject(self) -> Subject | None:
         uid = self.cleaned_data["subject"]

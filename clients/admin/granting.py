@@ -16,6 +16,8 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.http import urlencode
 
 from audit.admin_base import actor_of, words_of
 from audit.viewer import viewer_of
@@ -160,6 +162,10 @@ class Granting:
 
     def _form(self, request: HttpRequest, form: GrantForm) -> HttpResponse:
         asking = isinstance(form, AskForm)
+        if not form.is_bound and request.user.has_perm("audit.view_record"):
+            back = urlencode({"next": request.get_full_path()})
+            words = '<a href="{}?{}">Find a user</a> by e-mail address or sub first; it leads back here.'
+            form.fields["subject"].help_text = format_html(words, reverse("admin:people"), back)
         context = {
             **self.site.each_context(request), "opts": Grant._meta, "form": form, "asking": asking,
             "title": "Ask for a grant" if asking else "New grant",
@@ -179,6 +185,7 @@ class Granting:
             "warnings": [linked(problem.words, problem) for problem in warnings], "sensitive": sensitive,
             "hidden": [field.as_hidden() for field in form], "notice": notice, "asking": asking,
             "seen": seen_of(wanted, impact, warnings).signed(request.user),
+            "whom": wanted.whom(),
             "own": reverse("admin:access_ask" if isinstance(form, AskForm) else "admin:clients_grant_add"),
             "to": reverse("admin:access_ask" if asking else "admin:clients_grant_add"),
         }  # fmt: skip
@@ -202,9 +209,11 @@ class Granting:
                 return HttpResponseRedirect(reverse("admin:clients_accessrequest_change", args=[asked.pk]))
             except GrantError as error:
                 form.add_error(error.field if error.field in form.fields else None, linked(str(error), error))
-        impact = self.site.impact(proposals.to_extend(grant, None), viewer_of(request.user))
+        wanted = proposals.to_extend(grant, None)
+        impact = self.site.impact(wanted, viewer_of(request.user))
         context = {
             **self.site.each_context(request), "form": form, "grant": grant, "impact": impact, "kind": "extend",
+            "whom": wanted.whom(),
             "title": f"Ask that it may last longer: {sentence(grant)}", "name": sentence(grant),
             "back": reverse("admin:clients_grant_change", args=[grant.pk]), "ends": until(grant.expires_at),
         }  # fmt: skip

@@ -19,7 +19,7 @@ from clients import grant_history, grants, proposals
 from clients.admin.chips import ChipsAdmin, StateFilter
 from clients.admin.grant_form import EndsForm
 from clients.admin.granting import Granting
-from clients.grant_words import SOON, ends_soon, facts, sentence, state
+from clients.grant_words import SOON, ends_soon, facts, sentence, state, until
 from clients.grants import Actor, GrantError
 from clients.models import Grant
 from tools.admin import pill
@@ -56,7 +56,7 @@ class GrantAdmin(ChipsAdmin):
     list_filter = [GrantStates, "effect", "client"]
     list_select_related = ["client", "tool"]
     search_fields = ["client__name", "client__slug", "scopes__name", "reason"]
-    search_help_text = "A client, a scope, or words of the reason"
+    search_help_text = "Client, scope or reason"
     can_act = [
         Action("extend", "Extend", "It ends at another time. Its reason and its scopes stay as they are.",
                "extend", lambda g: g.revoked_at is None, form=EndsForm, in_transaction=False),
@@ -126,6 +126,7 @@ class GrantAdmin(ChipsAdmin):
         context = {
             **self.admin_site.each_context(request), "opts": self.opts, "title": sentence(grant), "grant": grant,
             "pill": {"kind": kind, "words": words.capitalize()}, "facts": self._facts(grant),
+            "until": until(grant.expires_at),
             "act_buttons": self._buttons(request, grant), "asked": list(grant.requests.order_by("pk")),
             "history": grant_history.of(viewer, grant) if viewer.records else None,
         }  # fmt: skip
@@ -142,12 +143,11 @@ class GrantAdmin(ChipsAdmin):
     def _facts(self, grant: Grant) -> list[tuple[str, Any]]:
         return [
             *facts(grant),
-            ("Reason", grant.reason),
             ("Made", exactly(grant.created_at)),
-            ("By", grant.created_by or "not recorded here; the log knows"),
-            ("Starts", exactly(grant.starts_at, "when it was made")),
+            *([("By", grant.created_by)] if grant.created_by else []),
+            *([("Starts", exactly(grant.starts_at))] if grant.starts_at else []),
             ("Ends", exactly(grant.expires_at, "never")),
-            ("Revoked", exactly(grant.revoked_at, "no")),
+            *([("Revoked", exactly(grant.revoked_at))] if grant.revoked_at else []),
         ]
 
     # --- extending and revoking --------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class GrantAdmin(ChipsAdmin):
         sensitive = [] if revoking else grants.needs_second_person(obj.effect, wanted.scope_names())
         return super()._asked(request, action, obj, form) | {
             "impact": site.impact(wanted, viewer_of(request.user)), "kind": action.name, "sensitive": sensitive,
-            "ends": exactly(obj.expires_at, "never"), "ask_url": reverse("admin:access_ask"),
+            "whom": wanted.whom(), "ends": exactly(obj.expires_at, "never"), "ask_url": reverse("admin:access_ask"),
         }  # fmt: skip
 
     def extend(self, request: HttpRequest, grant: Grant, data: dict[str, Any]) -> str:

@@ -184,7 +184,8 @@ class AccessRequestAdmin(ChipsAdmin, ReadOnlyAdmin):
             site: Any = self.admin_site
             impact = site.impact(wanted, viewer_of(request.user))
             context |= {
-                "impact": impact, "kind": wanted.kind, "warnings": [linked(one.words, one) for one in found],
+                "impact": impact, "kind": wanted.kind, "whom": wanted.whom(),
+                "warnings": [linked(one.words, one) for one in found],
                 "sensitive": grants.needs_second_person(asked.effect, wanted.scope_names()),
                 "seen": seen_of(wanted, impact, found).signed(request.user),
             }  # fmt: skip

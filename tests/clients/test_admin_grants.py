@@ -203,7 +203,7 @@ def test_a_change_of_policy_in_between_shows_the_new_preview(world: World, http:
     )  # fmt: skip
     again = confirm(http, page)
     text = again.content.decode()
-    assert "The policy changed since you looked" in text and f"Grant {block.pk} forbids it" in text
+    assert "The policy changed since you looked" in text and f"Block {block.pk} forbids it" in text
     assert Grant.objects.filter(effect="allow").count() == 1
     assert confirm(http, again).status_code == 302, "what was seen now is saved"
 
@@ -341,6 +341,12 @@ def test_hostile_forms_are_errors_of_the_form(world: World, http: HttpClient, ot
         answer = http.post(url, body, content_type="application/x-www-form-urlencoded")
         assert answer.status_code == 200
     assert Grant.objects.count() == 1 and not AccessRequest.objects.exists()
+
+
+def test_a_user_is_found_first_and_led_back_to_the_sentence(world: World, http: HttpClient) -> None:
+    text = http.get(f"{ADD}?client=claude&scope=memory:write").content.decode()
+    assert "/admin/people/?next=%2Fadmin%2Fclients%2Fgrant%2Fadd%2F%3Fclient%3Dclaude%26scope%3Dmemory%3Awrite" in text
+    assert "/admin/people/" not in member("bob", "clients.add_grant").get(ADD).content.decode()
 
 
 def test_a_link_suggests_everything_that_a_grant_can_say(world: World, http: HttpClient) -> None:

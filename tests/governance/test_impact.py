@@ -83,7 +83,7 @@ def test_the_modes_in_which_a_block_stands_in_the_way_are_told_apart(world: Worl
     found = impact.of(wanted("memory:write"))
     assert told(found) == ["Claude may call memory.capture in interactive, subagent and api mode"]
     [refused] = [effect for effect in found.same if effect.tool == "memory.capture"]
-    assert (refused.modes, refused.after) == (("background",), "deny") and "forbids it" in refused.why
+    assert (refused.modes, refused.after) == (("background",), "deny") and "Block" in refused.why
     assert not impact.of(wanted("memory:write", modes=("background",))).turned
 
 
@@ -93,7 +93,7 @@ def test_a_grant_for_one_user_or_role_is_judged_for_them(world: World) -> None:
         actor=OPERATOR, reason="x", client=None, scopes=scopes("memory:write"), effect="deny", subject=alice
     )
     found = impact.of(wanted("memory:write", subject=alice))
-    assert not found.turned and f"Grant {block.pk} forbids it" in found.same[0].why
+    assert not found.turned and f"Block {block.pk} forbids it" in found.same[0].why
     assert told(impact.of(wanted("memory:write", role="doctor", tenant="acme"))) == ["Claude may call memory.capture"]
     Subject.objects.filter(uid=alice.uid).update(blocked_at=timezone.now())
     grants.revoke(block, actor=OPERATOR, reason="x")
