@@ -95,14 +95,18 @@ class ConfirmForm(PlainForm):
     """A confirmation of what changes no policy by itself."""
 
 
-class PolicyForm(forms.ModelForm):
+class PlainModelForm(forms.ModelForm):
+    """A form over a model whose labels end without a colon."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **{"label_suffix": "", **more})
+
+
+class PolicyForm(PlainModelForm):
     """A form over a policy table: with a reason, and with what the database refused, if it did."""
 
     change_reason = ReasonField()
     refused: ClassVar[str | None] = None
-
-    def __init__(self, *given: Any, **more: Any) -> None:
-        super().__init__(*given, **{"label_suffix": "", **more})
 
     def clean(self) -> dict[str, Any] | None:
         if self.refused:
@@ -182,6 +186,7 @@ class CappedPaginator(Paginator):
 class BaseAdmin(admin.ModelAdmin):
     """List and detail pages without bulk actions, without deletion, without counting twice, with actions."""
 
+    form: type[forms.ModelForm] = PlainModelForm
     actions = None
     show_full_result_count = False
     list_per_page = 50
