@@ -1,0 +1,256 @@
+"""What the admin is for, from end to end: a real browser, a real web server, a real database, and a real identity
+provider, through which six members of staff sign in. A denial becomes a grant, the next call is allowed; what is
+sensitive takes two; what is unknown is decided; what happened is found, explained, proved and answered for."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connections
+from oidc_provider_mock import User, run_server_in_thread
+
+from audit import rollups
+from audit.models import Record
+from audit.sealing import Sealer
+from clients.models import AccessRequest
+from governance import demo, demo_issuer
+from tests.audit.sealers import sealed, sealing
+from tests.browser import ARGS, CHROMIUM, Visitor
+from tests.live import web
+from tests.staff import drained, statement
+from tests.world import World
+from tools.models import Backend
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(420)]
+STAFF = {
+    "ada": ("Ada Auditor", "auditors"), "max": ("Max Manager", "access"), "eve": ("Eve Approver", "approvers"),
+    "pia": ("Pia Privacy", "privacy"), "otto": ("Otto Operator", "platform"), "nobody": ("Nobody", "catering"),
+}  # fmt: skip
+FOREIGN = re.compile(r"^https?://(?!127\.0\.0\.1[:/]|localhost[:/])")
+ROLES = "auditors=auditor,access=access-manager,approvers=approver,privacy=privacy-officer"
+
+
+@pytest.fixture
+def issuer(db: None) -> Iterator[str]:
+    """A real OpenID provider on loopback, with the staff and their groups."""
+    people = [
+        User(sub=sub, claims={"name": name, "email": f"{sub}@example.org", "groups": [group]})
+        for sub, (name, group) in STAFF.items()
+    ]
+    with run_server_in_thread(user_claims=people) as provider:
+        yield f"http://localhost:{provider.server_port}"
+
+
+@pytest.fixture
+def world(db: None, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The demo's two weeks of calls, counted."""
+    # Playwright's synchronous API runs an event loop in this thread, which Django takes for asynchronous code.
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+    demo.key_file().unlink(missing_ok=True)
+    demo.load()
+    settle()
+    backend = Backend.objects.get(slug="inner")
+    client = demo.Grant.objects.filter(client__slug="claude").first()
+    assert client is not None
+    return World(demo.key_file().read_text().strip(), backend, client.client, client)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def url(world: World, issuer: str) -> Iterator[str]:
+    """A real web server, whose staff come from that provider alone."""
+    oidc = {
+        "MUNIMENT_OIDC_ISSUER": issuer, "MUNIMENT_OIDC_NAME": "Example Inc.", "MUNIMENT_OIDC_CLIENT_ID": "muniment",
+        "MUNIMENT_OIDC_CLIENT_SECRET": "a secret of the test", "MUNIMENT_OIDC_ROLES": ROLES,
+        "MUNIMENT_OIDC_ADMIN_GROUP": "platform", "MUNIMENT_LOCAL_PASSWORDS": "0",
+    }  # fmt: skip
+    with web(workers=1, **oidc) as [server]:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@pytest.fixture
+def enter(url: str) -> Iterator[Callable[[str], Visitor]]:
+    """Somebody's own browser, signed in at the provider."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+
+        def sign_in(sub: str) -> Visitor:
+            visitor = Visitor(browser, url)
+            # The provider's own page would load a style sheet from elsewhere.
+            visitor.page.route(FOREIGN, lambda route: route.abort())
+            visitor.go("/admin/login/?next=/admin/")
+            visitor.shot("sign-in")
+            visitor.follow(visitor.page.get_by_role("link", name="Sign in with Example Inc."))
+            with visitor.page.expect_navigation(url=f"{url}/**"):
+                visitor.page.get_by_role("button", name=sub, exact=True).click()
+            visitor.complaints.clear()  # of the provider's page
+            return visitor
+
+        yield sign_in
+        browser.close()
+        connections.close_all()
+
+
+@pytest.fixture
+def sealer(world: World, tmp_path: Path) -> Iterator[Sealer]:
+    with sealing(tmp_path / "seal") as made:
+        yield made
+
+
+def settle() -> None:
+    """Everything that happened is in the log, and counted."""
+    drained(30)
+    while rollups.count():
+        pass
+
+
+def call(world: World, tool: str, client: str = "claude", user: str = "alice", **more: Any) -> dict[str, Any]:
+    """One call as the backend makes it."""
+    scope = more.pop("scope", "memory:read memory:write")
+    return world.verify(tool, token=demo_issuer.mint(user, client, scope), **more)
+
+
+def test_a_denial_becomes_a_grant_by_two_and_ends_again(
+    world: World, enter: Callable[[str], Visitor], sealer: Sealer
+) -> None:
+    assert call(world, "memory.capture")["reason"] == "not_granted"
+    settle()
+    max_, eve = enter("max"), enter("eve")
+    assert max_.page.url == f"{max_.url}/admin/", "home"
+    page = max_.page
+    row = page.get_by_role("row").filter(has_text="Claude wanted to use memory.capture")
+    max_.follow(row.get_by_role("link", name="Grant…"))
+    assert page.get_by_label("memory:write").is_checked()
+    page.get_by_label("because").fill("pilot with 40 users")
+    max_.follow(page.get_by_role("button", name="See what would change"))
+    assert page.get_by_text("would turn from refused to allowed").first.is_visible()
+    assert page.get_by_role("button", name="Grant", exact=True).count() == 0, "it is sensitive: a second person decides"
+    max_.follow(page.get_by_role("button", name="Ask for it"))
+    [asked] = AccessRequest.objects.all()
+    assert page.get_by_role("button", name="Approve").count() == 0, "nobody approves what they asked for"
+    assert call(world, "memory.capture")["reason"] == "not_granted"
+
+    eve.go("/admin/")
+    eve.follow(eve.page.get_by_role("link", name="Decide").first)
+    assert eve.page.url == f"{eve.url}/admin/clients/accessrequest/{asked.pk}/change/"
+    eve.page.get_by_label("Why").fill("fine for a pilot")
+    eve.follow(eve.page.get_by_role("button", name="Approve"))
+    assert call(world, "memory.capture")["decision"] == "allow", "the very next call"
+
+    asked.refresh_from_db()
+    assert asked.grant is not None
+    settle()
+    max_.go(f"/admin/clients/grant/{asked.grant.pk}/change/")
+    assert page.get_by_text("Made by Eve Approver").is_visible()
+    max_.follow(page.get_by_role("link", name="Revoke…"))
+    page.get_by_label("Reason").fill("the pilot is over")
+    max_.follow(page.get_by_role("button", name="Revoke"))
+    assert call(world, "memory.capture")["reason"] == "not_granted", "the very next call"
+    assert max_.complaints == [] and eve.complaints == []
+
+
+def test_what_is_unknown_is_decided_and_what_is_stopped_is_refused(
+    world: World, enter: Callable[[str], Visitor], sealer: Sealer
+) -> None:
+    visitor = enter("max")
+    page = visitor.page
+    assert call(world, "memory.recall", "cursor-dev")["reason"] == "client_unknown"
+    settle()
+    visitor.go("/admin/inbox/")
+    visitor.follow(page.get_by_role("link", name="Attach to a client… cursor-dev"))
+    page.get_by_label("Client", exact=True).select_option("Claude")
+    page.get_by_label("Reason").fill("Claude's developers use it")
+    visitor.follow(page.get_by_role("button", name="Attach to a client"))
+    assert call(world, "memory.recall", "cursor-dev")["decision"] == "allow"
+
+    visitor.go("/admin/access/matrix/")
+    visitor.follow(page.get_by_role("cell", name="Claude: missing grant").get_by_role("link").first)
+    assert page.get_by_role("heading", name="No: no grant lets Claude use memory:write.").is_visible()
+    assert page.locator(".steps .stopped").count() == 1
+
+    visitor.go("/admin/access/stops/")
+    page.get_by_label("Client", exact=True).select_option("claude")
+    visitor.follow(page.get_by_role("button", name="Stop this client"))
+    page.get_by_label("Reason").fill("it sends what it should not")
+    visitor.follow(page.get_by_role("button", name="Stop it now"))
+    assert call(world, "memory.recall")["reason"] == "client_suspended"
+    visitor.go("/admin/")
+    assert page.get_by_text("Stopped: client Claude").is_visible()
+    visitor.follow(page.get_by_role("link", name="Look", exact=True).first)
+    visitor.follow(page.get_by_role("link", name="Resume client Claude"))
+    page.get_by_label("Reason").fill("it was updated")
+    visitor.follow(page.get_by_role("button", name="Resume it now"))
+    assert call(world, "memory.recall")["decision"] == "allow"
+    assert visitor.complaints == []
+
+
+def test_what_happened_to_one_person_is_found_explained_proved_and_answered_for(
+    world: World, enter: Callable[[str], Visitor], sealer: Sealer
+) -> None:
+    said = call(world, "memory.recall", request={"id": "req-of-the-journey"})
+    settle()
+    sealed(sealer)
+    visitor = enter("pia")
+    page, uid = visitor.page, said["subject"]["uid"]
+    visitor.go("/admin/people/")
+    page.get_by_label("E-mail address, sub or uid").fill("alice@example.com")
+    visitor.follow(page.get_by_role("button", name="Find", exact=True))
+    assert page.url == f"{visitor.url}/admin/timeline/user/{uid}/" and "alice" not in page.url
+    assert page.get_by_text("alice@example.com").count() == 0
+    visitor.follow(page.get_by_role("button", name="Show who this is…"))
+    assert page.get_by_text("alice@example.com").first.is_visible()
+
+    visitor.go("/admin/records/?window=30d")
+    page.get_by_text("+ filter").click()
+    page.locator("select[name=reason]").select_option(label="Not granted")
+    visitor.follow(page.get_by_role("button", name="Show", exact=True))
+    shown = page.locator("table.rows tbody .pill").all_inner_texts()
+    assert shown and set(shown) == {"Denied"}
+    page.get_by_text("+ filter").click()
+    page.get_by_label("Whose records").fill("Alice@Example.com")
+    visitor.follow(page.get_by_role("button", name="Find the user"))
+    assert f"subject={uid}" in page.url and "reason=not_granted" in page.url and "xample" not in page.url
+    visitor.go("/admin/records/?window=1h")
+    page.get_by_text("+ filter").click()
+    page.locator("#id_kind").select_option(label="Request id")
+    page.locator("#id_value").fill("req-of-the-journey")
+    visitor.follow(page.get_by_role("button", name="Find the id"))
+    assert "req-of-the-journey" not in page.url
+    [row] = page.locator("table.rows tbody tr").all()
+    visitor.follow(row.locator("td.what a"))
+    assert page.url == f"{visitor.url}/admin/records/{said['record']}/"
+    visitor.follow(page.get_by_role("button", name="Verify now"))
+    assert page.locator("#proof .verdict").is_visible()
+    visitor.follow(page.get_by_role("button", name="Show protected details…"))
+    assert page.get_by_text("req-of-the-journey").is_visible()
+
+    visitor.go(f"/admin/people/{uid}/report/")
+    visitor.follow(page.get_by_role("button", name="Show the report…"))
+    assert page.get_by_text("alice@example.com").first.is_visible()
+    settle()
+    looks = Record.objects.filter(type="staff", subject=uid).order_by("at")
+    actions = [statement(record)["action"] for record in looks]
+    assert sorted(actions) == ["person.lookup", "person.lookup", "person.report", "personal.view", "personal.view"]
+    assert visitor.complaints == []
+
+
+def test_each_role_sees_only_what_it_may(world: World, enter: Callable[[str], Visitor]) -> None:
+    uid = call(world, "memory.recall")["subject"]["uid"]
+    grants, personal, runs = {"max"}, {"pia"}, {"otto"}
+    for sub in STAFF.keys() - {"nobody"}:
+        visitor = enter(sub)
+        visitor.go("/admin/records/")
+        visitor.go("/admin/clients/grant/add/")  # who may not grant may ask
+        assert visitor.page.url.split("?")[0].endswith("/grant/add/" if sub in grants else "/access/ask/"), sub
+        response = visitor.page.goto(f"{visitor.url}/admin/auth/user/")
+        assert response is not None and response.status == (200 if sub in runs else 403), sub
+        visitor.go(f"/admin/timeline/user/{uid}/")
+        assert (visitor.page.get_by_role("button", name="Show who this is…").count() == 1) == (sub in personal), sub
+        visitor.page.context.close()
+    outside = enter("nobody")
+    assert outside.page.url.startswith(f"{outside.url}/admin/login/")
+    assert outside.page.get_by_text("None of your groups at the identity provider has a role here").is_visible()
