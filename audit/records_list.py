@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -64,7 +65,7 @@ def _found(viewer: Viewer, form: FilterForm, page: Page | None, who: Mapping[str
     records = page.records[::-1] if query.oldest else page.records
     return {
         "rows": record_rows.lines(records, form.directory.clients, who),
-        "summary": records_summary.summary(viewer, query, timezone.now(), lambda low, high: _span(form, low, high)),
+        "summary": records_summary.summary(viewer, query, page, timezone.now(), partial(_span, form)),
         "paging": paging(form, query, page), "oldest": query.oldest, "today": timezone.now().date(),
         "other_sort": form.url(sort=None if query.oldest else "oldest"),
         "has_users": any(record.subject for record in records),

@@ -10,7 +10,8 @@ from typing import Any
 from audit import charts, rollups, search
 from audit.charts import Bar, Bucket, Chart
 from audit.record_words import amount
-from audit.search import Query
+from audit.search import Page, Query
+from audit.search_scan import Spread
 from audit.viewer import Viewer
 
 CAP = 1_000  # counted no further than is shown
@@ -54,20 +55,31 @@ class Summary:
         return list(zip(self.chart.bars, self.links, strict=True)) if self.chart else []
 
 
-def summary(viewer: Viewer, query: Query, now: datetime, url: Callable[[datetime, datetime], str]) -> Summary:
-    """Of a whole search, whatever page of it is shown. `url` makes the address of the same search in another time.
-    Raises as `search.find`."""
+Url = Callable[[datetime, datetime], str]
+
+
+def summary(viewer: Viewer, query: Query, page: Page, now: datetime, url: Url) -> Summary:
+    """Of a whole search, whatever page of it is shown. `page` is the page that the query finds, `url` makes the address
+    of the same search in another time. Raises as `search.find`."""
     whole = replace(query, before=None, after=None, oldest=False, until=min(query.until, max(now, query.since)))
     noun = "call" if query.filters.get("type") == "decision" else "record"
+    seen = page if _says_all(query, page) else None
     found = _counted(viewer, whole)
     if found is None:
-        return _looked(viewer, whole, noun, url)
+        return _looked(viewer, whole, noun, seen, url)
     bars, buckets, sure = found
     total = sum(bucket.calls for bucket in buckets)
-    count = _capped(sure, noun) if sure >= CAP else _exactly(viewer, whole, noun, total)
+    count = _capped(sure, noun) if sure >= CAP else _exactly(viewer, whole, noun, total, seen)
     until = rollups.counted_until()
     note = f"From the counts that are kept of all records{'' if until is None else f', up to {until:%H:%M:%S} UTC'}."
     return Summary(count, _chart(bars, buckets, total, noun), note, _links(bars, buckets, url))
+
+
+def _says_all(query: Query, page: Page) -> bool:
+    """Whether a page has all that another look from the newest on would find: it is the first, and not full."""
+    first = query.before is None and query.after is None
+    all_of_it = not page.older and not page.newer
+    return first and (all_of_it or (page.reached is not None and not query.oldest))
 
 
 def choose(since: datetime, until: datetime, *, counted: bool) -> Bars:
@@ -101,29 +113,37 @@ def _counted(viewer: Viewer, query: Query) -> tuple[Bars, list[Bucket], int] | N
     return bars, _merged(bars, [(b.at, b.calls, b.denied) for b in spans], query), sure
 
 
-def _looked(viewer: Viewer, query: Query, noun: str, url: Callable[[datetime, datetime], str]) -> Summary:
+def _looked(viewer: Viewer, query: Query, noun: str, seen: Page | None, url: Url) -> Summary:
     """The same from the newest matches themselves."""
-    look = search.matches(viewer, query, NEWEST)
-    if not look.found:
-        return Summary(f"No {noun}" if look.reached is None else f"No {noun} yet", None, "", [])
     bars = choose(query.since, query.until, counted=False)
-    buckets = _merged(bars, [(at, 1, int(denied)) for at, denied in look.found], query)
-    number, oldest = len(look.found), look.found[-1][0]
-    count = _capped(number, noun) if number >= CAP or look.reached is None else f"At least {amount(number, noun)}"
+    if seen is None:
+        spread = search.spread_of(viewer, query, NEWEST, bars.width, rollups.ORIGIN)
+    else:
+        found = [(record.at, 1, int(record.decision == "deny")) for record in seen.records]
+        spread = Spread(found, len(found), seen.records[-1].at if seen.records else None, seen.reached)
+    if spread.oldest is None:
+        return Summary(f"No {noun}" if spread.reached is None else f"No {noun} yet", None, "", [])
+    buckets, number = _merged(bars, spread.spans, query), spread.number
+    sure = number >= CAP or spread.reached is None
+    count = _capped(number, noun) if sure else f"At least {amount(number, noun)}"
     note = "Counted from the records themselves."
     if number == NEWEST:
-        note = f"The chart is of the newest {NEWEST:,}, back to {_moment(oldest)}."
-    elif look.reached is not None:
-        note = f"The chart is of what was found back to {_moment(look.reached)}."
+        note = f"The chart is of the newest {NEWEST:,}, back to {_moment(spread.oldest)}."
+    elif spread.reached is not None:
+        note = f"The chart is of what was found back to {_moment(spread.reached)}."
     return Summary(count, _chart(bars, buckets, number, noun), note, _links(bars, buckets, url))
 
 
-def _exactly(viewer: Viewer, query: Query, noun: str, total: int) -> str:
+def _exactly(viewer: Viewer, query: Query, noun: str, total: int, seen: Page | None) -> str:
     """A number below the cap, from the records; where they are too many to look through, from the rollups."""
-    look = search.matches(viewer, query, CAP)
-    if look.reached is None or len(look.found) >= CAP:
-        return _capped(len(look.found), noun)
-    return f"About {amount(total, noun)}" if total > len(look.found) else f"At least {amount(len(look.found), noun)}"
+    if seen is None:
+        look = search.matches(viewer, query, CAP)
+        number, reached = len(look.found), look.reached
+    else:
+        number, reached = len(seen.records), seen.reached
+    if reached is None or number >= CAP:
+        return _capped(number, noun)
+    return f"About {amount(total, noun)}" if total > number else f"At least {amount(number, noun)}"
 
 
 def _capped(number: int, noun: str) -> str:

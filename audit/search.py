@@ -14,8 +14,8 @@ from uuid import UUID
 from django.db.models import QuerySet
 
 from audit.models import Record
-from audit.search_plan import plan
-from audit.search_scan import Look, look
+from audit.search_plan import Plan, plan
+from audit.search_scan import Look, Spread, look, spread
 from audit.viewer import Viewer, check
 
 PAGE = 50
@@ -125,8 +125,8 @@ def find(viewer: Viewer, query: Query) -> Page:
     PermissionDenied; ValueError for what is not a filter."""
     newest = query.after is None and not (query.oldest and query.before is None)
     seen = matches(viewer, query, PAGE + 1, newest=newest)
-    times = [at for at, _ in seen.found[:PAGE]]
-    records = list(visible(viewer, query.since, query.until).filter(at__in=times).defer("disclosures").order_by("-at"))
+    found = visible(viewer, query.since, query.until).filter(at__in=seen.found[:PAGE])
+    records = list(found.defer("disclosures").order_by("-at"))
     more = len(seen.found) > PAGE or seen.reached is not None
     if newest:
         return Page(records, older=more, newer=_inside(query, query.before), reached=seen.reached)
@@ -140,6 +140,17 @@ def _inside(query: Query, start: datetime | None) -> bool:
 
 def matches(viewer: Viewer, query: Query, most: int, *, newest: bool = True) -> Look:
     """The times of the newest (or oldest) matches, as many as are wanted. Raises as `find`."""
+    chosen, conditions = _planned(viewer, query)
+    return look(chosen, conditions, most, newest=newest)
+
+
+def spread_of(viewer: Viewer, query: Query, most: int, width: timedelta, origin: datetime) -> Spread:
+    """How the newest matches are spread over time: `audit.search_scan.spread`. Raises as `find`."""
+    chosen, conditions = _planned(viewer, query)
+    return spread(chosen, conditions, most, width, origin)
+
+
+def _planned(viewer: Viewer, query: Query) -> tuple[Plan, dict[str, Any]]:
     check(viewer)
     if unknown := (set(query.filters) - set(FILTERS)) | (set(query.lookups) - set(LOOKUPS)):
         raise ValueError(f"not a filter: {', '.join(sorted(unknown))}")
@@ -149,4 +160,4 @@ def matches(viewer: Viewer, query: Query, most: int, *, newest: bool = True) -> 
     chosen = plan(viewer, since, until, conditions)
     if viewer.tenants is not None:
         conditions["tenants"] = sorted(viewer.tenants)
-    return look(chosen, conditions, most, newest=newest)
+    return chosen, conditions

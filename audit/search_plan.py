@@ -49,7 +49,9 @@ def plan(viewer: Viewer, since: datetime, until: datetime, conditions: dict[str,
     """Choose. `conditions` are exact: column -> value (None: without one), as in `search.Query`."""
     if since >= until:
         return Plan(None, (), ())
-    if first := next((column for column in FIRST if column in conditions), None):
+    # Where the index has no value it is not in the order of time, for the planner: such a filter is only tried.
+    exact = {name: value for name, value in conditions.items() if value is not None}
+    if first := next((column for column in FIRST if column in exact), None):
         return Plan(first, (conditions[first],), ((since, until),))
     asked = {name: "" if value is None else value for name, value in conditions.items() if name in rollups.DIMENSIONS}
     counted = RollupState.objects.values_list("at", flat=True).first() if asked else None
@@ -58,7 +60,7 @@ def plan(viewer: Viewer, since: datetime, until: datetime, conditions: dict[str,
     if counted is not None:
         known = _known(since, until, asked, counted)
         parts, counts = _parts(known, since, until, counted), known.counts
-    if column := _best(counts, conditions):
+    if column := _best(counts, exact):
         return Plan(column, (conditions[column],), parts)
     if "scopes" in conditions and len(found := _containing(conditions["scopes"], since, until)) <= MOST_VALUES:
         return Plan("scopes", found, parts)
@@ -76,8 +78,7 @@ def _parts(known: Known, since: datetime, until: datetime, counted: datetime) ->
 
 def _best(counts: dict[str, int], conditions: dict[str, Any]) -> str | None:
     """The column to follow: that of the rarest value, by the counts, else by custom."""
-    # The index over tenants has no records without one.
-    offered = [name for name in USUAL if name in conditions and (name, conditions[name]) != ("tenant", None)]
+    offered = [name for name in USUAL if name in conditions]
     if conditions.get("flagged") is True:
         offered.append("flagged")
     if conditions.get("type") not in (None, *FREQUENT):

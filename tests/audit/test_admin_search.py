@@ -179,13 +179,13 @@ def test_counts_come_from_the_rollups_where_these_know_all_filters(
 
 
 def test_a_chart_of_very_many_says_that_it_is_of_the_newest(ada: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_summary, "NEWEST", 25)
+    monkeypatch.setattr(records_summary, "NEWEST", 55)
     monkeypatch.setattr(records_summary, "CAP", 10)
-    made = fill([{} for _ in range(40)], timedelta(hours=2))
+    made = fill([{} for _ in range(70)], timedelta(hours=2))
     summary = page(ada, f"{SPAN}&subject=usr_alice").context["summary"]
-    assert summary.count == "10+ records" and sum(b.calls for b in summary.chart.buckets) == 25
+    assert summary.count == "10+ records" and sum(b.calls for b in summary.chart.buckets) == 55
     at = made[15].at
-    assert summary.note == f"The chart is of the newest 25, back to {at.day} {at:%b}, {at:%H:%M} UTC."
+    assert summary.note == f"The chart is of the newest 55, back to {at.day} {at:%b}, {at:%H:%M} UTC."
 
 
 def test_a_bar_leads_to_the_records_of_its_time(ada: HttpClient) -> None:
