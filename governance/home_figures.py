@@ -1,7 +1,7 @@
 """The figures of the home page: calls and denials over time, by client and by reason, and which clients and tools are
 new. All of them come from rollups, never from the records, and each leads to the search that it counts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,12 +13,14 @@ from audit import charts, rollups
 from audit.charts import Bucket, Chart
 from audit.reasons import REASONS
 from audit.viewer import Viewer
+from tools.models import Tool
 
 MOST = 6  # clients and reasons that are named; the rest is summed up
 USUAL = timedelta(days=30)
 NEW = timedelta(days=7)
-MOST_NEW = 8
-CALLS = {"type": "decision"}  # what is asked without a token is no call, and the search tells them apart
+MOST_NEW, MOST_SEEN = 8, 500
+LATELY, LONG_AGO = timedelta(weeks=2), timedelta(weeks=1500)
+CALLS: dict[str, Any] = {"type": "decision"}  # what is asked without a token is no call, and the search tells them apart
 NONE = "-"  # in the search's URL: a client that could not be established
 BEHIND = timedelta(minutes=1)
 """How much of the log's time may be uncounted before the page says so: the worker counts every 5 s."""
@@ -173,17 +175,24 @@ def _by_reason(viewer: Viewer, since: datetime, now: datetime, window: Window) -
 
 
 def newcomers(viewer: Viewer, now: datetime, clients: Mapping[str, str]) -> list[Newcomer]:
-    """Clients and tools that were called in the last days and never before, newest first. Raises PermissionDenied."""
+    """Clients and tools that were called in the last days and never before, newest first. What nobody registered is
+    not among them: it is in the inbox. Raises PermissionDenied."""
     since = rollups.floor(now - NEW, "1d")
     found = []
     for kind, dimensions in (("client", ["client"]), ("tool", ["tool", "backend"])):
-        seen = rollups.groups(viewer, dimensions, since, now, "1d", most=500, **CALLS)
-        known = _known(viewer, dimensions, since) if seen else set()
-        for group in seen:
-            values = tuple(group.values[name] for name in dimensions)
-            if values[0] and values not in known:
-                found.append(_newcomer(kind, values, group, clients))
+        groups = rollups.groups(viewer, dimensions, since, now, "1d", most=MOST_SEEN, **CALLS)
+        seen = {tuple(group.values[name] for name in dimensions): group for group in groups if group.values[kind]}
+        new = _registered(kind, seen.keys() - _known(viewer, dimensions, since, seen.keys()), clients)
+        found += [_newcomer(kind, values, seen[values], clients) for values in new]
     return sorted(found, key=lambda one: (one.first, one.calls), reverse=True)[:MOST_NEW]
+
+
+def _registered(kind: str, values: Set[tuple[str, ...]], clients: Mapping[str, str]) -> Set[tuple[str, ...]]:
+    """Those that policy knows."""
+    if kind == "client":
+        return {one for one in values if one[0] in clients}
+    known = Tool.objects.filter(name__in={name for name, _ in values}) if values else Tool.objects.none()
+    return values & set(known.values_list("name", "backend__slug"))
 
 
 def _newcomer(kind: str, values: tuple[str, ...], group: rollups.Group, clients: Mapping[str, str]) -> Newcomer:
@@ -192,10 +201,19 @@ def _newcomer(kind: str, values: tuple[str, ...], group: rollups.Group, clients:
     return Newcomer(kind, f"{values[1]}/{values[0]}", values[0], group.first, group.times)
 
 
-def _known(viewer: Viewer, dimensions: list[str], until: datetime) -> set[tuple[Any, ...]]:
-    """What was called before: weeks, which are kept for ever, and the days since the last whole one."""
+def _known(
+    viewer: Viewer, dimensions: list[str], until: datetime, wanted: Set[tuple[str, ...]]
+) -> Set[tuple[str, ...]]:
+    """Which of these were called before. Nearly all of them were lately; only the others are looked for in all the
+    weeks before, which are kept for ever."""
     week = rollups.floor(until, "1w")
-    earliest = week - timedelta(weeks=1500)
-    long_ago = rollups.groups(viewer, dimensions, earliest, week, "1w", most=10_000, **CALLS)
-    lately = rollups.groups(viewer, dimensions, week, until, "1d", most=10_000, **CALLS) if week < until else []
-    return {tuple(group.values[name] for name in dimensions) for group in (*long_ago, *lately)}
+    lately = week - LATELY
+
+    def called(since: datetime, end: datetime, span: str, **names: Any) -> set[tuple[str, ...]]:
+        groups = rollups.groups(viewer, dimensions, since, end, span, most=MOST_SEEN * 10, **names, **CALLS)
+        return {tuple(group.values[name] for name in dimensions) for group in groups}
+
+    known = called(lately, week, "1w") | called(week, until, "1d")
+    if rest := wanted - known:
+        known |= called(lately - LONG_AGO, lately, "1w", **{dimensions[0]: {values[0] for values in rest}})
+    return known

@@ -14,13 +14,13 @@ from django.utils import timezone
 
 from audit import inbox, rollups
 from audit.models import Sighting
-from clients.models import Grant
+from clients.models import Client, Grant
 from governance import snapshot
 from tests.audit.filling import fill
 from tests.staff import administrator, drained, member
 from tests.world import World, build, token
 
-QUERIES = 40
+QUERIES = 43
 """What home asks of the database, whatever the log holds; one more needs a reason."""
 REFUSED = {"decision": "deny", "reason": "not_granted", "tool": "memory.capture"}
 
@@ -189,10 +189,13 @@ class TestDenialsThatAGrantWouldSolve:
 
 class TestWhatIsNew:
     def test_clients_and_tools_that_were_never_called_before(self, world: World, http: HttpClient) -> None:
-        history(timedelta(days=40), tool="memory.recall", client="old")
+        for slug in ("old", "older"):
+            Client.objects.create(slug=slug, name=slug)
+        history(timedelta(days=140), tool="memory.recall", client="old")
         history(timedelta(days=12), tool="memory.recall", client="older")
         history(timedelta(hours=3), tool="memory.recall", client="claude")
         history(timedelta(hours=2), tool="memory.capture", client="old")
+        history(timedelta(minutes=90), tool="not.registered", client="not-registered")
         history(timedelta(hours=1), tool="memory.recall", client="older")
         counted()
         found = {(one.kind, one.name, one.label) for one in home(http).context["newcomers"]}
