@@ -58,7 +58,7 @@ class RecordView:
             messages.error(request, UNTOLD)
             return HttpResponseRedirect(reverse("admin:record", args=[found.id]))
         outcome = search.outcome_of(found) if found.type == "decision" else None
-        shown = [show(one) for one in (found, outcome) if one is not None]
+        shown = [show(viewer, one) for one in (found, outcome) if one is not None]
         return self._page(request, viewer, found, asked=False, shown=shown, looked=True)
 
     def _found(self, request: HttpRequest, record: UUID) -> tuple[Viewer, Record]:
@@ -76,8 +76,10 @@ class RecordView:
         return answer
 
 
-def show(record: Record) -> dict[str, Any]:
-    """What a record protects and not everybody may read, in words, for whoever may."""
+def show(viewer: Viewer, record: Record) -> dict[str, Any]:
+    """What a record protects and not everybody may read, in words. Raises PermissionDenied for who may not."""
+    if not viewer.personal:
+        raise PermissionDenied
     statement = record_page.read(record)
     found = details.opened(record, statement)
     closed = found.shown(personal=True if details.of_staff(record, statement) else None)

@@ -111,7 +111,7 @@ class TimelineViews:
             except DatabaseError:
                 messages.error(request, UNTOLD)
                 return HttpResponseRedirect(request.get_full_path())
-            more = {"identity": identity(name)}
+            more = {"identity": identity(viewer, name)}
         context = self.site.each_context(request) | self._page(request, viewer, who, form) | more
         answer = TemplateResponse(request, "admin/timeline.html", context)
         answer["Cache-Control"] = "no-store"
@@ -237,8 +237,10 @@ def user_context(request: HttpRequest, uid: str) -> dict[str, Any]:
     return {"person": user, "acts": acts, "report": link("", "admin:person_report", uid)}
 
 
-def identity(uid: str) -> list[tuple[str, str]]:
-    """Who a user is. Only for viewers who may see it, and whose look is recorded."""
+def identity(viewer: Viewer, uid: str) -> list[tuple[str, str]]:
+    """Who a user is, for a viewer whose look is recorded. Raises PermissionDenied for who may not see it."""
+    if not viewer.personal:
+        raise PermissionDenied
     user = Subject.objects.filter(uid=uid).first()
     if user is None or user.erased_at is not None:
         return []
