@@ -18,7 +18,7 @@ from django.db import connection
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from audit.models import EARLIEST, LATEST, Subject
+from audit.models import EARLIEST, LATEST, Head, Subject
 from audit.outbox import acting
 from clients.models import MODES, AccessRequest, Client, Grant
 from clients.sensitive import sensitive_among
@@ -64,6 +64,20 @@ class NeedsApproval(GrantError):
             f"{', '.join(scopes)} {are} sensitive: a second person has to approve it. Ask for it instead.", "scopes"
         )
         self.scopes = list(scopes)
+
+
+class PolicyMoved(GrantError):
+    """The policy is not the one any more that somebody looked at."""
+
+    def __init__(self) -> None:
+        super().__init__("The policy changed a moment ago. Look once more.")
+
+
+def only_at(version: int) -> None:
+    """Let the rest of this transaction commit only if the policy is still at this version. Say it last: it holds the
+    head, for which every record waits. Raises PolicyMoved, which must roll back what was changed."""
+    if Head.objects.select_for_update().get().policy != version:
+        raise PolicyMoved
 
 
 class Identity(NamedTuple):

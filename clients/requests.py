@@ -106,9 +106,12 @@ def _refuse_nonsense(wanted: Proposal, codes: frozenset[str] = frozenset()) -> N
             raise GrantError(problem.words, problem.field, grant=problem.grant)
 
 
-def approve(number: int, user: Any, *, answer: str = "", expires_at: datetime | None = None) -> AccessRequest:
+def approve(
+    number: int, user: Any, *, answer: str = "", expires_at: datetime | None = None, version: int | None = None
+) -> AccessRequest:
     """Approve a request, and make or extend its grant in the same transaction. `expires_at` is a sooner end than was
-    asked for; None: as it was asked. Raises PermissionDenied, GrantError."""
+    asked for; None: as it was asked. With `version`, only while the policy is still at that one. Raises
+    PermissionDenied, GrantError; PolicyMoved where it is not."""
     answer = checked_reason(answer, needed=False)
     with transaction.atomic():
         approval = SecondPerson(number, user)
@@ -118,6 +121,8 @@ def approve(number: int, user: Any, *, answer: str = "", expires_at: datetime | 
         _refuse_nonsense(wanted, grant_checks.STOPPED)
         asked.grant = _carry_out(approval, wanted)
         _close(asked, "approved", approval.actor, answer)
+        if version is not None:
+            grants.only_at(version)
     return asked
 
 

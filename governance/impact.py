@@ -2,24 +2,25 @@
 last week's calls would be decided otherwise. Both by asking the same `decide()` under the policy now and under the
 policy with the change; nothing here guesses, and nothing is saved."""
 
-import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
+
+import msgspec
 
 from audit import subjects
 from audit.viewer import Viewer
 from clients.models import MODES
 from clients.proposals import Proposal
 from governance import replay, whatif
-from governance.decision import Decision, GrantPolicy, Policy, Question, SubjectState, ToolPolicy, decide
+from governance.decision import ClientPolicy, Decision, GrantPolicy, Policy, Question, SubjectState, ToolPolicy, decide
 from governance.replay import Replay, outcome
 from governance.snapshot import Snapshot, snapshots
 
 NEW = 0  # the id of a grant that is not there yet; those of rows begin at 1
-MOST_PAIRS = 20_000  # of a client and a tool that are asked about
+MOST_EFFECTS = 20_000  # of a tool through a client
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,8 @@ class Impact:
     @property
     def digest(self) -> str:
         """Equal for equal effects, whatever else changed in the policy: hex."""
-        told = [
-            [e.client, e.backend, e.tool, list(e.modes), e.before, e.after, e.why] for e in (*self.turned, *self.same)
-        ]
-        return sha256(json.dumps([told, self.partial]).encode()).hexdigest()
+        told = [(e.client, e.backend, e.tool, e.modes, e.before, e.after, e.why) for e in (*self.turned, *self.same)]
+        return sha256(msgspec.json.encode([told, self.partial])).hexdigest()
 
 
 def of(wanted: Proposal, viewer: Viewer | None = None) -> Impact:
@@ -162,25 +161,38 @@ def _effects(
     snapshot: Snapshot, before: Policy, after: Policy, grant: GrantPolicy,
     tools: dict[tuple[int, str], ToolPolicy], kept: bool,
 ) -> tuple[list[Effect], bool]:  # fmt: skip
-    """Each concerned tool through each concerned client, asked in every mode that makes a difference."""
-    state = _state(grant.subject)
-    callers = _callers(snapshot.policy, grant)
-    modes = _modes(before, after, grant)
+    """Each concerned tool through each concerned client, asked in every mode that makes a difference. Tools and clients
+    that no grant tells apart are asked about once."""
+    state, modes = _state(grant.subject), _modes(before, after, grant)
+    told_apart = {g.tool_id for g in _grants(before, after)}
+    with_grants = {client for policy in (before, after) for client, held in policy.grants_of_client.items() if held}
+    known: dict[tuple[Hashable, ...], dict[tuple[str, str, str], list[str]]] = {}
     found: list[Effect] = []
-    asked = 0
+    callers = _callers(snapshot.policy, grant)
     for (backend, name), tool in tools.items():
-        for issuer, client_id, slug, called in callers:
-            if (asked := asked + 1) > MOST_PAIRS:
+        alike = (tool.scopes, tool.id if tool.id in told_apart or tool.status != "active" else None)
+        for issuer, client_id, client in callers:
+            if len(found) >= MOST_EFFECTS:
                 return found, True
-            question = Question(
-                backend_id=backend, tool=name, issuer=issuer, client_id=client_id, subject=grant.subject or "",
-                tenant=grant.tenant, roles=frozenset(filter(None, [grant.role])), token_scopes=tool.scopes,
-                issued_at=time.time(),
-            )  # fmt: skip
-            for (was, becomes, why), those in _by_mode(before, after, question, state, modes).items():
+            key = (*alike, client.id if client.id in with_grants or client.status != "active" else None)
+            if key not in known:
+                question = Question(
+                    backend_id=backend, tool=name, issuer=issuer, client_id=client_id, subject=grant.subject or "",
+                    tenant=grant.tenant, roles=frozenset(filter(None, [grant.role])), token_scopes=tool.scopes,
+                    issued_at=time.time(),
+                )  # fmt: skip
+                known[key] = _by_mode(before, after, question, state, modes)
+            for (was, becomes, why), those in known[key].items():
                 told = () if len(those) == sum(map(len, modes)) else tuple(those)
-                found.append(Effect(slug, called, snapshot.backends[backend].slug, name, told, was, becomes, why, kept))
+                slug = snapshot.backends[backend].slug
+                found.append(Effect(client.slug, client.name, slug, name, told, was, becomes, why, kept))
     return found, False
+
+
+def _grants(*policies: Policy) -> Iterator[GrantPolicy]:
+    for policy in policies:
+        for those in policy.grants_of_client.values():
+            yield from those
 
 
 def _by_mode(
@@ -209,17 +221,16 @@ def _state(subject: str | None) -> SubjectState:
     return SubjectState() if subject is None else SubjectState(blocked=subjects.state(subject)[0])
 
 
-def _callers(policy: Policy, grant: GrantPolicy) -> list[tuple[str, str, str, str]]:
-    """Issuer, OAuth client id, slug and name of each client that the grant is for, in order of their names."""
-    one_each = {client.id: (*pair, client.slug, client.name) for pair, client in reversed([*policy.clients.items()])}
+def _callers(policy: Policy, grant: GrantPolicy) -> list[tuple[str, str, ClientPolicy]]:
+    """Issuer, OAuth client id and client, for each client that the grant is for, in order of their names."""
+    one_each = {client.id: (*pair, client) for pair, client in reversed([*policy.clients.items()])}
     wanted = one_each.values() if grant.client_id is None else filter(None, [one_each.get(grant.client_id)])
-    return sorted(wanted, key=lambda caller: (caller[3], caller[2]))
+    return sorted(wanted, key=lambda caller: (caller[2].name, caller[2].slug))
 
 
 def _modes(before: Policy, after: Policy, grant: GrantPolicy) -> list[list[str]]:
     """The modes that the grant is for, those together that no grant tells apart."""
-    grants = [g for policy in (before, after) for those in policy.grants_of_client.values() for g in those]
-    named = frozenset().union(*(g.modes for g in grants), grant.modes)
+    named = frozenset().union(*(g.modes for g in _grants(before, after)), grant.modes)
     meant = [mode for mode in MODES if not grant.modes or mode in grant.modes]
     alike = [mode for mode in meant if mode not in named]
     return [*([alike] if alike else []), *([mode] for mode in meant if mode in named)]

@@ -11,7 +11,7 @@ from typing import Any
 from django.contrib import messages
 from django.core import signing
 from django.core.exceptions import PermissionDenied
-from django.db import DataError, IntegrityError
+from django.db import DataError, IntegrityError, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -24,12 +24,13 @@ from audit.viewer import viewer_of
 from clients import grant_checks, grants, proposals, requests
 from clients.admin.grant_form import AskForm, BoxedEndsForm, GrantForm, linked, suggested
 from clients.grant_words import sentence, until
-from clients.grants import Actor, GrantError, NeedsApproval
+from clients.grants import Actor, GrantError, NeedsApproval, PolicyMoved
 from clients.models import Grant
 from clients.proposals import Proposal
 
 ADD = "clients.add_grant"
 GOOD_FOR = 3600  # seconds that a preview is good for
+ATTEMPTS = 5  # to save it, while others change the policy without a difference to it
 TOO_OLD = "What you saw was too old, or of another grant. This is what it would do now; look once more."
 MOVED = "The policy changed since you looked: it would do something else now. Look once more."
 TICK = "Read what is odd about it, and tick the box."
@@ -115,8 +116,8 @@ class Granting:
         warnings = [problem for problem in found if not problem.error]
         notice = ""
         if step == "confirm":
-            notice = self._not_as_seen(request, wanted, warnings, seen)
-            if not notice and (done := self._save(request, form, wanted)) is not None:
+            done, notice = self._confirm(request, form, wanted, warnings, seen)
+            if done is not None:
                 return done
             if form.errors:
                 return self._form(request, form)
@@ -127,38 +128,42 @@ class Granting:
         if sensitive and wanted.expires_at is None:
             form.add_error("ends", f"{NeedsApproval(sensitive)} A request is for a limited time: choose an end.")
 
-    def _not_as_seen(
-        self, request: HttpRequest, wanted: Proposal, warnings: list[grant_checks.Problem], seen: Seen | None
-    ) -> str:
-        """Why what is confirmed is not what was seen; empty where it is."""
-        if seen is None or seen.proposal != wanted.digest():
-            return TOO_OLD
-        now = seen_of(wanted, self.site.impact(wanted), warnings)
-        if now.impact != seen.impact or now.warnings != seen.warnings:
-            return MOVED
-        return TICK if warnings and request.POST.get("anyway") != "on" else ""
+    def _confirm(
+        self, request: HttpRequest, form: GrantForm, wanted: Proposal, warnings: list[grant_checks.Problem],
+        seen: Seen | None,
+    ) -> tuple[HttpResponse | None, str]:  # fmt: skip
+        """Save what was seen, under a policy in which it does what was seen; or why it is shown again."""
+        for _ in range(ATTEMPTS):
+            impact = self.site.impact(wanted)
+            if notice := _not_as_seen(request, wanted, impact, warnings, seen):
+                return None, notice
+            try:
+                return self._save(request, form, wanted, impact.version), ""
+            except PolicyMoved:
+                continue
+            except NeedsApproval as error:
+                return None, str(error)
+            except GrantError as error:
+                form.refuse([error])
+            except (IntegrityError, DataError) as error:
+                form.add_error(None, words_of(error))
+            return None, ""
+        return None, MOVED
 
-    def _save(self, request: HttpRequest, form: GrantForm, wanted: Proposal) -> HttpResponse | None:
-        """Grant it, or ask for it. None where that was refused: then the form says why, or the preview does that it
-        takes a second person."""
+    def _save(self, request: HttpRequest, form: GrantForm, wanted: Proposal, version: int) -> HttpResponse:
+        """Grant it, if the policy is still at this version, or ask for it."""
         reason = form.cleaned_data["reason"]
-        try:
-            if isinstance(form, AskForm):
-                asked = requests.ask(request.user, wanted, reason)
-                messages.success(request, "Asked. Nothing changes before a second person approves it.")
-                return HttpResponseRedirect(reverse("admin:clients_accessrequest_change", args=[asked.pk]))
-            if not request.user.has_perm(ADD):
-                raise PermissionDenied
+        if isinstance(form, AskForm):
+            asked = requests.ask(request.user, wanted, reason)
+            messages.success(request, "Asked. Nothing changes before a second person approves it.")
+            return HttpResponseRedirect(reverse("admin:clients_accessrequest_change", args=[asked.pk]))
+        if not request.user.has_perm(ADD):
+            raise PermissionDenied
+        with transaction.atomic():
             made = grants.create(actor=Actor(*actor_of(request)), reason=reason, **wanted.members())
-            messages.success(request, f"{sentence(made)}: in force from {_from(made)} on.")
-            return HttpResponseRedirect(reverse("admin:clients_grant_change", args=[made.pk]))
-        except NeedsApproval:
-            return None
-        except GrantError as error:
-            form.refuse([error])
-        except (IntegrityError, DataError) as error:
-            form.add_error(None, words_of(error))
-        return None
+            grants.only_at(version)
+        messages.success(request, f"{sentence(made)}: in force from {_from(made)} on.")
+        return HttpResponseRedirect(reverse("admin:clients_grant_change", args=[made.pk]))
 
     def _form(self, request: HttpRequest, form: GrantForm) -> HttpResponse:
         asking = isinstance(form, AskForm)
@@ -218,6 +223,18 @@ class Granting:
             "back": reverse("admin:clients_grant_change", args=[grant.pk]), "ends": until(grant.expires_at),
         }  # fmt: skip
         return TemplateResponse(request, "admin/request_longer.html", context)
+
+
+def _not_as_seen(
+    request: HttpRequest, wanted: Proposal, impact: Any, warnings: list[grant_checks.Problem], seen: Seen | None
+) -> str:
+    """Why what is confirmed is not what was seen; empty where it is."""
+    if seen is None or seen.proposal != wanted.digest():
+        return TOO_OLD
+    now = seen_of(wanted, impact, warnings)
+    if now.impact != seen.impact or now.warnings != seen.warnings:
+        return MOVED
+    return TICK if warnings and request.POST.get("anyway") != "on" else ""
 
 
 def _from(made: Grant) -> str:

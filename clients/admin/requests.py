@@ -23,9 +23,9 @@ from audit.viewer import viewer_of
 from clients import grant_checks, grants, proposals, requests
 from clients.admin.chips import ChipsAdmin, StateFilter
 from clients.admin.grant_form import DATETIME, linked
-from clients.admin.granting import MOVED, Seen, seen_of
+from clients.admin.granting import ATTEMPTS, MOVED, Seen, seen_of
 from clients.grant_words import facts, length, sentence, until
-from clients.grants import DECIDE, GrantError
+from clients.grants import DECIDE, GrantError, PolicyMoved
 from clients.models import AccessRequest
 from tools.admin import pill
 
@@ -155,6 +155,11 @@ class AccessRequestAdmin(ChipsAdmin, ReadOnlyAdmin):
     def lapses(self, asked: AccessRequest) -> str:
         return when(asked.lapses_at) if requests.state(asked) == "waiting" else "—"
 
+    @property
+    def site(self) -> Any:
+        """The admin site, with what it knows of the policy."""
+        return self.admin_site
+
     # --- one request -------------------------------------------------------------------------------------------
 
     def change_view(
@@ -181,8 +186,7 @@ class AccessRequestAdmin(ChipsAdmin, ReadOnlyAdmin):
         if state == "waiting":
             wanted = proposals.of_request(asked, timezone.now())
             found = grant_checks.problems(wanted)
-            site: Any = self.admin_site
-            impact = site.impact(wanted, viewer_of(request.user))
+            impact = self.site.impact(wanted, viewer_of(request.user))
             context |= {
                 "impact": impact, "kind": wanted.kind, "whom": wanted.whom(),
                 "warnings": [linked(one.words, one) for one in found],
@@ -235,25 +239,45 @@ class AccessRequestAdmin(ChipsAdmin, ReadOnlyAdmin):
         self, request: HttpRequest, asked: AccessRequest, form: DecideForm, approving: bool
     ) -> tuple[HttpResponse | None, str]:
         """Do it; or no response, and why not in words."""
-        answer, back = form.cleaned_data["answer"], self.url_of(asked)
-        if not approving:
-            requests.reject(asked.pk, request.user, answer=answer)
-            messages.success(request, "Rejected. Who asked sees why.")
-            return HttpResponseRedirect(back), ""
-        wanted = proposals.of_request(asked, timezone.now())
-        if requests.state(asked) == "waiting" and not requests.is_own(asked, request.user):
+        if approving:
+            return self._approve(request, asked, form)
+        requests.reject(asked.pk, request.user, answer=form.cleaned_data["answer"])
+        messages.success(request, "Rejected. Who asked sees why.")
+        return HttpResponseRedirect(self.url_of(asked)), ""
+
+    def _approve(self, request: HttpRequest, asked: AccessRequest, form: DecideForm) -> tuple[HttpResponse | None, str]:
+        """Approve what was seen, under a policy in which it does what was seen; who approves a sensitive scope has just
+        shown who they are. Else no response, or the one that asks them to."""
+        seen = Seen.read(request.POST.get("seen", ""), request.user)
+        done: AccessRequest | None = None
+        for _ in range(ATTEMPTS):
+            if requests.state(asked) != "waiting" or requests.is_own(asked, request.user):
+                requests.approve(asked.pk, request.user)  # which says why not
+            wanted = proposals.of_request(asked, timezone.now())
+            impact = self.site.impact(wanted)
             if not recent_sign_in.is_recent(request) and self._sensitive(asked):
-                typed = {name: request.POST.get(name, "") for name in ("answer", "ends", "expires_at")}
-                request.session[KEPT.format(asked.pk)] = typed
-                return recent_sign_in.ask_again(request, back), ""
-            site: Any = self.admin_site
-            now = seen_of(wanted, site.impact(wanted), grant_checks.problems(wanted))
-            seen = Seen.read(request.POST.get("seen", ""), request.user)
+                return self._first_show_who(request, asked), ""
+            now = seen_of(wanted, impact, grant_checks.problems(wanted))
             if seen is None or (seen.proposal, seen.impact, seen.warnings) != (now.proposal, now.impact, now.warnings):
-                return None, MOVED
-        done = requests.approve(asked.pk, request.user, answer=answer, expires_at=form.sooner())
+                break
+            try:
+                done = requests.approve(
+                    asked.pk, request.user, answer=form.cleaned_data["answer"], expires_at=form.sooner(),
+                    version=impact.version,
+                )  # fmt: skip
+                break
+            except PolicyMoved:
+                asked = self._held(request, asked.pk)
+        if done is None:
+            return None, MOVED
         messages.success(request, f"Approved: {sentence(asked)}, in force from the next call on.")
         return HttpResponseRedirect(reverse("admin:clients_grant_change", args=[done.grant_id])), ""
+
+    def _first_show_who(self, request: HttpRequest, asked: AccessRequest) -> HttpResponse:
+        """Ask them to sign in again; what was typed waits for them."""
+        typed = {name: request.POST.get(name, "") for name in ("answer", "ends", "expires_at")}
+        request.session[KEPT.format(asked.pk)] = typed
+        return recent_sign_in.ask_again(request, self.url_of(asked))
 
     def _sensitive(self, asked: AccessRequest) -> list[str]:
         return grants.needs_second_person(asked.effect, [scope.name for scope in asked.scopes.all()])

@@ -1,10 +1,12 @@
 """Grants in the admin: made, extended and revoked with a reason, by POST, by those who may, and in the log."""
 
+import os
 import re
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
+import psycopg
 import pytest
 from django.db import connections
 from django.test import Client as HttpClient
@@ -212,6 +214,32 @@ def test_a_change_of_policy_that_makes_no_difference_is_none(world: World, http:
     page = preview(http, given("memory:write"))
     Client.objects.create(slug="other", name="Other")
     assert confirm(http, page).status_code == 302
+
+
+@pytest.mark.parametrize(("effect", "saved"), [("deny", False), ("other", True)])
+def test_a_change_of_policy_after_the_last_look_is_noticed_too(
+    world: World, http: HttpClient, monkeypatch: pytest.MonkeyPatch, effect: str, saved: bool
+) -> None:
+    """Between the last look at the policy and the commit, as by somebody at the same moment."""
+    page = preview(http, given("memory:write"))
+    real, changes = grants.create, iter([True, False, False])
+
+    def meanwhile(**members: Any) -> Grant:
+        made = real(**members)
+        if next(changes):
+            with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as other:
+                row = "(effect, reason, modes, created_at, created_by) VALUES ('deny', 'x', '{background}', now(), '')"
+                other.execute(
+                    f"INSERT INTO clients_grant {row}" if effect == "deny" else
+                    "INSERT INTO clients_client (slug, name, kind, status) VALUES ('new', 'New', 'mcp', 'active')"
+                )  # fmt: skip
+        return made
+
+    monkeypatch.setattr(grants, "create", meanwhile)
+    answer = confirm(http, page)
+    assert (answer.status_code == 302) == saved
+    assert saved or "The policy changed since you looked" in answer.content.decode()
+    assert Grant.objects.filter(scopes__name="memory:write").count() == int(saved)
 
 
 def test_the_sentence_can_be_changed_after_it_was_seen(world: World, http: HttpClient) -> None:

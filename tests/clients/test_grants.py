@@ -8,10 +8,10 @@ import pytest
 from django.db import connection, connections, transaction
 from django.utils import timezone
 
-from audit.models import Outbox, Subject
+from audit.models import Head, Outbox, Subject
 from audit.subjects import resolve
 from clients import grants
-from clients.grants import Actor, GrantError
+from clients.grants import Actor, GrantError, PolicyMoved
 from clients.models import Client, Grant
 from tests import world
 from tests.world import World
@@ -176,3 +176,43 @@ def test_two_who_make_the_same_grant_at_once_make_one(made: World) -> None:
     other.join(10)
     assert outcomes == ["refused"]
     assert Grant.objects.filter(scopes__name="memory:write").count() == 1
+
+
+def test_what_was_seen_under_another_policy_is_not_saved(made: World) -> None:
+    version = Head.objects.get().policy
+    create(scopes=[scope("memory:write")])
+    with pytest.raises(PolicyMoved), transaction.atomic():
+        create(scopes=[scope("memory:write")], tenant="acme")
+        grants.only_at(version)
+    assert Grant.objects.count() == 2 and Head.objects.get().policy == version + 1
+    with transaction.atomic():
+        create(scopes=[scope("memory:write")], tenant="acme")
+        grants.only_at(version + 1)
+    assert Head.objects.get().policy == version + 2
+    assert made.verify("memory.capture")["reason"] == "granted"
+
+
+def test_a_change_that_commits_while_another_is_saved_is_noticed(made: World) -> None:
+    version = Head.objects.get().policy
+    outcomes: list[str] = []
+
+    def second() -> None:
+        try:
+            with transaction.atomic():
+                create(scopes=[scope("memory:write")], tenant="b")
+                grants.only_at(version)
+            outcomes.append("made")
+        except PolicyMoved:
+            outcomes.append("moved")
+        finally:
+            connections.close_all()
+
+    other = Thread(target=second)
+    with transaction.atomic():
+        create(scopes=[scope("memory:write")], tenant="a")
+        grants.only_at(version)  # holds the head
+        other.start()
+        other.join(0.5)
+        assert other.is_alive(), "the second waits for the first"
+    other.join(10)
+    assert outcomes == ["moved"] and Grant.objects.count() == 2

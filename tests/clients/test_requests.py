@@ -13,10 +13,10 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 from audit import details
-from audit.models import Outbox, Record, Subject
+from audit.models import Head, Outbox, Record, Subject
 from audit.subjects import resolve
 from clients import grants, proposals, requests
-from clients.grants import Actor, GrantError, NeedsApproval, SecondPerson
+from clients.grants import Actor, GrantError, NeedsApproval, PolicyMoved, SecondPerson
 from clients.models import AccessRequest, Client, Grant
 from clients.proposals import Proposal
 from clients.tasks import lapse_requests
@@ -490,3 +490,16 @@ def test_what_waits_for_whom(made: World) -> None:
     requests.ask(asker, wanted(), "pilot")
     requests.ask(bystander, wanted(tenant="acme"), "pilot")
     assert [requests.waiting_for(user) for user in (asker, approver, bystander)] == [1, 2, 0]
+
+
+def test_an_approval_holds_for_the_policy_that_was_looked_at(made: World) -> None:
+    version = Head.objects.get().policy
+    asked = requests.ask(mara(), wanted(), "pilot")
+    assert Head.objects.get().policy == version, "a wish is no policy"
+    create(Actor("command:x", ""), "memory:write", tenant="acme", effect="deny")
+    approver = anna()
+    with pytest.raises(PolicyMoved):
+        requests.approve(asked.pk, approver, version=version)
+    asked.refresh_from_db()
+    assert asked.status == "waiting" and Grant.objects.count() == 2
+    requests.approve(asked.pk, approver, version=version + 1)

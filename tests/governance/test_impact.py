@@ -113,6 +113,32 @@ def test_every_client_is_asked_for_a_grant_to_any(world: World) -> None:
     assert "Old is suspended" in next(effect.why for effect in found.same if effect.client == "old")
 
 
+def test_tools_and_clients_that_no_grant_tells_apart_are_asked_about_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        client = Client.objects.create(slug=f"c{number}", name=f"C{number}")
+        OAuthClientId.objects.create(client=client, issuer_id=1, oauth_id=f"c{number}")
+        tool = Tool.objects.create(backend=world.backend, name=f"tool.{number}", access="read", status="active")
+        tool.scopes.add(Scope.objects.get(name="memory:write"))
+    Client.objects.filter(slug="c3").update(status="suspended")
+    named = Tool.objects.get(name="tool.4")
+    grants.create(actor=OPERATOR, reason="x", client=None, scopes=(), effect="deny", tool=named)
+    asked = []
+    real = impact.decide
+    monkeypatch.setattr(impact, "decide", lambda *given: asked.append(1) or real(*given))
+    found = impact.of(wanted("memory:write", client=None))
+    # Kinds of tools: of memory:read, of memory:write, the named one; of clients: with grants, without, suspended.
+    assert len(asked) == 3 * 3 * 2
+    opened = {(effect.client, effect.tool) for effect in found.turned}
+    assert ("c5", "tool.5") in opened and ("c0", "memory.recall") in opened and ("claude", "tool.0") in opened
+    assert not {pair for pair in opened if pair[0] == "c3" or pair[1] == "tool.4"}
+    assert len(found.turned) + len(found.same) == 7 * 8
+    assert {effect.why for effect in found.refused if effect.client == "c3"} == {
+        "The AI client is suspended. C3 is suspended."
+    }
+
+
 def test_what_is_retired_or_of_a_backend_out_of_use_is_left_out(world: World) -> None:
     Tool.objects.filter(name="memory.capture").update(status="retired")
     assert {effect.tool for effect in impact.of(wanted("memory:write")).same} == {"memory.recall"}
@@ -135,7 +161,7 @@ def test_revoking_and_extending_show_what_relies_on_the_grant(world: World) -> N
 
 def test_more_pairs_than_are_asked_about_are_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not impact.of(wanted("memory:write")).partial
-    monkeypatch.setattr(impact, "MOST_PAIRS", 1)
+    monkeypatch.setattr(impact, "MOST_EFFECTS", 1)
     assert impact.of(wanted("memory:write")).partial
 
 
