@@ -1,5 +1,5 @@
 """What a timeline reads: bounded queries along one index (user, client or tool, newest first), never a count. A reader
-of a timeline looks at 1,000 records of its window, and at 4,000 older ones to tell what is new."""
+of a timeline looks at 1,000 records of its window, and at 2,000 older ones to tell what is new."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from audit.models import Record
 from audit.timeline import Earlier, Seen, learned
 from audit.viewer import Viewer
 
-LOOKED, OLDER, NEARBY = 1000, 4000, 100
+LOOKED, OLDER, NEARBY = 1000, 2000, 100
 PAGE = 50
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 # Not lines of their own: an outcome stands with its call, and what staff did stands apart.
