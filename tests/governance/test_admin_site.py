@@ -85,3 +85,19 @@ def test_pages_carry_the_strict_policy_and_no_inline_style_or_script(world: Worl
         assert "script-src 'self'" in policy and "unsafe" not in policy
         text = response.content.decode()
         assert " style=" not in text and "<style" not in text and "onclick" not in text and "<script>" not in text
+
+
+HOSTILE = [
+    "q=%00", "q=" + "x" * 5000, "q=%ED%A0%80", "p=99999999999999999999", "p=-1", "o=99.-99.x", "nonsense__exact=1",
+    "e=1", "id__exact=%00", "pk__in=x,y", "window=%00", "since=%00", "client=%00", "_popup=1&_to_field=%00",
+]  # fmt: skip
+KEYS = ["%00", "x" * 300, "-1", "9" * 40, "%ED%A0%80"]
+
+
+def test_hostile_input_to_a_list_or_a_key_is_never_a_failure(world: World, http: HttpClient) -> None:
+    http.raise_request_exception = False
+    paths = [f"{path}?{query}" for path in ("/admin/", "/admin/reasons/", "/reference") for query in HOSTILE]
+    for model in admin.site._registry:
+        found = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
+        paths += [f"{found}?{query}" for query in HOSTILE] + [f"{found}{key}/change/" for key in KEYS]
+    assert [path for path in paths if http.get(path).status_code >= 500] == []
