@@ -11,12 +11,12 @@ Roles = Mapping[str, frozenset[str]]
 
 def parse(text: str, admin_group: str = "") -> dict[str, frozenset[str]]:
     """The roles of each group. `text` has `group=role` pairs with commas between, the role by its slug
-    (`access-manager`); a comma or percent sign in the name of a group is percent-encoded. Members of `admin_group`,
-    which is taken as it is, are administrators. Raises ValueError for what cannot be."""
+    (`access-manager`); a comma, equals or percent sign in the name of a group is percent-encoded. Members of
+    `admin_group`, which is taken as it is, are administrators. Raises ValueError for what cannot be."""
     found: dict[str, set[str]] = {}
     for pair in filter(None, (part.strip() for part in text.split(","))):
-        group, separator, slug = pair.rpartition("=")  # a group's name may be a DN, with = in it
-        if not separator or not (group := unquote(group.strip())):
+        group, _, slug = pair.partition("=")
+        if pair.count("=") != 1 or not (group := unquote(group.strip())):
             raise ValueError("each pair is written group=role")
         if (role := BY_SLUG.get(slug.strip())) is None:
             raise ValueError(f"a role is one of {', '.join(BY_SLUG)}")

@@ -51,6 +51,9 @@ class PasswordForm(AdminAuthenticationForm):
 
     error_messages = {"invalid_login": WRONG, "inactive": WRONG}
 
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **{"label_suffix": "", **more})
+
     def clean(self) -> dict[str, Any]:
         """Count the attempt first, then look."""
         name, given = self.cleaned_data.get("username"), self.cleaned_data.get("password")
@@ -117,6 +120,10 @@ class ChangePassword(PasswordChangeView):
 
     form_class = PasswordChangeForm
     success_url: Any = reverse_lazy("admin:password_change_done")
+
+    def get_form_kwargs(self) -> dict[str, Any]:
+        """Labels without a colon."""
+        return super().get_form_kwargs() | {"label_suffix": ""}
 
     def get_form(self, form_class: Any = None) -> Any:
         """The form, which knows where it comes from."""
@@ -201,7 +208,7 @@ class SignInViews:
         if not settings.MUNIMENT_LOCAL_PASSWORDS or not user.has_usable_password():
             raise Http404
         request.current_app = self.site.name
-        context = {**self.site.each_context(request), **(extra or {})}
+        context = {**self.site.each_context(request), "title": "Change your password", **(extra or {})}
         return ChangePassword.as_view(extra_context=context)(request)
 
     def again(self, request: HttpRequest) -> HttpResponse:

@@ -122,10 +122,10 @@ class StaffAdmin(ReadOnlyAdmin):
 
     intro = "Everybody who may come into this admin. Each change is recorded, with who made it and why."
     empty = "Nobody yet."
-    list_display = ["called", "roles", "way", "signed_in", "state"]
+    list_display = ["called", "held", "way", "signed_in", "state"]
     list_filter = ["is_active", "groups"]
     ordering = ["username"]
-    fields = ["called", "username", "email", "way", "roles", "signed_in", "since", "state"]
+    fields = ["called", "account", "address", "way", "roles", "signed_in", "since", "state"]
     add_form = AddForm
     can_act: ClassVar[Sequence[Action]] = _actions()
 
@@ -143,21 +143,33 @@ class StaffAdmin(ReadOnlyAdmin):
     def called(self, user: User) -> str:
         return staff_roles.name_of(user)
 
+    @admin.display(description="user name")
+    def account(self, user: User) -> str:
+        return user.get_username()
+
+    @admin.display(description="e-mail address")
+    def address(self, user: User) -> str:
+        return user.email or "—"
+
+    @admin.display(description="roles")
+    def held(self, user: User) -> str | SafeString:
+        found = sorted(group.name for group in user.groups.all())  # as they were fetched for the whole list
+        names = [*([staff_roles.SUPERUSER] if user.is_superuser else []), *found]
+        pills = format_html_join(" ", '<span class="pill plain">{}</span>', ((name,) for name in names))
+        return pills or "no role"
+
     @admin.display(description="roles")
     def roles(self, user: User) -> str | SafeString:
-        held = [group.name for group in user.groups.all()]
-        names = [*([staff_roles.SUPERUSER] if user.is_superuser else []), *sorted(held)]
-        pills = format_html_join(" ", '<span class="pill plain">{}</span>', ((name,) for name in names))
         where = "By their groups at the identity provider; changed there." if comes_by_provider(user) else ""
-        return format_html('{} <span class="quiet">{}</span>', pills or "none", where)
+        return format_html('{} <span class="quiet">{}</span>', self.held(user), where)
 
     @admin.display(description="signs in")
     def way(self, user: User) -> str:
         return "at the identity provider" if comes_by_provider(user) else "with a local password"
 
     @admin.display(description="last sign-in", ordering="last_login")
-    def signed_in(self, user: User) -> str:
-        return when(user.last_login, "never")
+    def signed_in(self, user: User) -> str | SafeString:
+        return format_html("signed in {}", when(user.last_login)) if user.last_login else "never signed in"
 
     @admin.display(description="here since", ordering="date_joined")
     def since(self, user: User) -> str:
@@ -273,6 +285,9 @@ class StaffAdmin(ReadOnlyAdmin):
         return f"{self.name_of(user)} can sign in again."
 
     # --- adding ------------------------------------------------------------------------------------------------
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        return super().add_view(request, form_url, {"title": "Add member of staff", **(extra_context or {})})
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Local accounts, where there are any; the others come by themselves."""

@@ -103,7 +103,7 @@ class Idp:
                 return 302, {"Location": self._back(target, form["sub"])}, b""
             case ("POST", "/token"):
                 return self._token(form, authorization)
-        return 404, {}, b""
+        return (204 if path == "/favicon.ico" else 404), {}, b""
 
     def _discovery(self) -> dict[str, Any]:
         document = {
