@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from audit.entries import Entry
 
-RECORDS, AT_ONCE, CALLERS, TURNS = 20_480, 256, 8, 5
+RECORDS, AT_ONCE, CALLERS, TURNS = 40_960, 256, 8, 7
 # Not of the search: the key, the sealer's, and the one by which the recorder finds the outcome of a call.
 KEPT = ("audit_record_pkey", "audit_record_index", "audit_record_parent")
 INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'audit_record' AND NOT indexname = ANY(%s)"
