@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from governance import settings
+from governance import settings, supervisor_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = base64.b64encode(bytes(32)).decode()
@@ -128,6 +128,68 @@ def test_what_is_dangerous_in_production_is_a_numbered_finding() -> None:
         assert f"muniment.{number}" in found
     clean = manage("check", "--deploy", MUNIMENT_PROXY_TLS="1", MUNIMENT_ANCHORS="file:///anchor")
     assert "muniment." not in clean.stderr + clean.stdout
+
+
+@pytest.mark.parametrize("process", ["worker", "beat", "seal", "manage"])
+def test_the_client_secret_of_staff_is_for_web_processes_alone(
+    environment: pytest.MonkeyPatch, process: str, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("s3cret-pw\n")
+    environment.setenv("MUNIMENT_OIDC_CLIENT_SECRET_FILE", str(tmp_path / "secret"))
+    environment.setattr(settings, "MUNIMENT_OIDC_ISSUER", "https://id.example")
+    assert settings.oidc_secret("web") == "s3cret-pw"
+    with pytest.raises(ImproperlyConfigured, match="MUNIMENT_OIDC_CLIENT_SECRET") as refusal:
+        settings.oidc_secret(process)
+    assert "s3cret-pw" not in str(refusal.value)
+    environment.delenv("MUNIMENT_OIDC_CLIENT_SECRET_FILE")
+    assert settings.oidc_secret(process) == ""
+    with pytest.raises(ImproperlyConfigured, match="MUNIMENT_OIDC_CLIENT_SECRET"):
+        settings.oidc_secret("web")
+
+
+def test_the_supervisor_hands_the_client_secret_to_web_alone() -> None:
+    plan, urls = supervisor_plan.read_plan({}), supervisor_plan.Urls("postgresql://d", "postgresql://o", "redis://r")
+    given = {"MUNIMENT_OIDC_CLIENT_SECRET": "s", "MUNIMENT_OIDC_CLIENT_SECRET_FILE": "/s", "MUNIMENT_OIDC_ISSUER": "i"}
+    for process in ("web", "worker", "beat", "seal", "manage"):
+        found = supervisor_plan.environment_for(process, plan, urls, given, owner=False)
+        assert found["MUNIMENT_OIDC_ISSUER"] == "i"
+        assert ("MUNIMENT_OIDC_CLIENT_SECRET" in found, "MUNIMENT_OIDC_CLIENT_SECRET_FILE" in found) == (
+            process == "web", process == "web",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("roles", ["admins", "a=superuser", "=auditor", "s3cret-pw=nonsense"])
+def test_groups_that_map_to_nothing_stop_the_start(roles: str) -> None:
+    assert "MUNIMENT_OIDC_ROLES" in refused(MUNIMENT_OIDC_ROLES=roles)
+
+
+def test_a_provider_that_is_half_configured_or_not_https_stops_the_start() -> None:
+    for missing in ("MUNIMENT_OIDC_ISSUER", "MUNIMENT_OIDC_CLIENT_ID", "MUNIMENT_OIDC_ADMIN_GROUP"):
+        found = manage("check", **{missing: None})
+        assert found.returncode != 0 and "muniment.E007" in found.stderr and missing in found.stderr
+    for issuer in (
+        "http://id.example",
+        "http://127.0.0.1:9",
+        "id.example",
+        "https://u@id.example",
+        "https://id.example/#x",
+    ):
+        assert "muniment.E008" in manage("check", MUNIMENT_OIDC_ISSUER=issuer).stderr, issuer
+    assert manage("check", MUNIMENT_OIDC_ADMIN_GROUP=None, MUNIMENT_OIDC_ROLES="a=auditor").returncode == 0
+
+
+def test_how_staff_sign_in_is_checked_before_it_is_deployed() -> None:
+    none = dict.fromkeys(("MUNIMENT_OIDC_ISSUER", "MUNIMENT_OIDC_CLIENT_ID", "MUNIMENT_OIDC_ADMIN_GROUP"))
+    assert "muniment.E009" in manage("check", "--deploy", **none).stderr
+    found = manage("check", "--deploy", **none, MUNIMENT_LOCAL_PASSWORDS="1", MUNIMENT_SESSION_IDLE="99999").stderr
+    assert "muniment.E009" not in found and "muniment.W006" in found and "muniment.W007" in found
+
+
+def test_cookies_in_production_are_for_this_host_alone() -> None:
+    names = ("SESSION_COOKIE_NAME", "CSRF_COOKIE_NAME", "SESSION_COOKIE_SECURE")
+    code = f"from django.conf import settings as s; print({', '.join(f's.{name}' for name in names)})"
+    shown = manage("shell", "--no-imports", "-c", code).stdout.split()
+    assert shown == ["__Host-muniment", "__Host-muniment-csrf", "True"]
 
 
 def test_an_anchor_that_cannot_be_stops_the_start_and_is_not_shown() -> None:
