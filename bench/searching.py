@@ -23,9 +23,11 @@ SIZES = """SELECT c.relname, coalesce(sum(pg_relation_size(t.relid)), 0), pg_get
     WHERE i.indrelid = 'audit_record'::regclass GROUP BY c.relname, c.oid ORDER BY 2 DESC"""
 PARENTS = """SELECT c.relname, p.relname FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
     JOIN pg_class p ON p.oid = h.inhparent WHERE p.relkind = 'I'"""
-# Read by others than these pages, who need them: the sealer and the checks of the log; the recorder and the page of a
-# record, which look for the outcome of a call.
-OTHERS = {"audit_record_index": "the sealer, the checks", "audit_record_parent": "the recorder, for each outcome"}
+# Read by others than these pages, who need them.
+OTHERS = {
+    "audit_record_index": "the sealer, the checks, the rollups", "audit_record_parent": "the recorder, for each outcome",
+    "audit_record_told": "bundles",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
