@@ -25,7 +25,8 @@ PARENTS = """SELECT c.relname, p.relname FROM pg_inherits h JOIN pg_class c ON c
     JOIN pg_class p ON p.oid = h.inhparent WHERE p.relkind = 'I'"""
 # Read by others than these pages, who need them.
 OTHERS = {
-    "audit_record_index": "the sealer, the checks, the rollups", "audit_record_parent": "the recorder, for each outcome",
+    "audit_record_index": "the sealer, the checks, the rollups",
+    "audit_record_parent": "the recorder, for each outcome",
     "audit_record_told": "bundles",
 }  # fmt: skip
 
