@@ -97,7 +97,7 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
         "200": {
             "A page": {
                 "items": [SEARCHED], "since": "2026-11-16T10:04:00Z", "until": "2026-11-23T10:04:00Z",
-                "next": None, "previous": None,
+                "reached": None, "next": None, "previous": None,
             },
         },
     },
