@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from django.urls import reverse
+from django.utils.text import capfirst
 
 from audit import record_page, record_words, search, subjects
 from audit.models import Record, Subject
@@ -43,7 +44,7 @@ def _line(record: Record, clients: Mapping[str, str], who: Mapping[str, str], ou
     is_call = record.type in ("decision", "evaluation")
     happened = outcome_words(outcome)
     # What is no call has no columns of its own: its sentence says it all.
-    why = row.why if is_call else row.title
+    why = capfirst(row.why) if is_call else row.title
     if not is_call and row.why:
         happened = row.why
     user = record.subject or ""

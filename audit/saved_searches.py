@@ -10,6 +10,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 from django.urls import reverse
 
+from audit.admin_base import PlainForm
 from audit.models import SavedSearch
 from audit.records_form import FilterForm, printable
 from audit.viewer import Viewer, check
@@ -22,7 +23,7 @@ class Refused(Exception):
     """It cannot be kept; the message is for the person who asked."""
 
 
-class SaveForm(forms.Form):
+class SaveForm(PlainForm):
     """What to call it, and who sees it."""
 
     name = forms.CharField(

@@ -219,7 +219,7 @@ def test_a_search_that_looked_as_far_as_it_may_says_so_and_goes_on(
     monkeypatch.setattr(search_scan, "BUDGET", 10)
     made = fill([{"agent": {"mode": "api" if n == 3 else "background"}} for n in range(25)])
     first = page(ada, f"{SPAN}&mode=api")
-    assert "Looked back to 2 Mar 2026, 09:00:15" in text_of(first) and "nothing more found so far" in text_of(first)
+    assert "Looked back to 2 Mar 2026, 09:00:15" in text_of(first) and "nothing found so far" in text_of(first)
     assert first.context["summary"].count == "No record yet"
     second = ada.get(first.context["paging"].further)
     third = ada.get(second.context["paging"].further)
@@ -233,7 +233,7 @@ def test_a_line_says_what_came_of_the_call_and_leads_to_all_that_it_names(world:
     answer = world.verify()
     world.post(f"/v1/records/{answer['record']}/outcome", {"status": "error", "count": 3, "duration_ms": 1234})
     [row] = page(ada, "window=1h&type=decision").context["rows"]
-    assert row.happened == "ended in an error, 3 items touched, 1,234 ms" and row.why == "by grant 1"
+    assert row.happened == "ended in an error, 3 items touched, 1,234 ms" and row.why == "By grant 1"
     uid = answer["subject"]["uid"]
     assert (row.user_url, row.client_url) == (f"/admin/timeline/user/{uid}/", "/admin/timeline/client/claude/")
     assert row.tool_url == "/admin/timeline/tool/inner/memory.recall/"
