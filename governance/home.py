@@ -15,6 +15,7 @@ from audit.log_page import notices
 from audit.models import Head
 from audit.viewer import viewer_of
 from clients.models import Client
+from governance import home_start
 from governance.home_figures import DEFAULT, WINDOWS, figures, newcomers
 from governance.home_waiting import ending, waits
 from governance.roles import ADMINISTRATOR
@@ -47,8 +48,8 @@ def _of_records(request: HttpRequest, now: datetime) -> dict[str, Any]:
         "newest": head.at if head.next else None,
         "undrained": head.policy - head.drained,
     }
-    if not head.next:
-        return about
+    if not home_start.called(viewer):
+        return about | {"start": home_start.steps(request.user)}
     chosen = request.GET.get("window", "")
     chosen = chosen if chosen in WINDOWS else DEFAULT
     clients: Mapping[str, str] = dict(Client.objects.values_list("slug", "name"))

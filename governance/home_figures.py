@@ -20,7 +20,9 @@ USUAL = timedelta(days=30)
 NEW = timedelta(days=7)
 MOST_NEW, MOST_SEEN = 8, 500
 LATELY, LONG_AGO = timedelta(weeks=2), timedelta(weeks=1500)
-CALLS: dict[str, Any] = {"type": "decision"}  # what is asked without a token is no call, and the search tells them apart
+CALLS: dict[str, Any] = {
+    "type": "decision"
+}  # what is asked without a token is no call, and the search tells them apart
 NONE = "-"  # in the search's URL: a client that could not be established
 BEHIND = timedelta(minutes=1)
 """How much of the log's time may be uncounted before the page says so: the worker counts every 5 s."""
@@ -74,7 +76,6 @@ class Figures:
     url: str
     denied_url: str
     late: datetime | None
-    uncounted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def figures(viewer: Viewer, name: str, now: datetime, clients: Mapping[str, str]
         _share(*_sum(rollups.series(viewer, before - USUAL, before, "1d", **CALLS))), _chart(window, buckets, now),
         _by_client(viewer, since, now, window, clients), _by_reason(viewer, since, now, window),
         url=search_url(since), denied_url=search_url(since, decision="deny"),
-        late=rollups.counted_until() if behind is not None and behind > BEHIND else None, uncounted=behind is None,
+        late=rollups.counted_until() if behind is not None and behind > BEHIND else None,
     )  # fmt: skip
 
 

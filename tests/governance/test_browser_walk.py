@@ -5,6 +5,7 @@ MUNIMENT_SHOTS=<folder> a picture of each is left there."""
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from django.utils import timezone
 
 from audit import rollups
 from audit.models import Record, Sighting, Subject
+from clients import requests, reviews
 from clients.models import Client, Grant
+from clients.proposals import Proposal
 from governance import demo, navigation
 from tests.audit.sealers import sealed, sealing
 from tests.browser import PASSWORD, Visitor
@@ -28,22 +31,31 @@ LONG = "The assistant of the department for exceptionally long names of things, 
 
 @pytest.fixture
 def world(db: None, monkeypatch: pytest.MonkeyPatch) -> World:
-    """The demo's world and an administrator who may do everything; the login is that of the other tests."""
+    """An empty world, in which the browser's server can run; each test fills it as it needs."""
     # Playwright's synchronous API runs an event loop in this thread, which Django takes for asynchronous code.
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+    get_user_model().objects.create_superuser("mara", "", PASSWORD, first_name="Mara")
+    return World("", Backend(), Client(), Grant())
+
+
+def load_demo() -> None:
+    """What the demo has, counted, with a request that waits and a review under way."""
     demo.key_file().unlink(missing_ok=True)
     demo.load()
     while rollups.count():
         pass
-    get_user_model().objects.create_superuser("mara", "", PASSWORD, first_name="Mara")
-    long_names()
-    backend = Backend.objects.get(slug="inner")
-    return World("", backend, Client.objects.get(slug="claude"), Grant.objects.order_by("pk")[0])
+    users = get_user_model().objects
+    noor = users.create_user("noor", "", PASSWORD, first_name="Noor", is_staff=True)
+    claude, capture = Client.objects.get(slug="claude"), Scope.objects.get(name="memory:write")
+    requests.ask(noor, Proposal("grant", "allow", claude, (capture,), days=30), "pilot with 40 users")
+    mara = users.get(username="mara")
+    reviews.start(client=Client.objects.get(slug="chatgpt"), scope=None, user=mara, reason="yearly review")
 
 
 def long_names() -> None:
-    """What staff and callers may choose to be as long as it may be."""
+    """What staff and callers may choose to be as long as it may be, and stopped, so that every page tells of it."""
     client = Client.objects.create(slug="x" * 63, name=LONG)
+    Client.objects.create(slug="z" * 63, name="z" * 120, status="suspended")
     backend = Backend.objects.create(slug="y" * 63, name=LONG, audiences=["https://example.com/" + "a" * 200])
     scope = Scope.objects.create(name="scope:" + "z" * 110, description=LONG, sensitive=True)
     tool = Tool.objects.create(backend=backend, name="tool." + "t" * 110, access="read", status="active")
@@ -51,32 +63,31 @@ def long_names() -> None:
     ends = timezone.now() + timedelta(days=3)
     grant = Grant.objects.create(client=client, tool=tool, tenant="t" * 120, reason=LONG * 3, expires_at=ends)
     grant.scopes.add(scope)
-    Sighting.objects.create(
-        kind="client", source="https://" + "i" * 200, name="n" * 250, count=10**9, last_seen=timezone.now()
-    )
-    Sighting.objects.create(kind="tool", source=backend.slug, name="n" * 120, count=1, last_seen=timezone.now())
+    source, seen = "https://" + "i" * 200, timezone.now()
+    Sighting.objects.create(kind="client", source=source, name="n" * 250, count=10**9, last_seen=seen)
+    Sighting.objects.create(kind="tool", source=backend.slug, name="n" * 120, count=1, last_seen=seen)
 
 
-def pages() -> Iterator[tuple[str, str]]:
-    """Name and path of every page that can be opened by its address."""
+def of_navigation() -> Iterator[tuple[str, str]]:
+    """Name and path of home and of each line of the navigation."""
     yield "home", "/admin/"
     for label, route, _ in navigation.lines():
         yield re.sub(r"\W+", "-", label.lower()).strip("-"), reverse(route)
+
+
+def of_models() -> Iterator[tuple[str, str]]:
+    """The newest of each model of the admin, and what can be done to it."""
     for model, page in admin.site._registry.items():
         prefix = f"{model._meta.app_label}_{model._meta.model_name}"
-        for number, one in enumerate(model._default_manager.order_by("-pk")[:2]):
-            yield f"{prefix}-{number}", reverse(f"admin:{prefix}_change", args=[one.pk])
-            for action in getattr(page, "can_act", ()) if number == 0 else ():
+        one = model._default_manager.order_by("-pk").first()
+        if one is not None:
+            yield prefix, reverse(f"admin:{prefix}_change", args=[one.pk])
+            for action in getattr(page, "can_act", ()):
                 yield f"{prefix}-{action.name}", reverse(f"admin:{prefix}_act", args=[one.pk, action.name])
-    yield from details()
 
 
-def details() -> Iterator[tuple[str, str]]:
-    """Pages of one thing that is no model of the admin, and forms."""
-    for name in ("clients_grant", "clients_client", "clients_issuer", "clients_review", "tools_tool", "tools_scope",
-                 "tools_backend", "tools_backendkey", "auth_user"):  # fmt: skip
-        yield f"{name}-add", reverse(f"admin:{name}_add")
-    yield "ask", reverse("admin:access_ask")
+def of_evidence() -> Iterator[tuple[str, str]]:
+    """Pages of records and people, and searches."""
     for decision in ("allow", "deny"):
         record = Record.objects.filter(type="decision", decision=decision).latest("at")
         yield f"record-{decision}", reverse("admin:record", args=[record.pk])
@@ -86,33 +97,61 @@ def details() -> Iterator[tuple[str, str]]:
     yield "timeline-user", reverse("admin:timeline", args=["user", user.pk])
     yield "timeline-client", reverse("admin:timeline", args=["client", "claude"])
     yield "timeline-tool", reverse("admin:timeline", args=["tool", "inner/memory.recall"])
-    yield "person-report", reverse("admin:person_report", args=[user.pk])
+    yield "report-ask", reverse("admin:person_report", args=[user.pk])
     yield "home-30d", "/admin/?window=30d"
     yield "search-denied", reverse("admin:records") + "?window=30d&decision=deny"
-    yield "search-empty", reverse("admin:records") + "?window=1h&client=nobody"
+    yield "search-nothing", reverse("admin:records") + "?window=1h&client=nobody"
+    yield "matrix-user", f"{reverse('admin:access_matrix')}?subject={user.pk}"
+    question = f"client=claude&tool=inner/memory.capture&subject={user.pk}"
+    yield "explained", f"{reverse('admin:access_explain')}?{question}"
+
+
+def of_forms() -> Iterator[tuple[str, str]]:
+    """Forms that make something, and those about oneself."""
+    for name in ("clients_grant", "clients_client", "clients_issuer", "clients_review", "tools_tool", "tools_scope",
+                 "tools_backend", "tools_backendkey", "governance_staffkey", "auth_user"):  # fmt: skip
+        yield f"{name.partition('_')[2]}-add", reverse(f"admin:{name}_add")
+    suggestion = "?client=claude&scope=memory:write"
+    yield "grant-suggested", reverse("admin:clients_grant_add") + suggestion
+    yield "ask", reverse("admin:access_ask") + suggestion
     yield "password", reverse("admin:password_change")
     yield "sign-in-again", reverse("admin:sign_in_again") + "?next=/admin/"
 
 
-def test_every_page_is_fit_to_be_seen(world: World, visitor: Visitor, tmp_path: Path) -> None:
+def walk(visitor: Visitor, folder: Path, prefix: str, pages: Iterator[tuple[str, str]]) -> None:
+    """Open every page and look at it; what is wrong with one is a complaint, so that the others are seen too."""
     asked: set[str] = set()
     visitor.page.on("request", lambda request: asked.add(request.url))
-    visitor.sign_in()
-    with sealing(tmp_path, page=512) as sealer:
+    with sealing(folder, page=512) as sealer:
         sealed(sealer)
-        for name, path in pages():
+        for name, path in pages:
             sealer.step()
-            look(visitor, name, path)
+            visitor.go(path)
+            if (headings := visitor.page.locator("h1").count()) != 1:
+                visitor.complaints.append(f"{name}: {headings} headings")
+            try:
+                visitor.shot(f"{prefix}{name}")
+            except AssertionError as error:
+                visitor.complaints.append(str(error))
     assert {"/".join(url.split("/")[:3]) for url in asked} == {visitor.url}
     assert visitor.complaints == []
 
 
-def look(visitor: Visitor, name: str, path: str) -> None:
-    """Open a page and take its picture; what is wrong with it is a complaint, so that the others are seen too."""
-    visitor.go(path)
-    if (headings := visitor.page.locator("h1").count()) != 1:
-        visitor.complaints.append(f"{name}: {headings} headings")
-    try:
-        visitor.shot(name)
-    except AssertionError as error:
-        visitor.complaints.append(str(error))
+def test_every_page_is_fit_to_be_seen_with_the_demos_data(world: World, visitor: Visitor, tmp_path: Path) -> None:
+    load_demo()
+    visitor.sign_in()
+    walk(visitor, tmp_path, "", chain(of_navigation(), of_evidence(), of_forms(), of_models()))
+
+
+def test_every_page_is_fit_to_be_seen_with_names_that_fit_nowhere(
+    world: World, visitor: Visitor, tmp_path: Path
+) -> None:
+    load_demo()
+    long_names()
+    visitor.sign_in()
+    walk(visitor, tmp_path, "long-", chain(of_navigation(), of_models(), of_forms()))
+
+
+def test_every_page_is_fit_to_be_seen_with_nothing_in_it(world: World, visitor: Visitor, tmp_path: Path) -> None:
+    visitor.sign_in()
+    walk(visitor, tmp_path, "none-", of_navigation())
