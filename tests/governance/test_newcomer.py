@@ -59,11 +59,11 @@ class Staff:
 
 
 def log_in(run: Run) -> Staff:
-    """With the login that was printed."""
-    login = re.search(r"(\S+) / (\S+)$", next(line for line in run.said.splitlines() if "/admin/" in line))
-    assert login
+    """With the first of the logins that were printed, and its password."""
+    login = re.search(r"Sign in as  (\w+), [^;]*;\s+the password is (\S*)NAME(\S*), such as ", run.said)
+    assert login, run.said
     staff = Staff(f"http://127.0.0.1:{run.port}")
-    staff.post("/admin/login/?next=/admin/", username=login[1], password=login[2])
+    staff.post("/admin/login/?next=/admin/", username=login[1], password=f"{login[2]}{login[1]}{login[3]}")
     return staff
 
 
