@@ -407,7 +407,7 @@ class Rollup(models.Model):
             models.Index(
                 fields=["tool", "cut", "span", "at"], name="rollup_tool", condition=Q(cut__in=["t", "ct", "tr"])
             ),
-            models.Index(fields=["tenant", "cut", "span", "at"], name="rollup_tenant", condition=Q(cut="e")),
+            models.Index(fields=["tenant", "cut", "span", "at"], name="rollup_tenant", condition=~Q(tenant="")),
         ]
 
     def __str__(self) -> str:

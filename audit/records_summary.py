@@ -17,7 +17,7 @@ from audit.viewer import Viewer
 CAP = 1_000  # counted no further than is shown
 NEWEST = 10_000  # matches that a chart is made of, where there are no rollups for it
 MOST_BARS, FEWEST_SPANS, MOST_ROWS = 62, 6, 60_000
-LATE = timedelta(minutes=1)  # rollups that are further behind do not speak for the window
+LATE = 2 * rollups.MOST  # records that are not counted yet; rollups that lack more do not speak for the window
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 # How wide a bar may be, what that is called, and the spans of the rollups that it is made of, if of any.
 BARS = [
@@ -94,9 +94,8 @@ def _counted(viewer: Viewer, query: Query) -> tuple[Bars, list[Bucket], int] | N
     filters = {name: "" if value is None else value for name, value in query.filters.items()}
     if query.lookups or not filters.keys() <= set(rollups.DIMENSIONS):
         return None
-    behind, until = rollups.behind(), rollups.counted_until()
-    bars = choose(query.since, query.until, counted=True)
-    if behind is None or behind > LATE or until is None or bars.span is None:
+    until, bars = rollups.counted_until(), choose(query.since, query.until, counted=True)
+    if until is None or bars.span is None or rollups.uncounted() > LATE:
         return None
     width = rollups.WIDTHS[bars.span]
     kept = rollups.KEPT.get(bars.span)

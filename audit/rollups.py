@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.db.models import Max, Min, Q, QuerySet, Sum
 
 from audit.charts import Bucket
-from audit.models import Head, Rollup, RollupState
+from audit.models import Head, Record, Rollup, RollupState
 from audit.reasons import REASONS
 from audit.viewer import Viewer, check
 
@@ -30,14 +30,18 @@ EVERYWHERE = frozenset({"type", "decision", "flagged"})  # told apart by every c
 CUTS = {
     "sum": frozenset[str](), "r": frozenset({"reason"}), "b": frozenset({"backend"}), "m": frozenset({"mode"}),
     "c": frozenset({"client"}), "e": frozenset({"tenant"}), "t": frozenset({"tool", "backend"}),
+    "er": frozenset({"tenant", "reason"}), "ec": frozenset({"tenant", "client"}),
     "cr": frozenset({"client", "reason"}), "tr": frozenset({"tool", "backend", "reason"}),
-    "ct": frozenset({"client", "tool", "backend"}),
+    "et": frozenset({"tenant", "tool", "backend"}), "ct": frozenset({"client", "tool", "backend"}),
     "all": frozenset(DIMENSIONS) - EVERYWHERE,
 }  # fmt: skip
+# Where all is told apart there may be nearly as many rows as records: over days and weeks only denials are, which are
+# few, and what staff want to know most about.
+DENIED_ONLY = frozenset({"1d", "1w"})
 # The dimensions by which a cut's rows are found on an index (audit.models.Rollup).
 INDEXED = {
     "ct": frozenset({"client", "tool"}), "cr": frozenset({"client"}), "t": frozenset({"tool"}),
-    "tr": frozenset({"tool"}), "e": frozenset({"tenant"}),
+    "tr": frozenset({"tool"}), **{cut: frozenset({"tenant"}) for cut in ("e", "er", "ec", "et")},
 }  # fmt: skip
 TOLD = [name for name in DIMENSIONS if name not in EVERYWHERE]
 MOST, MOST_BUCKETS = 10_000, 2000
@@ -47,7 +51,7 @@ REFUSALS = frozenset(code for code, reason in REASONS.items() if reason.status !
 
 
 class TooMany(Exception):
-    """More rows than the caller wanted to be read."""
+    """More rows than the caller wanted to be read, or than are kept."""
 
 
 def _count_sql() -> str:
@@ -75,7 +79,8 @@ def _count_sql() -> str:
     cuts (cut, {", ".join(TOLD)}) AS (VALUES {cuts}),
     rows AS (
         SELECT s.span, date_bin(s.width, f.at, %(origin)s) AS at, c.cut, f.type, f.decision, f.flagged, {told}, f.n
-        FROM fine f JOIN spans s ON f.at >= s.since CROSS JOIN cuts c),
+        FROM fine f JOIN spans s ON f.at >= s.since CROSS JOIN cuts c
+        WHERE c.cut <> 'all' OR f.decision = 'deny' OR s.span <> ALL (%(denied_only)s::text[])),
     keyed AS (
         SELECT span, at, cut, {dims}, sum(n) AS n, ('x' || left(encode(sha256(convert_to(
             jsonb_build_array(cut, {dims})::text, 'UTF8')), 'hex'), 16))::bit(64)::bigint AS key
@@ -109,6 +114,7 @@ def count(most: int = MOST) -> int:
         cursor.execute(COUNT, {
             "next": first, "at": since, "most": most, "origin": ORIGIN, "spans": list(WIDTHS),
             "widths": list(WIDTHS.values()), "kept": [KEPT.get(span) for span in WIDTHS],
+            "denied_only": list(DENIED_ONLY),
         })  # fmt: skip
         counted, last, at, head = cursor.fetchone()
         # A gap is what retention deleted: it is passed over, not walked through.
@@ -138,12 +144,22 @@ def counted_until() -> datetime | None:
     return RollupState.objects.values_list("at", flat=True).first()
 
 
+def uncounted() -> int:
+    """How many records are not counted yet, as far as they are still there."""
+    return max(0, Head.objects.get().next - (RollupState.objects.values_list("next", flat=True).first() or 0))
+
+
 def behind() -> timedelta | None:
-    """How much of the log's time is not counted yet; None where nothing is counted although there are records."""
+    """How much of the log's time is not counted yet: from the first record that is not to the newest. None where
+    nothing is counted although there are records."""
     head, state = Head.objects.get(), RollupState.objects.first()
     if head.next <= (state.next if state else 0):
         return timedelta(0)
-    return head.at - state.at if state and state.at else None
+    if state is None or state.at is None:
+        return None
+    late = Record.objects.filter(at__gt=state.at, index__gte=state.next).order_by("at").values_list("at", flat=True)
+    first = late.first()
+    return timedelta(0) if first is None else max(timedelta(0), head.at - first)
 
 
 def floor(at: datetime, span: str) -> datetime:
@@ -159,7 +175,8 @@ def series(
 
     `filters` are of DIMENSIONS, each one value or a collection of them; an absent value is "". Without `type` calls are
     counted (decisions and evaluations); `type=None` counts every record. Raises PermissionDenied; ValueError for
-    what is not a dimension or more than 2,000 spans; TooMany for more than `most_rows` rows."""
+    what is not a dimension or more than 2,000 spans; TooMany for more than `most_rows` rows, and for a combination of
+    dimensions that no cut has, over days and weeks and not of denials alone (DENIED_ONLY)."""
     start, width = floor(since, span), WIDTHS[span]
     number = -((start - until) // width)
     if number > MOST_BUCKETS:
@@ -221,6 +238,8 @@ def _rows(
     if viewer.tenants is not None:
         needed.add("tenant")
     cut = next(name for name, has in CUTS.items() if needed <= has)
+    if cut == "all" and span in DENIED_ONLY and wanted.get("decision") != "deny":
+        raise TooMany
     rows = Rollup.objects.filter(cut=cut, span=span, at__gte=since, at__lt=until).order_by()
     if viewer.tenants is not None:
         rows = rows.filter(tenant__in=viewer.tenants)

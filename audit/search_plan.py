@@ -37,8 +37,8 @@ class Plan:
 
 @dataclass(slots=True)
 class Known:
-    """What the rollups say of a search: for each filter, and each combination of them that is counted, how many records
-    there are in the window; and the part of the window outside of which nothing matches."""
+    """What the rollups say of a search: how many rows there would be to follow for each filter that has an index, and
+    the part of the window outside of which nothing matches (None: nothing matches within what is counted)."""
 
     counts: dict[str, int] = field(default_factory=dict)
     first: datetime | None = None
@@ -86,14 +86,14 @@ def _best(counts: dict[str, int], conditions: dict[str, Any]) -> str | None:
     if not offered:
         return None
     if counts:
-        return min(offered, key=lambda name: counts.get(name, counts.get("", 0)))
+        return min(offered, key=lambda name: counts.get(name, 0))
     rare = [name for name in offered if (name, conditions[name]) != ("reason", "granted")]
     return rare[0] if rare else offered[0]
 
 
 def _known(since: datetime, until: datetime, asked: dict[str, Any], counted: datetime) -> Known:
-    """Ask, in one statement, each cut that knows of some of the filters, but the one of everything, whose rows may be
-    nearly as many as the records."""
+    """Ask, in one statement, each cut that knows of some of the filters, but the one of everything. A single filter's
+    rows are few, and summed up; of a combination only the first and the last span with a match are looked for."""
     precise = until - since <= DAYS_UP_TO and since > counted - rollups.KEPT["1d"]
     span = "1d" if precise else "1w"
     base = {name: value for name, value in asked.items() if name in rollups.EVERYWHERE}
@@ -103,24 +103,41 @@ def _known(since: datetime, until: datetime, asked: dict[str, Any], counted: dat
             cuts.setdefault(told & frozenset(asked), cut)  # the smallest that knows of them
     parts, values = [], list[Any]()
     for told, cut in cuts.items():
-        exact = base | {name: asked[name] for name in told}
-        where = "".join(f" AND {name} = %s" for name in exact)
-        parts.append(
-            f"SELECT %s, sum(count), min(at), max(at) FROM audit_rollup WHERE cut = '{cut}' AND span = '{span}'"  # noqa: S608
-            f" AND at >= %s AND at < %s{where}"
-        )
-        values += [",".join(sorted(told)), rollups.floor(since, span), until, *exact.values()]
+        single = len(told) < 2
+        parts.append((SUMMED if single else FOUND).format(
+            cut=cut, span=span, told=",".join(sorted(told)), exact="".join(f" AND {name} = %s" for name in told),
+            base="".join(f" AND {name} = %s" for name in base),
+            flagged="flagged = %s" if "flagged" in base else "true", type="type = %s" if "type" in base else "true",
+        ))  # fmt: skip
+        window = [rollups.floor(since, span), until, *(asked[name] for name in told)]
+        own = [base[name] for name in ("flagged", "type") if name in base]
+        values += [*own, *base.values(), *base.values(), *window] if single else [*window, *base.values()] * 2
     with connection.cursor() as cursor:
         cursor.execute(" UNION ALL ".join(parts), values)
         return _sum(cursor.fetchall(), rollups.WIDTHS[span])
 
 
-def _sum(found: list[tuple[str, int | None, datetime, datetime]], width: timedelta) -> Known:
-    """Each row says of one combination how many there are, and the first and the last span with one."""
-    known = Known({told: int(count or 0) for told, count, _, _ in found})
-    if all(known.counts.values()):
-        known.first = max(first for _, _, first, _ in found)
-        known.last = min(last for _, _, _, last in found) + width
+# Of a single filter: how many records have its value (of none: how many are flagged, and how many are of the type),
+# and the first and the last span with a match of it and of what every cut tells.
+SUMMED = """SELECT '{told}', sum(count), sum(count) FILTER (WHERE {flagged}), sum(count) FILTER (WHERE {type}),
+    min(at) FILTER (WHERE true{base}), max(at) FILTER (WHERE true{base})
+    FROM audit_rollup WHERE cut = '{cut}' AND span = '{span}' AND at >= %s AND at < %s{exact}"""
+SPAN = """(SELECT at FROM audit_rollup WHERE cut = '{{cut}}' AND span = '{{span}}' AND at >= %s AND at < %s
+    {{exact}}{{base}} ORDER BY at {order} LIMIT 1)"""
+FOUND = f"SELECT '{{told}}', NULL, NULL, NULL, {SPAN.format(order='ASC')}, {SPAN.format(order='DESC')}"
+
+
+def _sum(found: list[tuple[Any, ...]], width: timedelta) -> Known:
+    """Put together what each cut said."""
+    known = Known()
+    for told, count, flagged, of_type, _, _ in found:
+        if told == "":
+            known.counts |= {"flagged": int(flagged or 0), "type": int(of_type or 0)}
+        elif "," not in told:
+            known.counts[told] = int(count or 0)
+    if all(first is not None for *_, first, _ in found):
+        known.first = max(first for *_, first, _ in found)
+        known.last = min(last for *_, last in found) + width
     return known
 
 

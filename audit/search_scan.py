@@ -11,7 +11,7 @@ from django.db import connection, transaction
 
 from audit.search_plan import Part, Plan
 
-BUDGET = 20_000  # rows that one look reads at most, over all values of its index
+BUDGET = 10_000  # rows that one look reads at most, over all values of its index
 # What a filter means, where that is more than equality with the column of its name.
 MEANINGS = {
     "scopes": "%(scopes)s = ANY(string_to_array(scopes, ' '))",

@@ -37,7 +37,9 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="rollup",
             index=models.Index(
-                condition=models.Q(("cut", "e")), fields=["tenant", "cut", "span", "at"], name="rollup_tenant"
+                condition=models.Q(("tenant", ""), _negated=True),
+                fields=["tenant", "cut", "span", "at"],
+                name="rollup_tenant",
             ),
         ),
     ]

@@ -41,7 +41,8 @@ def truth(cut: str = "all", span: str = "1h") -> Counter[Any]:
     """The same, counted from the records."""
     found: Counter[Any] = Counter()
     told = rollups.CUTS[cut] | rollups.EVERYWHERE
-    for record in Record.objects.all():
+    denied_only = cut == "all" and span in rollups.DENIED_ONLY
+    for record in Record.objects.filter(decision="deny") if denied_only else Record.objects.all():
         values = (getattr(record, name) if name in told else None for name in rollups.DIMENSIONS)
         found[(rollups.floor(record.at, span), *("" if v is None else v for v in values))] += 1
     return found
@@ -171,7 +172,7 @@ def test_old_history_that_is_counted_late_makes_no_rows_that_would_go_at_once(db
     rollups.count()
     assert Rollup.objects.filter(span="5m", cut="all").count() == 1
     assert Rollup.objects.filter(span="1h", cut="all").count() == 1
-    assert Rollup.objects.filter(span="1d", cut="all").count() == 2
+    assert Rollup.objects.filter(span="1d", cut="sum").count() == 2
 
 
 def test_weeks_start_on_monday_and_days_at_midnight_in_utc(db: None) -> None:
@@ -284,12 +285,26 @@ def test_what_is_no_dimension_and_what_is_too_much_is_refused(db: None) -> None:
     assert rollups.totals(ALL, "tool", START, START + HOUR, "1h", client="c1", most_rows=1), "found on an index"
 
 
+def test_every_combination_is_told_apart_of_denials_for_ever_and_of_the_rest_for_a_month(db: None) -> None:
+    fill({"decision": ("allow", "deny")[n % 2], "reason": ("granted", "not_granted")[n % 2]} for n in range(10))
+    counted()
+    of = {"client": "claude", "mode": "interactive", "tenant": ""}
+    assert sum(b.calls for b in rollups.series(ALL, START, START + HOUR, "1h", **of)) == 10
+    assert sum(b.calls for b in rollups.series(ALL, START, START + DAY, "1d", decision="deny", **of)) == 5
+    assert sum(b.calls for b in rollups.series(ALL, START, START + DAY, "1d", reason="not_granted", **of)) == 5
+    for filters in (of, of | {"decision": "allow"}, of | {"reason": "granted"}):
+        with pytest.raises(rollups.TooMany):
+            rollups.series(ALL, START, START + DAY, "1d", **filters)
+
+
 def test_how_far_the_counting_is_can_be_asked(db: None) -> None:
     assert rollups.counted_until() is None and rollups.behind() == timedelta(0)
     made = fill({} for _ in range(10))
     assert rollups.behind() is None
     rollups.count(4)
-    assert rollups.counted_until() == made[3].at and rollups.behind() == timedelta(seconds=6)
+    assert (
+        rollups.counted_until() == made[3].at and rollups.behind() == timedelta(seconds=5) and rollups.uncounted() == 6
+    )
     rollups.count()
     assert rollups.behind() == timedelta(0)
 

@@ -237,10 +237,8 @@ def followed(filters: dict[str, Any]) -> str | None:
     """Which condition the look at records is bounded by: None for time alone, empty where there was no look."""
     with watched() as sent:
         search.find(ALL, query(filters=filters))
-    looks = [
-        found for s in sent if (found := re.search(r"AND at < '[^']*'(?:::\w+)?\s*(?:AND (.*))?\s+ORDER BY at", s))
-    ]
-    return looks[0][1] if looks else ""
+    form = re.compile(r"FROM audit_record WHERE at >= .* AND at < '[^']*'\S* *(?:AND (.*))?\n +ORDER BY at")
+    return next((found[1] for statement in sent if (found := form.search(statement))), "")
 
 
 def test_a_look_reads_no_more_rows_than_its_budget_and_never_what_is_protected(db: None) -> None:
