@@ -7,11 +7,23 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
+from django.utils import timezone
+
 from audit.models import Subject
 from clients import grant_words
 from clients.grants import Identity, end_of, identity_with
 from clients.models import AccessRequest, Client, Grant
 from tools.models import Scope, Tool
+
+# By kind, and whether it is of a block: what its effect is called, and what is said where there is none.
+HEADINGS = {
+    ("grant", False): ("What would change", "Nothing would change now."),
+    ("grant", True): ("What would change", "Nothing would change now."),
+    ("extend", False): ("What relies on it,", "Nothing: no tool is callable by it alone."),
+    ("extend", True): ("What it blocks", "Nothing: no call is refused by it alone."),
+    ("revoke", False): ("What would stop", "Nothing: no tool is callable by it alone."),
+    ("revoke", True): ("What would open again", "Nothing: no call is refused by it alone."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +80,15 @@ class Proposal:
         """`for everyone`, `for the role doctor`."""
         uid = self.subject.uid if self.subject else None
         return grant_words.whom_of(uid, self.role, self.tenant, ())
+
+    def heading(self) -> str:
+        """What the page says of its effect: `What would change for everyone`."""
+        later = " once it has begun" if self.starts_at is not None and self.starts_at > timezone.now() else ""
+        return f"{HEADINGS[self.kind, self.effect == 'deny'][0]} {self.whom()}{later}"
+
+    def nothing(self) -> str:
+        """What the page says where it has none."""
+        return HEADINGS[self.kind, self.effect == "deny"][1]
 
     def until(self, at: datetime | None) -> "Proposal":
         """The same with another end."""

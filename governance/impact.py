@@ -52,6 +52,8 @@ class Effect:
                 said = f"{who} can go on calling {tool}"
             case ("deny", "allow" | "flag") | ("allow", "flag"):
                 said = f"{who} may call {tool}"
+            case _, "deny" if self.turns and self.kept:
+                said = f"{tool} goes on being refused to {who}"
             case _, "deny" if self.turns:
                 said = f"{who} can no longer call {tool}"
             case "flag", "allow":

@@ -190,7 +190,6 @@ class Granting:
             "warnings": [linked(problem.words, problem) for problem in warnings], "sensitive": sensitive,
             "hidden": [field.as_hidden() for field in form], "notice": notice, "asking": asking,
             "seen": seen_of(wanted, impact, warnings).signed(request.user),
-            "whom": wanted.whom(),
             "own": reverse("admin:access_ask" if isinstance(form, AskForm) else "admin:clients_grant_add"),
             "to": reverse("admin:access_ask" if asking else "admin:clients_grant_add"),
         }  # fmt: skip
@@ -217,8 +216,7 @@ class Granting:
         wanted = proposals.to_extend(grant, None)
         impact = self.site.impact(wanted, viewer_of(request.user))
         context = {
-            **self.site.each_context(request), "form": form, "grant": grant, "impact": impact, "kind": "extend",
-            "whom": wanted.whom(),
+            **self.site.each_context(request), "form": form, "grant": grant, "impact": impact, "wanted": wanted,
             "title": f"Ask that it may last longer: {sentence(grant)}", "name": sentence(grant),
             "back": reverse("admin:clients_grant_change", args=[grant.pk]), "ends": until(grant.expires_at),
         }  # fmt: skip

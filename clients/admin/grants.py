@@ -166,8 +166,8 @@ class GrantAdmin(ChipsAdmin):
         site: Any = self.admin_site
         sensitive = [] if revoking else grants.needs_second_person(obj.effect, wanted.scope_names())
         return super()._asked(request, action, obj, form) | {
-            "impact": site.impact(wanted, viewer_of(request.user)), "kind": action.name, "sensitive": sensitive,
-            "whom": wanted.whom(), "ends": exactly(obj.expires_at, "never"), "ask_url": reverse("admin:access_ask"),
+            "impact": site.impact(wanted, viewer_of(request.user)), "wanted": wanted, "sensitive": sensitive,
+            "ends": exactly(obj.expires_at, "never"), "ask_url": reverse("admin:access_ask"),
         }  # fmt: skip
 
     def extend(self, request: HttpRequest, grant: Grant, data: dict[str, Any]) -> str:

@@ -188,7 +188,7 @@ class AccessRequestAdmin(ChipsAdmin, ReadOnlyAdmin):
             found = grant_checks.problems(wanted)
             impact = self.site.impact(wanted, viewer_of(request.user))
             context |= {
-                "impact": impact, "kind": wanted.kind, "whom": wanted.whom(),
+                "impact": impact, "wanted": wanted,
                 "warnings": [linked(one.words, one) for one in found],
                 "sensitive": grants.needs_second_person(asked.effect, wanted.scope_names()),
                 "seen": seen_of(wanted, impact, found).signed(request.user),

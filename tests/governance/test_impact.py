@@ -159,6 +159,18 @@ def test_revoking_and_extending_show_what_relies_on_the_grant(world: World) -> N
     assert told(impact.of(proposals.to_extend(again, None))) == ["Claude may call memory.capture"]
 
 
+def test_extending_and_revoking_a_block_show_what_it_blocks(world: World) -> None:
+    block = grants.create(actor=OPERATOR, reason="x", client=None, scopes=scopes("memory:read"), effect="deny")
+    longer, gone = proposals.to_extend(block, None), proposals.to_revoke(block)
+    assert told(impact.of(longer)) == ["memory.recall goes on being refused to Claude"]
+    assert told(impact.of(gone)) == ["Claude may call memory.recall"]
+    assert longer.heading() == "What it blocks for everyone"
+    assert gone.heading() == "What would open again for everyone"
+    later = wanted("memory:write", starts_at=timezone.now() + timedelta(days=1), tenant="acme")
+    assert later.heading() == "What would change in tenant acme once it has begun"
+    assert told(impact.of(later)) == ["Claude may call memory.capture"]
+
+
 def test_more_pairs_than_are_asked_about_are_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not impact.of(wanted("memory:write")).partial
     monkeypatch.setattr(impact, "MOST_EFFECTS", 1)
