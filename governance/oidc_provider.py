@@ -4,11 +4,12 @@ size and time, redirects are not followed, and what it says of itself must fit t
 
 import time
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote_plus, urlsplit
 
@@ -23,6 +24,10 @@ KEEP: Final = 3600.0  # seconds that discovery and keys are used without asking 
 REST: Final = 10.0  # seconds without asking again, after a failure, and between fetches for the sake of an unknown key
 WELL_KNOWN: Final = "/.well-known/openid-configuration"
 ANYWHERE: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+
+# Of the threads of a process, which serve backends too, no more than these wait for a provider that is slow.
+WAITERS: Final = 4
+_turns = BoundedSemaphore(WAITERS)
 
 T = TypeVar("T")
 
@@ -43,6 +48,17 @@ class Metadata:
     names_itself: bool
 
 
+@contextmanager
+def turn() -> Iterator[None]:
+    """One of the few threads that may wait for the provider. Raises ProviderError where others wait already."""
+    if not _turns.acquire(blocking=False):
+        raise ProviderError("too many wait for it already")
+    try:
+        yield
+    finally:
+        _turns.release()
+
+
 class Kept(Generic[T]):
     """What `fetch` brought, for KEEP seconds; a failure is remembered for REST, so that a provider that is down holds
     up one request at a time and not every one. Threads may share it."""
@@ -53,14 +69,20 @@ class Kept(Generic[T]):
         self._at = self._tried = -KEEP - REST
         self._failure = ""
 
+    def _good(self, anew: bool) -> T | None:
+        """What is kept and may still be used."""
+        since = self._tried if anew else self._at
+        return self._found if time.monotonic() - since < (REST if anew else KEEP) else None
+
     def get(self, anew: bool = False) -> T:
         """What is kept, or fetched now; `anew`: fetched, if it was not a moment ago. Raises ProviderError."""
-        with self._lock:
+        if (kept := self._good(anew)) is not None:
+            return kept
+        with turn(), self._lock:
+            if (kept := self._good(anew)) is not None:  # another thread was faster
+                return kept
             now = time.monotonic()
-            rests = now - self._tried < REST
-            if self._found is not None and (rests if anew else now - self._at < KEEP):
-                return self._found
-            if rests and self._failure:
+            if now - self._tried < REST and self._failure:
                 raise ProviderError(self._failure)
             self._tried = now
             try:
@@ -97,7 +119,8 @@ class Provider:
         else:
             fields["client_secret"] = secret
         try:
-            return fetching.post_form(about.token_endpoint, fields, authorization=authorization, **limits())
+            with turn():
+                return fetching.post_form(about.token_endpoint, fields, authorization=authorization, **limits())
         except fetching.FetchError as error:
             raise ProviderError(f"token endpoint: {error}") from None
 

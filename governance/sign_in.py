@@ -86,6 +86,10 @@ class Door(LoginView):
             raise PermissionDenied
         return super().post(request, *args, **kwargs)
 
+    def get_redirect_url(self, request: HttpRequest | None = None) -> str:
+        """Where to go on to."""
+        return safe(self.request, self.request.POST.get("next") or self.request.GET.get("next"))
+
     def form_valid(self, form: Any) -> HttpResponse:
         """Recorded, then done."""
         enter(self.request, form.get_user(), "password")

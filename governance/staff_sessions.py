@@ -18,6 +18,7 @@ from audit.templatetags.muniment import lapse
 
 STARTED: Final = "muniment_started_at"  # POSIX seconds
 SEEN: Final = "muniment_seen_at"
+WITHOUT: Final = ("/livez", "/readyz")  # they answer for themselves, whatever the database does
 STEP: Final = 60  # seconds: activity is written down so often, and not with each request
 
 
@@ -36,7 +37,8 @@ class StaffSessions:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """Answer, as nobody where the session has ended."""
-        if settings.SESSION_COOKIE_NAME in request.COOKIES and SESSION_KEY in request.session:
+        has_one = settings.SESSION_COOKIE_NAME in request.COOKIES and request.path_info not in WITHOUT
+        if has_one and SESSION_KEY in request.session:
             if not request.user.is_authenticated:  # deactivated, gone, or with another password since
                 request.session.flush()
             elif words := over(request.session, time.time()):

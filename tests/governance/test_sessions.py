@@ -319,7 +319,7 @@ def test_the_door_needs_a_csrf_token(vera: User) -> None:
 
 
 @pytest.mark.parametrize(
-    "goal", ["https://evil.example/", "//evil.example/", "/\\evil.example", "x" * 3000, "\x00", ""]
+    "goal", ["https://evil.example/", "//evil.example/", "/\\evil.example", "x" * 3000, "\x00", "", "relative"]
 )
 def test_the_way_on_stays_on_this_site(http: HttpClient, goal: str) -> None:
     response = http.post(LOGIN, {"username": "vera", "password": PASSWORD, "next": goal})

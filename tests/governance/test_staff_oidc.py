@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -423,6 +424,15 @@ def test_without_discovery_nothing_is_begun(
 
 def test_the_time_limit_is_five_seconds_and_the_size_is_bounded() -> None:
     assert (oidc_provider.TIMEOUT, oidc_provider.MAX_BYTES) == (5.0, 262_144)
+
+
+def test_no_more_than_a_few_threads_wait_for_a_provider(http: HttpClient, idp: Idp) -> None:
+    callback = idp.authorize(begin(http))
+    with ExitStack() as held:
+        for _ in range(oidc_provider.WAITERS):
+            held.enter_context(oidc_provider.turn())
+        assert "could not be reached" in said(http, http.get(callback))
+    assert come(http, idp)["Location"] == "/admin/"
 
 
 @pytest.mark.parametrize(

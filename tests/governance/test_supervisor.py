@@ -126,7 +126,7 @@ def run(var: Path) -> Iterator[Run]:
 
 def test_it_starts_serves_tells_how_and_ctrl_c_leaves_nothing(run: Run) -> None:
     assert (run.get("/livez"), run.get("/readyz")) == (200, 200)
-    for needed in (f"http://127.0.0.1:{run.port}/admin/", "/v1/schema", "/v1/verify", "mk_"):
+    for needed in (f"http://127.0.0.1:{run.port}/admin/", "/reference", "/v1/verify", "mk_"):
         assert needed in run.said
     lines = " ".join(marked(run.var).values())
     for name in ("granian", "worker", "beat", "manage.py seal", "postgres", "redis-server"):
