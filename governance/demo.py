@@ -25,7 +25,7 @@ from tools.models import Backend, BackendKey
 
 ACTOR = "command:demo_load"
 LOGIN = "admin"  # the superuser; the others have one role each
-PASSWORD = "muniment-demo-{}"
+PASSWORD = "muniment-demo-{}"  # noqa: S105
 LOGINS = {LOGIN: "", **role_mapping.BY_SLUG}
 POLICY = Path(__file__).with_name("demo_policy.yaml")
 EXPIRES_SOON = timedelta(days=5)

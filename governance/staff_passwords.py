@@ -9,7 +9,7 @@ from django.http import HttpRequest
 
 
 class PasswordBackend(ModelBackend):
-    """Django's own, where passwords are switched on; else it knows nobody, and sessions that began with a password are over.
+    """Django's own, where passwords are switched on; else it knows nobody, and sessions that began with one are over.
     Permissions are asked of it in any case: they are those of the account's roles."""
 
     def authenticate(
