@@ -4,9 +4,11 @@ each index is, and the plan of the slowest statement."""
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
+from threading import Event, Thread
 
 from django.conf import settings
 from django.db import connection
@@ -52,7 +54,7 @@ def measure(count: int, only: str) -> None:
     _count_rollups()
     _head()
     table: list[Timed] = []
-    with platform.web(processes=1, threads=2, log=Path(settings.MUNIMENT_VAR) / "web.log"):
+    with counting(), platform.web(processes=1, threads=2, log=Path(settings.MUNIMENT_VAR) / "web.log"):
         browser = visitor()
         for line in Lines(count).all():
             if only in f"{line.group} {line.name}":
@@ -60,6 +62,25 @@ def measure(count: int, only: str) -> None:
                 _show(table[-1])
     _summary(table)
     _indexes(table)
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    """What the worker does meanwhile: it counts the records that come, each 5 s."""
+    stop = Event()
+
+    def run() -> None:
+        while not stop.wait(5):
+            rollups.catch_up()
+        connection.close()
+
+    thread = Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _count_rollups() -> None:
