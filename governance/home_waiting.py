@@ -31,12 +31,13 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A grant that ends soon, in a sentence; `extend` is where the viewer may extend it, None where they may not."""
+    """A grant that ends soon, in a sentence, and the button with which the viewer extends it, or asks for that."""
 
     sentence: str
     url: str
     at: datetime
-    extend: str | None
+    button: str
+    extend: str
 
 
 def waits(user: Any) -> list[Wait]:
@@ -83,15 +84,18 @@ def _reviews(user: Any) -> Iterator[Wait]:
 def ending(user: Any, now: datetime) -> list[Ending]:
     """Grants that end within 14 days, the next one first; those that block are among them."""
     soon = grants.active(now).filter(expires_at__lte=now + SOON).order_by("expires_at", "pk")
-    may = user.has_perm("clients.change_grant")
     return [
-        Ending(
-            sentence(grant), reverse("admin:clients_grant_change", args=[grant.pk]), grant.expires_at,
-            reverse("admin:clients_grant_act", args=[grant.pk, "extend"]) if may else None,
-        )
+        Ending(sentence(grant), reverse("admin:clients_grant_change", args=[grant.pk]), grant.expires_at,
+               *_extending(user, grant))
         for grant in _told(soon)
         if grant.expires_at is not None
     ]  # fmt: skip
+
+
+def _extending(user: Any, grant: Grant) -> tuple[str, str]:
+    if user.has_perm("clients.change_grant"):
+        return "Extend…", reverse("admin:clients_grant_act", args=[grant.pk, "extend"])
+    return "Ask…", f"{reverse('admin:access_ask')}?extends={grant.pk}"
 
 
 def _told(soon: Any) -> list[Grant]:

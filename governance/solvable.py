@@ -101,7 +101,7 @@ def _solvable(one: _Refused, tool: ToolPolicy, names: Mapping[str, str], user: A
     where, _ = asking.grant_url(user)
     wanted = asking.suggestion(one.client, tool.scopes, one.backend, one.tool, tenant=tenant)
     return Solvable(
-        names.get(one.client, one.client), one.tool, one.backend, tenant or None, len(one.tenants), tool.scopes,
+        names.get(one.client, one.client), one.tool, one.backend, tenant or None, len(one.tenants - {""}), tool.scopes,
         one.calls, one.first,
         search_url(since, reason=REASON, client=one.client, tool=one.tool, backend=one.backend),
         f"{where}?{asking.query_of(wanted)}" if where else None,

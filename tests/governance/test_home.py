@@ -187,7 +187,7 @@ class TestDenialsThatAGrantWouldSolve:
         counted()
         response = home(member("noor", "audit.view_record", "clients.view_grant"))
         [one] = response.context["solvable"]
-        assert one.grant is None or one.grant.startswith("/admin/access/ask/?client=claude&scope=memory%3Awrite")
+        assert one.grant == "/admin/access/ask/?client=claude&scope=memory%3Awrite"
         assert "Grant…" not in response.content.decode()
 
 
@@ -219,8 +219,10 @@ class TestWhatWaits:
         assert one.sentence == "Claude may use memory:read for everyone"
         assert one.extend == f"/admin/clients/grant/{world.grant.pk}/act/extend/"
         assert http.get(one.extend).status_code == 200
-        [one] = home(member("noor", "clients.view_grant")).context["ending"]
-        assert one.extend is None
+        noor = member("noor", "clients.view_grant")
+        [one] = home(noor).context["ending"]
+        assert one.button == "Ask…" and noor.get(one.extend).status_code == 200
+        assert noor.get(f"/admin/clients/grant/{world.grant.pk}/act/extend/").status_code == 403
 
     def test_the_inbox_waits_for_those_who_see_it(self, world: World, http: HttpClient) -> None:
         world.verify(token=token(client="cursor"))
