@@ -83,7 +83,7 @@ def enter(url: str) -> Iterator[Callable[[str], Visitor]]:
             # The provider's own page would load a style sheet from elsewhere.
             visitor.page.route(FOREIGN, lambda route: route.abort())
             visitor.go("/admin/login/?next=/admin/")
-            visitor.shot("sign-in")
+            visitor.picture("sign-in")
             visitor.follow(visitor.page.get_by_role("link", name="Sign in with Example Inc."))
             with visitor.page.expect_navigation(url=f"{url}/**"):
                 visitor.page.get_by_role("button", name=sub, exact=True).click()
@@ -121,22 +121,28 @@ def test_a_denial_becomes_a_grant_by_two_and_ends_again(
     settle()
     max_, eve = enter("max"), enter("eve")
     assert max_.page.url == f"{max_.url}/admin/", "home"
+    max_.picture("home")
     page = max_.page
     row = page.get_by_role("row").filter(has_text="Claude wanted to use memory.capture")
     max_.follow(row.get_by_role("link", name="Grant…"))
     assert page.get_by_label("memory:write").is_checked()
     page.get_by_label("because").fill("pilot with 40 users")
+    max_.picture("grant-form")
     max_.follow(page.get_by_role("button", name="See what would change"))
     assert page.get_by_text("would turn from refused to allowed").first.is_visible()
+    max_.picture("grant-preview")
     assert page.get_by_role("button", name="Grant", exact=True).count() == 0, "it is sensitive: a second person decides"
     max_.follow(page.get_by_role("button", name="Ask for it"))
     [asked] = AccessRequest.objects.all()
     assert page.get_by_role("button", name="Approve").count() == 0, "nobody approves what they asked for"
+    max_.picture("request-own")
     assert call(world, "memory.capture")["reason"] == "not_granted"
 
     eve.go("/admin/")
+    eve.picture("home-approver")
     eve.follow(eve.page.get_by_role("link", name="Decide").first)
     assert eve.page.url == f"{eve.url}/admin/clients/accessrequest/{asked.pk}/change/"
+    eve.picture("request")
     eve.page.get_by_label("Why").fill("fine for a pilot")
     eve.follow(eve.page.get_by_role("button", name="Approve"))
     assert call(world, "memory.capture")["decision"] == "allow", "the very next call"
@@ -146,10 +152,15 @@ def test_a_denial_becomes_a_grant_by_two_and_ends_again(
     settle()
     max_.go(f"/admin/clients/grant/{asked.grant.pk}/change/")
     assert page.get_by_text("Made by Eve Approver").is_visible()
+    max_.picture("grant")
     max_.follow(page.get_by_role("link", name="Revoke…"))
+    max_.picture("grant-revoke")
     page.get_by_label("Reason").fill("the pilot is over")
     max_.follow(page.get_by_role("button", name="Revoke"))
     assert call(world, "memory.capture")["reason"] == "not_granted", "the very next call"
+    for name, path in {"grants": "/admin/clients/grant/", "requests": "/admin/clients/accessrequest/"}.items():
+        max_.go(path)
+        max_.picture(name)
     assert max_.complaints == [] and eve.complaints == []
 
 
@@ -161,31 +172,59 @@ def test_what_is_unknown_is_decided_and_what_is_stopped_is_refused(
     assert call(world, "memory.recall", "cursor-dev")["reason"] == "client_unknown"
     settle()
     visitor.go("/admin/inbox/")
+    visitor.picture("inbox")
     visitor.follow(page.get_by_role("link", name="Attach to a client… cursor-dev"))
     page.get_by_label("Client", exact=True).select_option("Claude")
     page.get_by_label("Reason").fill("Claude's developers use it")
+    visitor.picture("inbox-attach")
     visitor.follow(page.get_by_role("button", name="Attach to a client"))
     assert call(world, "memory.recall", "cursor-dev")["decision"] == "allow"
 
     visitor.go("/admin/access/matrix/")
+    visitor.picture("access-matrix")
     visitor.follow(page.get_by_role("cell", name="Claude: missing grant").get_by_role("link").first)
     assert page.get_by_role("heading", name="No: no grant lets Claude use memory:write.").is_visible()
     assert page.locator(".steps .stopped").count() == 1
+    visitor.picture("explainer")
 
     visitor.go("/admin/access/stops/")
+    visitor.picture("kill-switches")
     page.get_by_label("Client", exact=True).select_option("claude")
     visitor.follow(page.get_by_role("button", name="Stop this client"))
+    visitor.picture("kill-switch")
     page.get_by_label("Reason").fill("it sends what it should not")
     visitor.follow(page.get_by_role("button", name="Stop it now"))
     assert call(world, "memory.recall")["reason"] == "client_suspended"
     visitor.go("/admin/")
     assert page.get_by_text("Stopped: client Claude").is_visible()
+    visitor.picture("home-stopped")
     visitor.follow(page.get_by_role("link", name="Look", exact=True).first)
     visitor.follow(page.get_by_role("link", name="Resume client Claude"))
     page.get_by_label("Reason").fill("it was updated")
     visitor.follow(page.get_by_role("button", name="Resume it now"))
     assert call(world, "memory.recall")["decision"] == "allow"
+    review(visitor)
     assert visitor.complaints == []
+
+
+def review(visitor: Visitor) -> None:
+    """Every grant that ChatGPT has is looked at again, and the finished review is a record."""
+    page = visitor.page
+    visitor.go("/admin/clients/review/")
+    visitor.picture("reviews")
+    visitor.go("/admin/clients/review/add/")
+    page.get_by_label("Of a client").select_option("ChatGPT")
+    page.get_by_label("Reason").fill("the yearly review")
+    visitor.follow(page.get_by_role("button", name="Start the review"))
+    visitor.picture("review")
+    for box in page.locator("input[name=item]").all():
+        box.check()
+    page.get_by_label("Note").fill("still needed")
+    visitor.follow(page.get_by_role("button", name="Keep the ticked"))
+    visitor.follow(page.get_by_role("button", name="Finish the review"))
+    visitor.picture("review-finished")
+    settle()
+    assert statement(Record.objects.filter(type="review").latest("at"))["action"] == "review.finish"
 
 
 def test_what_happened_to_one_person_is_found_explained_proved_and_answered_for(
@@ -197,19 +236,23 @@ def test_what_happened_to_one_person_is_found_explained_proved_and_answered_for(
     visitor = enter("pia")
     page, uid = visitor.page, said["subject"]["uid"]
     visitor.go("/admin/people/")
+    visitor.picture("people")
     page.get_by_label("E-mail address, sub or uid").fill("alice@example.com")
     visitor.follow(page.get_by_role("button", name="Find", exact=True))
     assert page.url == f"{visitor.url}/admin/timeline/user/{uid}/" and "alice" not in page.url
     assert page.get_by_text("alice@example.com").count() == 0
+    visitor.picture("timeline-user")
     visitor.follow(page.get_by_role("button", name="Show who this is…"))
     assert page.get_by_text("alice@example.com").first.is_visible()
 
     visitor.go("/admin/records/?window=30d")
+    visitor.picture("audit-search")
     page.get_by_text("+ filter").click()
     page.locator("select[name=reason]").select_option(label="Not granted")
     visitor.follow(page.get_by_role("button", name="Show", exact=True))
     shown = page.locator("table.rows tbody .pill").all_inner_texts()
     assert shown and set(shown) == {"Denied"}
+    visitor.picture("audit-search-refused")
     page.get_by_text("+ filter").click()
     page.get_by_label("Whose records").fill("Alice@Example.com")
     visitor.follow(page.get_by_role("button", name="Find the user"))
@@ -225,17 +268,41 @@ def test_what_happened_to_one_person_is_found_explained_proved_and_answered_for(
     assert page.url == f"{visitor.url}/admin/records/{said['record']}/"
     visitor.follow(page.get_by_role("button", name="Verify now"))
     assert page.locator("#proof .verdict").is_visible()
+    visitor.picture("record")
     visitor.follow(page.get_by_role("button", name="Show protected details…"))
     assert page.get_by_text("req-of-the-journey").is_visible()
+    visitor.picture("record-details")
 
     visitor.go(f"/admin/people/{uid}/report/")
+    visitor.picture("report-ask")
     visitor.follow(page.get_by_role("button", name="Show the report…"))
+    visitor.picture("report")
     assert page.get_by_text("alice@example.com").first.is_visible()
     settle()
     looks = Record.objects.filter(type="staff", subject=uid).order_by("at")
     actions = [statement(record)["action"] for record in looks]
     assert sorted(actions) == ["person.lookup", "person.lookup", "person.report", "personal.view", "personal.view"]
     assert visitor.complaints == []
+
+
+SYSTEM = {
+    "clients": "/admin/clients/client/", "client": "/admin/clients/client/1/change/", "tools": "/admin/tools/tool/",
+    "tool": "/admin/tools/tool/1/change/", "scopes": "/admin/tools/scope/", "users": "/admin/audit/subject/",
+    "issuers": "/admin/clients/issuer/", "backends": "/admin/tools/backend/", "key-sets": "/admin/clients/keyset/",
+    "backend-keys": "/admin/tools/backendkey/", "staff-keys": "/admin/governance/staffkey/",
+    "staff": "/admin/auth/user/", "roles": "/admin/auth/group/", "log": "/admin/log/", "outbox": "/admin/audit/outbox/",
+    "schedules": "/admin/django_celery_beat/periodictask/", "published-keys": "/admin/audit/publishedkey/",
+    "why-refused": "/admin/reasons/", "api-reference": "/reference",
+    "timeline-client": "/admin/timeline/client/claude/?window=30d",
+    "timeline-tool": "/admin/timeline/tool/inner/memory.recall/?window=30d",
+}  # fmt: skip
+
+
+def pictures_of_system(visitor: Visitor) -> None:
+    """The pages that the others do not pass by."""
+    for name, path in SYSTEM.items():
+        visitor.go(path)
+        visitor.picture(name)
 
 
 def test_each_role_sees_only_what_it_may(world: World, enter: Callable[[str], Visitor]) -> None:
@@ -250,6 +317,8 @@ def test_each_role_sees_only_what_it_may(world: World, enter: Callable[[str], Vi
         assert response is not None and response.status == (200 if sub in runs else 403), sub
         visitor.go(f"/admin/timeline/user/{uid}/")
         assert (visitor.page.get_by_role("button", name="Show who this is…").count() == 1) == (sub in personal), sub
+        if sub == "otto":
+            pictures_of_system(visitor)
         visitor.page.context.close()
     outside = enter("nobody")
     assert outside.page.url.startswith(f"{outside.url}/admin/login/")
