@@ -374,6 +374,16 @@ def test_saved_searches_have_a_limit(ada: HttpClient) -> None:
     assert answer.status_code == 400 and "100 saved searches are the most" in text_of(answer)
 
 
+def test_what_is_chosen_stays_chosen_even_where_it_is_no_longer_known(world: World, ada: HttpClient) -> None:
+    form = page(ada, 'window=1h&client=claude&tool=<gone>&reason=not_granted&mode="').context["form"]
+    assert '<option value="claude" selected>Claude</option>' in str(form["client"])
+    assert '<option value="&lt;gone&gt;" selected>&lt;gone&gt;</option>' in str(form["tool"])
+    assert '<option value="not_granted" selected>Not granted</option>' in str(form["reason"])
+    assert '<option value="&quot;" selected>&quot;</option>' in str(form["mode"])
+    assert '<option value="" selected>any</option>' in str(form["scope"])
+    assert form["client"].id_for_label and f'id="{form["client"].id_for_label}"' in str(form["client"])
+
+
 def test_hostile_names_are_shown_as_text(ada: HttpClient) -> None:
     fill([{"client": "<script>alert(1)</script>", "tenant": "<b>", "tool": '"><i>', "subject": "usr_<u>"}])
     text = page(ada, SPAN).content.decode()
