@@ -10,7 +10,7 @@ from django.db import connection
 from django.test import Client as HttpClient
 from django.test.utils import CaptureQueriesContext
 
-from audit import record_page, record_words, search
+from audit import record_page, record_words, search, search_scan
 from audit.models import Record
 from audit.reasons import REASONS
 from tests.staff import administrator, drained, member
@@ -109,7 +109,7 @@ def test_the_list_never_reads_without_bounds_and_never_what_is_protected(world: 
         over_records = [q["sql"] for q in captured.captured_queries if "audit_record" in q["sql"]]
         assert 1 <= len(over_records) <= 4
         for sql in over_records:
-            assert "LIMIT 20000" in sql or '"at" IN (' in sql or '"parent" IN (' in sql
+            assert f"LIMIT {search_scan.BUDGET}" in sql or '"at" IN (' in sql or '"parent" IN (' in sql
             assert not re.search(r"\bOFFSET\b|LIKE|disclosures", sql)
 
 
