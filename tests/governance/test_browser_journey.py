@@ -2,9 +2,13 @@
 provider, through which six members of staff sign in. A denial becomes a grant, the next call is allowed; what is
 sensitive takes two; what is unknown is decided; what happened is found, explained, proved and answered for."""
 
+import base64
+import os
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import pytest
@@ -12,13 +16,14 @@ from django.db import connections
 from oidc_provider_mock import User, run_server_in_thread
 
 from audit import rollups
-from audit.models import Record
-from audit.sealing import Sealer
+from audit.models import Checkpoint, Head, Record
 from clients.models import AccessRequest
 from governance import demo, demo_issuer
-from tests.audit.sealers import sealed, sealing
+from governance.embedded_process import launch, stop_group
+from governance.supervisor_plan import seal_command
 from tests.browser import ARGS, CHROMIUM, Visitor
-from tests.live import web
+from tests.conftest import WEB_KEYS
+from tests.live import ROOT, until, web
 from tests.staff import drained, statement
 from tests.world import World
 from tools.models import Backend
@@ -96,9 +101,26 @@ def enter(url: str) -> Iterator[Callable[[str], Visitor]]:
 
 
 @pytest.fixture
-def sealer(world: World, tmp_path: Path) -> Iterator[Sealer]:
-    with sealing(tmp_path / "seal") as made:
-        yield made
+def sealer(world: World, tmp_path: Path) -> Iterator[None]:
+    """A real sealer, with its own key and none of the web process's."""
+    foreign = {f"MUNIMENT_{name}" for name in WEB_KEYS}
+    environment = {name: value for name, value in os.environ.items() if name not in foreign} | {
+        "MUNIMENT_PROCESS": "seal", "MUNIMENT_LOG_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
+        "MUNIMENT_SEAL_STATE": str(tmp_path / "seal"),
+    }  # fmt: skip
+    log = tmp_path / "seal.log"
+    process = launch(seal_command(), log=log, account=None, death_signal=SIGKILL, environment=environment, cwd=ROOT)
+    try:
+        until(all_sealed, 60)
+        yield
+    finally:
+        stop_group(process, 5)
+
+
+def all_sealed() -> bool:
+    """Whether a checkpoint covers every record."""
+    newest = Checkpoint.objects.order_by("size").last()
+    return newest is not None and newest.size == Head.objects.get().next
 
 
 def settle() -> None:
@@ -115,7 +137,7 @@ def call(world: World, tool: str, client: str = "claude", user: str = "alice", *
 
 
 def test_a_denial_becomes_a_grant_by_two_and_ends_again(
-    world: World, enter: Callable[[str], Visitor], sealer: Sealer
+    world: World, enter: Callable[[str], Visitor], sealer: None
 ) -> None:
     assert call(world, "memory.capture")["reason"] == "not_granted"
     settle()
@@ -165,7 +187,7 @@ def test_a_denial_becomes_a_grant_by_two_and_ends_again(
 
 
 def test_what_is_unknown_is_decided_and_what_is_stopped_is_refused(
-    world: World, enter: Callable[[str], Visitor], sealer: Sealer
+    world: World, enter: Callable[[str], Visitor], sealer: None
 ) -> None:
     visitor = enter("max")
     page = visitor.page
@@ -228,11 +250,11 @@ def review(visitor: Visitor) -> None:
 
 
 def test_what_happened_to_one_person_is_found_explained_proved_and_answered_for(
-    world: World, enter: Callable[[str], Visitor], sealer: Sealer
+    world: World, enter: Callable[[str], Visitor], sealer: None
 ) -> None:
     said = call(world, "memory.recall", request={"id": "req-of-the-journey"})
     settle()
-    sealed(sealer)
+    until(all_sealed, 20)
     visitor = enter("pia")
     page, uid = visitor.page, said["subject"]["uid"]
     visitor.go("/admin/people/")
@@ -305,7 +327,7 @@ def pictures_of_system(visitor: Visitor) -> None:
         visitor.picture(name)
 
 
-def test_each_role_sees_only_what_it_may(world: World, enter: Callable[[str], Visitor]) -> None:
+def test_each_role_sees_only_what_it_may(world: World, enter: Callable[[str], Visitor], sealer: None) -> None:
     uid = call(world, "memory.recall")["subject"]["uid"]
     grants, personal, runs = {"max"}, {"pia"}, {"otto"}
     for sub in STAFF.keys() - {"nobody"}:
