@@ -22,7 +22,6 @@ from audit.viewer import viewer_of
 BACK = ("admin:records", "admin:access_matrix", "admin:access_explain", "admin:clients_grant_add", "admin:access_ask")
 # Of what such a page showed before: where in the list it was, which another user's list has not.
 NOT_KEPT = frozenset({"subject", "before", "after"})
-SHOWN = 100
 TOO_MANY = "That is the most look-ups that anybody may make in a minute. Wait a minute, then go on."
 
 
@@ -72,7 +71,7 @@ class PeopleViews:
             return self._page(request, form, status=429)
         if len(found.uids) == 1:
             return HttpResponseRedirect(where(found.uids[0], back))
-        users = Subject.objects.filter(uid__in=found.uids[:SHOWN]).order_by("first_seen")
+        users = Subject.objects.filter(uid__in=found.uids[: people.SHOWN]).order_by("first_seen")
         return self._page(
             request, form, found=found, users=[(user, where(user.uid, back)) for user in users],
         )  # fmt: skip

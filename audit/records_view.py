@@ -10,7 +10,7 @@ from uuid import UUID
 from django.contrib import messages
 from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied
-from django.db import DatabaseError
+from django.db import DatabaseError, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -64,8 +64,9 @@ class RecordViews:
         page = search.find(viewer, form.query())
         uids = sorted({record.subject for record in page.records if record.subject})
         try:
-            if uids:
-                tell(viewer.actor, viewer.name, "personal.view", about="search", subjects=uids)
+            with transaction.atomic():
+                for uid in uids:  # a record for each, so that it is found again under each
+                    tell(viewer.actor, viewer.name, "personal.view", about="search", subject=uid)
         except DatabaseError:
             messages.error(request, UNTOLD)
             return HttpResponseRedirect(form.here())

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from django.db import connections
 from django.test import Client as HttpClient
+from django.utils import timezone
 
 from audit import people
 from audit.models import Outbox, Record, Subject
@@ -71,8 +72,34 @@ def test_the_same_person_at_two_issuers_is_shown_as_two_users(ada: HttpClient, u
         text = find(ada, term).content.decode()
         assert "Known by 2 issuers" in text
         assert f"/admin/timeline/user/{uid}/" in text and f"/admin/timeline/user/{other}/" in text
-        told = newest("staff")
-        assert told["found"] == 2 and "subject" not in told
+    drained()
+    told = [statement(record) for record in Record.objects.filter(type="staff").order_by("index")]
+    assert [one["found"] for one in told] == [2] * 4
+    # Each of them finds the look-up again under their own uid.
+    for one in (uid, other):
+        assert Record.objects.filter(type="staff", subject=one).count() == 2
+
+
+def test_a_look_up_that_shows_many_counts_as_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        resolve(f"https://{number}.example/", "dora", "dora@example.com")
+    monkeypatch.setattr(people, "MOST", 2)
+    assert [len(people.look_up(ADA, "dora").uids) for _ in range(2)] == [3, 3]
+    with pytest.raises(people.TooMany):
+        people.look_up(ADA, "dora")
+
+
+def test_other_acts_do_not_push_look_ups_out_of_sight(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(people, "MOST", 1)
+    people.look_up(ADA, "x")
+    Outbox.objects.bulk_create(
+        Outbox(
+            kind="staff", members={"action": "personal.view"}, private={}, at=timezone.now(), actor=ADA.actor, xact=""
+        )
+        for _ in range(4000)
+    )
+    with pytest.raises(people.TooMany):
+        people.look_up(ADA, "x")
 
 
 def test_a_sub_that_looks_like_an_address_is_found(ada: HttpClient, world: World) -> None:
