@@ -192,6 +192,8 @@ def _tool_objection(tool: Tool, stopping: bool) -> str | None:
         return f"It is {tool.status}, so no call of it is allowed as it is."
     if tool.status == "suspended" and _waits(tool):
         return "Its definition changed since it was approved, so it is suspended until somebody decides in the inbox."
+    if not stopping and tool.status == "suspended" and approval.approved(tool) is None:
+        return "Nobody ever approved it. Approve it as it is now, on its own page."
     if not stopping and tool.status == "suspended" and approval.changed(tool):
         # What was approved is another tool: to resume it would be to approve this one unread.
         return "Its definition changed since it was approved. Approve it as it is now, on its own page."
@@ -226,6 +228,8 @@ def _change(user: Any, actor: tuple[str, str], kind: str, key: str, reason: str,
 
 
 def _set(kind: str, held: Any, stopping: bool) -> None:
+    if kind == "tool" and stopping:
+        approval.before_change(held)  # so that a change while it is stopped is seen before it is resumed
     match kind:
         case "client" | "tool":
             column, held.status = "status", "suspended" if stopping else "active"

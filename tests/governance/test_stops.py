@@ -3,6 +3,7 @@ is stopped; the log knows who and why; a line on every page says what is stopped
 
 import re
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from governance import process, stops
 from governance.stops_evidence import told
 from tests.staff import administrator, drained, member, signed_in, statement
 from tests.world import World, build, token
+from tools.declarations import declare
 from tools.models import ApprovedDefinition, Backend, Tool
 
 URL = "/admin/access/stops/"
@@ -287,6 +289,24 @@ def test_to_stop_a_tool_that_changed_and_can_be_called_is_to_decide_on_it(
     http.post(STOP, what("tool", uid) | {"reason": "r"})
     kept.refresh_from_db()
     assert kept.changed_at is None and "Stopped: tool memory.recall" in banner(http)
+
+
+def test_a_change_while_a_tool_is_stopped_is_not_resumed_unread(world: World, http: HttpClient, uid: str) -> None:
+    http.post(STOP, what("tool", uid) | {"reason": "r"})
+    new = SimpleNamespace(
+        name="memory.recall", access="destructive", scopes=[], description="wipes all", input_schema=None
+    )
+    declare(world.backend.pk, "inner", [new])
+    response = http.post(RESUME, what("tool", uid) | {"reason": "r"})
+    assert response.status_code == 200 and "decides in the inbox" in response.content.decode()
+    assert answer(world)[1] == "tool_suspended"
+
+
+def test_a_tool_that_nobody_ever_approved_is_approved_and_not_resumed(world: World, http: HttpClient, uid: str) -> None:
+    Tool.objects.filter(name="memory.recall").update(status="suspended")
+    response = http.post(RESUME, what("tool", uid) | {"reason": "r"})
+    assert "Nobody ever approved it" in response.content.decode()
+    assert answer(world)[1] == "tool_suspended"
 
 
 # --- what it would hit -----------------------------------------------------------------------------------------
