@@ -308,8 +308,8 @@ class _Applier:
     def _prune_scopes(self, kept: set[str]) -> None:
         """A tool that lost a scope would need less, and a deny grant that lost its last would deny all."""
         for scope in Scope.objects.exclude(name__in=kept):
-            if scope.tools.exists() or scope.grants.exists() or scope.implied_by.exists():
-                self.result.notices.append(f"scope {scope.name} stays: a tool, a grant or a scope names it")
+            if scope.is_used():
+                self.result.notices.append(f"scope {scope.name} stays: a tool, grant or something else names it")
             else:
                 scope.delete()
                 self.note("delete", "scope", scope.name)

@@ -1,5 +1,7 @@
 """What is called: backends and their keys, the scopes there are, the tools that need them."""
 
+from typing import Any
+
 from django.contrib.postgres.fields import ArrayField
 from django.core.validators import RegexValidator
 from django.db import models
@@ -93,6 +95,18 @@ class Scope(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def is_used(self) -> bool:
+        """Whether anything names it but its own mark and what it implies. Applications above this one name scopes too;
+        what staff asked for, or reviewed, must not vanish with one."""
+        for relation in Scope._meta.get_fields(include_hidden=True):
+            if not (relation.one_to_many or relation.one_to_one) or relation.related_model is PinnedScope:
+                continue
+            table: Any = relation.related_model
+            column = relation.remote_field.name  # type: ignore[union-attr]
+            if column != "from_scope" and table._base_manager.filter(**{column: self}).exists():
+                return True
+        return False
 
 
 class PinnedScope(models.Model):

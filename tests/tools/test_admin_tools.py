@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 from django.db import connection
 from django.test import Client as HttpClient
+from django.utils import timezone
 
+from clients.models import AccessRequest, Review
+from clients.policyfile import parse
+from clients.policyfile_apply import apply
 from tests.staff import administrator, drained, member, newest
 from tests.world import World, build
 from tools.admin import scopes as scopes_admin
@@ -96,6 +100,45 @@ def test_a_scope_is_removed_only_while_nothing_uses_it(world: World, http: HttpC
     assert not Scope.objects.filter(name="spare").exists()
     changer = member("carl", "tools.view_scope", "tools.change_scope")
     assert changer.post(f"/admin/tools/scope/{used.pk}/act/remove/", {"reason": "x"}).status_code == 403
+
+
+def test_a_scope_that_staff_asked_for_or_reviewed_is_not_removed(world: World, http: HttpClient) -> None:
+    asked, reviewed = Scope.objects.create(name="asked"), Scope.objects.create(name="reviewed")
+    wish = AccessRequest.objects.create(effect="deny", days=9, asked_by="staff:7", lapses_at=timezone.now(), reason="r")
+    wish.scopes.add(asked)
+    review = Review.objects.create(scope=reviewed, started_by="staff:7", started_by_name="x", reason="r")
+    for scope in (asked, reviewed):
+        response = http.post(f"/admin/tools/scope/{scope.pk}/act/remove/", {"reason": "x"})
+        assert response.status_code == 200 and "uses it" in response.content.decode()
+    assert list(wish.scopes.all()) == [asked] and Review.objects.get() == review
+    apply(parse("scopes: [{name: 'memory:read'}]"), "x", prune=True)
+    assert Scope.objects.filter(name__in=["asked", "reviewed"]).count() == 2
+
+
+def tool_form(tool: Tool, *scopes: str) -> dict[str, Any]:
+    needed = [Scope.objects.get(name=name).pk for name in scopes]
+    return {"description": "d", "access": tool.access, "scopes": needed, "change_reason": "less is enough"}
+
+
+@pytest.mark.parametrize("sensitive", ["memory:write", "memory:read"])
+def test_who_grants_does_not_take_what_is_sensitive_off_a_tool(world: World, sensitive: str) -> None:
+    Scope.objects.filter(name=sensitive).update(sensitive=True)  # itself, or implied by it
+    tool = Tool.objects.get(name="memory.capture")
+    url = f"/admin/tools/tool/{tool.pk}/change/"
+    manager = member("mike", "tools.view_tool", "tools.change_tool", "clients.add_grant")
+    response = manager.post(url, tool_form(tool))
+    assert response.status_code == 200 and "only who may change scopes" in response.content.decode()
+    assert [scope.name for scope in tool.scopes.all()] == ["memory:write"]
+    assert manager.post(url, tool_form(tool, "memory:write")).status_code == 302, "the rest can be edited"
+    other = member("olga", "tools.view_tool", "tools.change_tool", "tools.change_scope")
+    assert other.post(url, tool_form(tool)).status_code == 302 and not tool.scopes.exists()
+
+
+def test_what_is_not_sensitive_may_be_taken_off_a_tool(world: World) -> None:
+    tool = Tool.objects.get(name="memory.capture")
+    manager = member("mike", "tools.view_tool", "tools.change_tool")
+    assert manager.post(f"/admin/tools/tool/{tool.pk}/change/", tool_form(tool)).status_code == 302
+    assert not tool.scopes.exists()
 
 
 @pytest.mark.parametrize("name", ["", "with space", 'quo"te', "a\x00b", "memory:read", "x" * 129])

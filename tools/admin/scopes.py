@@ -1,5 +1,6 @@
 """The pages of scopes: what they imply, whether they are sensitive, whether they pin the tools that need them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from django import forms
@@ -46,6 +47,12 @@ def pin(scope: Scope, wanted: bool) -> None:
     else:
         for found in PinnedScope.objects.filter(scope=scope):
             found.delete()
+
+
+def sensitive_of(scopes: Iterable[Scope]) -> list[Scope]:
+    """Those of the scopes that it takes a second person to grant: marked themselves, or implying one that is."""
+    marked = set(Scope.objects.filter(sensitive=True).values_list("pk", flat=True))
+    return [one for one in scopes if one.pk in marked or any(_reaches(target, {one.pk}) for target in marked)]
 
 
 def _reaches(target: int, start: set[int]) -> bool:
@@ -109,8 +116,8 @@ class ScopeAdmin(PolicyAdmin):
 
     def remove(self, request: HttpRequest, scope: Scope, data: dict[str, Any]) -> str:
         """Delete it, if nothing uses it."""
-        if scope.tools.exists() or scope.grants.exists() or scope.implied_by.exists():
-            raise Refused("A tool, a grant or another scope uses it.")
+        if scope.is_used():
+            raise Refused("A tool, a grant, a request, a review or another scope uses it.")
         name = scope.name
         scope.delete()
         return f"{name} is removed."

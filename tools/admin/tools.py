@@ -2,11 +2,12 @@
 changed since a tool was approved is shown beside what was approved; staff decide on exactly that."""
 
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import DataError, IntegrityError
 from django.db.models import Prefetch
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -18,8 +19,9 @@ from django.utils.html import format_html
 from audit.admin_base import Action, PolicyAdmin, PolicyForm, ReasonForm, Refused, act, actor_of, words_of
 from tools import approval
 from tools.admin.pills import pill
+from tools.admin.scopes import sensitive_of
 from tools.difference import visible
-from tools.models import ApprovedDefinition, Tool
+from tools.models import ApprovedDefinition, Scope, Tool
 
 STARTS = [
     ("active", "Active: it can be called from the next call on, by clients that are granted its scopes"),
@@ -31,6 +33,7 @@ class ToolForm(PolicyForm):
     """A tool that is added here says whether it can be called; one that exists is approved or suspended by actions."""
 
     starts = forms.ChoiceField(label="It starts", choices=STARTS, widget=forms.RadioSelect)
+    may_loosen: ClassVar[bool] = False
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
@@ -38,6 +41,19 @@ class ToolForm(PolicyForm):
             self.fields["description"].widget = forms.Textarea(attrs={"rows": 3})
         if self.instance.pk:
             del self.fields["starts"]
+
+    def clean_scopes(self) -> Any:
+        """Who grants cannot also take away what makes a grant of the tool take a second person."""
+        wanted = self.cleaned_data["scopes"]
+        if not self.may_loosen and (lost := loosened(self.instance, wanted)):
+            words = "a sensitive scope: only who may change scopes takes one off a tool."
+            raise ValidationError(f"{', '.join(map(str, lost))} is {words}")
+        return wanted
+
+
+def loosened(tool: Tool, scopes: Iterable[Scope]) -> list[Scope]:
+    """The scopes that the tool needs, would not need any more, and that take a second person to grant."""
+    return sensitive_of(set(tool.scopes.all()) - set(scopes)) if tool.pk else []
 
 
 def _waits(tool: Tool) -> bool:
@@ -87,6 +103,12 @@ class ToolAdmin(PolicyAdmin):
         """The definitions that were approved may be large, and lists show none."""
         known = ApprovedDefinition.objects.defer("content")
         return super().get_queryset(request).prefetch_related("scopes", Prefetch("approved", known))
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **more: Any) -> Any:
+        """A form that knows whether the viewer looks after scopes."""
+        made: Any = super().get_form(request, obj, change, **more)
+        made.may_loosen = request.user.has_perm("tools.change_scope")
+        return made
 
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **more: Any) -> Any:
         return super().formfield_for_manytomany(db_field, request, widget=forms.CheckboxSelectMultiple, **more)
@@ -152,7 +174,9 @@ class ToolAdmin(PolicyAdmin):
         if not self.may(request, "change"):
             raise PermissionDenied
         act(request, form.cleaned_data["change_reason"])
-        Tool.objects.select_for_update().get(pk=obj.pk)
+        held = Tool.objects.select_for_update().get(pk=obj.pk)
+        if not request.user.has_perm("tools.change_scope") and loosened(held, form.cleaned_data["scopes"]):
+            raise PermissionDenied
         columns = {field.name for field in Tool._meta.concrete_fields}
         obj.save(update_fields=[name for name in form.changed_data if name in columns])
 
@@ -233,6 +257,7 @@ class ToolAdmin(PolicyAdmin):
 
     def suspend(self, request: HttpRequest, tool: Tool, data: dict[str, Any]) -> str:
         """Cannot, for now."""
+        approval.before_change(tool)  # so that a change while it is suspended is seen
         approval.settle(tool)
         return self._set(tool, "suspended")
 
