@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test check bench bench-search soak
+.PHONY: run test check bench bench-search soak pictures
 
 run: .venv/.installed
 	@$(BIN)/python -m governance.supervisor
@@ -30,6 +30,10 @@ bench-search: .venv/.installed
 # The long kill and race runs; a short one of each is in `test`.
 soak: .venv/.installed
 	$(BIN)/python -m pytest -m soak
+
+# The pictures of the documents, of the demo's data; needs Chromium.
+pictures: .venv/.installed
+	MUNIMENT_SHOTS=docs/images $(BIN)/python -m pytest tests/governance/test_browser_journey.py
 
 .venv/.installed: requirements.lock sdk/pyproject.toml
 	@echo "installing into .venv; this takes about a minute"
