@@ -70,7 +70,8 @@ def test_staff_see_records_grant_and_revoke(world: World, visitor: Visitor) -> N
     page.get_by_label("Decision").select_option("deny")
     visitor.follow(page.get_by_role("button", name="Show", exact=True))
     assert "decision=deny" in page.url
-    assert page.locator("table.found tbody .pill").all_inner_texts() == ["Denied"] * Record.objects.filter(decision="deny").count()
+    denied = Record.objects.filter(decision="deny").count()
+    assert page.locator("table.found tbody .pill").all_inner_texts() == ["Denied"] * denied
     visitor.shot("records-denied")
     visitor.follow(page.get_by_role("link", name="No grant lets Claude use memory:write.").first)
     visitor.shot("record-denied")
