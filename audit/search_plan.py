@@ -141,20 +141,26 @@ def _sum(found: list[tuple[Any, ...]], width: timedelta) -> Known:
     return known
 
 
-CONTAINING = """
+# The index has the beginning of the scopes, since an entry of it is bounded (migration 0011). What is as long as that
+# may go on with any scope; whether it does is tried on its rows.
+BEGINNING = 2000
+CONTAINING = f"""
     WITH RECURSIVE told (scopes) AS (
-        (SELECT scopes FROM audit_record WHERE scopes IS NOT NULL AND at >= %(since)s AND at < %(until)s
-         ORDER BY scopes LIMIT 1)
+        (SELECT left(scopes, {BEGINNING}) FROM audit_record
+         WHERE scopes IS NOT NULL AND at >= %(since)s AND at < %(until)s ORDER BY 1 LIMIT 1)
         UNION ALL
-        SELECT (SELECT r.scopes FROM audit_record r WHERE r.scopes > told.scopes AND at >= %(since)s AND at < %(until)s
-                ORDER BY r.scopes LIMIT 1)
+        SELECT (SELECT left(r.scopes, {BEGINNING}) FROM audit_record r
+                WHERE left(r.scopes, {BEGINNING}) > told.scopes AND scopes IS NOT NULL
+                    AND at >= %(since)s AND at < %(until)s ORDER BY 1 LIMIT 1)
         FROM told WHERE told.scopes IS NOT NULL)
-    SELECT scopes FROM told WHERE %(scope)s = ANY(string_to_array(scopes, ' ')) LIMIT %(most)s"""
+    SELECT scopes FROM told WHERE %(scope)s = ANY(string_to_array(scopes, ' ')) OR length(scopes) = {BEGINNING}
+    LIMIT %(most)s"""  # noqa: S608 - a number of ours
 
 
 def _containing(scope: str, since: datetime, until: datetime) -> tuple[str, ...]:
-    """Which combinations of scopes, of those that calls needed, hold this one; MOST_VALUES + 1 of them at most. Steps
-    from one to the next on the index, so that it does not matter how many records have each."""
+    """Which combinations of scopes, of those that calls needed, hold this one, as the index has them, or may;
+    MOST_VALUES + 1 of them at most. Steps from one to the next on the index, so that it does not matter how many
+    records have each."""
     with connection.cursor() as cursor:
         cursor.execute(CONTAINING, {"since": since, "until": until, "scope": scope, "most": MOST_VALUES + 1})
         return tuple(scopes for (scopes,) in cursor.fetchall())

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db import connection, transaction
 
-from audit.search_plan import Part, Plan
+from audit.search_plan import BEGINNING, Part, Plan
 
 BUDGET = 10_000  # rows that one look reads at most, over all values of its index
 # What a filter means, where that is more than equality with the column of its name.
@@ -18,7 +18,10 @@ MEANINGS = {
     "tenants": "tenant = ANY(%(tenants)s)",
 }
 # An index that is partial is followed by its own condition.
-FOLLOWED = {"flagged": "flagged", "type": "type = %(followed)s AND type NOT IN ('decision', 'outcome')"}
+FOLLOWED = {
+    "flagged": "flagged", "type": "type = %(followed)s AND type NOT IN ('decision', 'outcome')",
+    "scopes": f"left(scopes, {BEGINNING}) = %(followed)s AND scopes IS NOT NULL",
+}  # fmt: skip
 READ = ("type", "decision", "reason", "flagged", "backend", "client", "subject", "tenant", "tool", "mode", "scopes")
 KEYS = ("request_key", "trace_key", "session_key", "resource_key")
 # The pages of an index that is in use are in memory: told so, the planner follows the narrow index that it is offered
@@ -118,7 +121,8 @@ def _tried(plan: Plan, conditions: Mapping[str, Any], newest: bool) -> str:
     whether it matches, and whether it is the last that the budget allows. The LIMIT inside keeps the other filters from
     being moved to where they would let the scan run on without end."""
     order, budget = _order(newest), BUDGET // max(1, len(plan.values))
-    tried = [_tried_one(name, value) for name, value in conditions.items() if name != plan.column]
+    # Of the scopes the index has the beginning alone, so they are tried as well.
+    tried = [_tried_one(name, value) for name, value in conditions.items() if name != plan.column or name == "scopes"]
     columns = ", ".join(name for name in (*READ, *KEYS) if name in conditions or name == "decision")
     if "tenants" in conditions and "tenant" not in conditions:
         columns += ", tenant"

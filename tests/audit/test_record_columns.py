@@ -1,19 +1,25 @@
 """The columns `mode` and `scopes` repeat the statement: written with each call, filled in for older records, and a
 record that says otherwise is found."""
 
+import secrets
+from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
 import psycopg
 import pytest
+from django.utils import timezone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audit import search
 from audit.entries import call_columns
 from audit.live_records import differing
 from audit.models import Record
+from audit.viewer import Viewer
 from tests.staff import statement
 from tests.world import World, build
+from tools.models import Scope, Tool
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=20),
@@ -33,6 +39,21 @@ def test_a_call_has_its_mode_and_the_scopes_that_it_needed(world: World) -> None
     record = Record.objects.get(type="decision")
     assert (record.mode, record.scopes) == ("background", "memory:read")
     assert differing(record, statement(record)) == []
+
+
+def test_a_call_of_a_tool_that_needs_as_many_scopes_as_it_may_is_recorded_and_found_by_each(world: World) -> None:
+    # Random, so that an index that compresses them has no room all the same.
+    names = [secrets.token_hex(64) for _ in range(50)]
+    tool = Tool.objects.create(backend=world.backend, name="memory.all", access="read", status="active")
+    tool.scopes.set(Scope.objects.bulk_create(Scope(name=name) for name in names))
+    assert world.verify(tool="memory.all")["reason"] == "insufficient_scope"
+    assert world.verify()["reason"] == "granted"
+    [record] = Record.objects.filter(tool="memory.all")
+    assert set((record.scopes or "").split()) == set(names) and differing(record, statement(record)) == []
+    viewer, now = Viewer("staff:1", "Mara", records=True), timezone.now()
+    for scope, found in (*((name, [record.id]) for name in names), (names[0][:-1], []), ("memory:write", [])):
+        query = search.Query(now - timedelta(hours=1), now + timedelta(hours=1), {"scopes": scope})
+        assert [one.id for one in search.find(viewer, query).records] == found, scope
 
 
 def test_what_is_no_call_has_neither(world: World) -> None:
