@@ -186,8 +186,13 @@ def _summary(table: list[Timed]) -> None:
 
 def _short(statement: Statement) -> str:
     """Its plan, without the parts that were never reached."""
-    lines = plan(statement, run=True)
-    return "\n".join(f"    {line[:150]}" for line in lines if "never executed" not in line)
+    kept, skipping = [], False
+    for line in plan(statement, run=True):
+        if "->" in line or not line.startswith("   "):
+            skipping = "never executed" in line
+        if not skipping:
+            kept.append(f"    {line[:150]}")
+    return "\n".join(kept)
 
 
 def _indexes(table: list[Timed]) -> None:
