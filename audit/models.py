@@ -1,13 +1,14 @@
 """What evidence is made of. Nothing here has a foreign key to what it describes: evidence outlives its subjects.
 
-`Head` is the one row that everything recorded passes through; `Batch` and `Record` are the log; `DataKey` holds
-the wrapped keys under which personal data in records is protected; `Outbox` is where every process other than a
-web writer, and every change of policy, leaves what must be recorded. `Log`, `Tile` and `Checkpoint` are the Merkle
-trees that the sealer builds over the records; `Anchoring` is what of them is held elsewhere.
+`Head` is the one row that everything recorded passes through; `Batch` and `Record` are the log; `DataKey` holds the
+wrapped keys under which personal data in records is protected; `Outbox` is where every process other than a web writer,
+and every change of policy, leaves what must be recorded. `Log`, `Tile` and `Checkpoint` are the Merkle trees that the
+sealer builds over the records; `Anchoring` is what of them is held elsewhere.
 """
 
 from datetime import UTC, datetime
 
+from django.contrib.postgres.functions import RandomUUID
 from django.db import models
 from django.db.models import Q
 
@@ -420,6 +421,7 @@ class RollupState(models.Model):
     id = models.SmallIntegerField(primary_key=True, default=1)
     next = models.BigIntegerField(default=0, help_text="index of the first record that is not counted")
     at = models.DateTimeField(null=True, help_text="time of the newest record that is counted")
+    salt = models.UUIDField(db_default=RandomUUID(), help_text="of the rollups' keys")
 
     class Meta:
         default_permissions = ()

@@ -58,7 +58,9 @@ def _count_sql() -> str:
     """One statement: takes the next records, and adds them to the rows of every width and cut.
 
     The key is a hash of what a row tells apart. Rows whose keys collide are added together rather than refused, so
-    that nobody can stop the counting by choosing names. What is read together is written together."""
+    that nobody can stop the counting by choosing names; and a random salt, which only the database knows, is hashed
+    with them, so that nobody can choose names that collide, and hide one behind the other from a search. What is read
+    together is written together."""
     dims = ", ".join(DIMENSIONS)
     absent = ", ".join(f"coalesce({name}, '') AS {name}" for name in DIMENSIONS if name not in ("type", "flagged"))
     cuts = ", ".join(f"('{cut}', {', '.join(str(d in told) for d in TOLD)})" for cut, told in CUTS.items())
@@ -83,7 +85,7 @@ def _count_sql() -> str:
         WHERE c.cut <> 'all' OR f.decision = 'deny' OR s.span <> ALL (%(denied_only)s::text[])),
     keyed AS (
         SELECT span, at, cut, {dims}, sum(n) AS n, ('x' || left(encode(sha256(convert_to(
-            jsonb_build_array(cut, {dims})::text, 'UTF8')), 'hex'), 16))::bit(64)::bigint AS key
+            jsonb_build_array(%(salt)s::text, cut, {dims})::text, 'UTF8')), 'hex'), 16))::bit(64)::bigint AS key
         FROM rows GROUP BY span, at, cut, {dims}),
     written AS (
         INSERT INTO audit_rollup AS kept (span, at, key, cut, {dims}, count)
@@ -108,13 +110,13 @@ def count(most: int = MOST) -> int:
     is commit order. What became too old for its width goes, as many rows at most."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("INSERT INTO audit_rollupstate (id, next) VALUES (1, 0) ON CONFLICT DO NOTHING")
-        cursor.execute("SELECT next, coalesce(at, '-infinity')::text FROM audit_rollupstate FOR UPDATE")
-        first, since = cursor.fetchone()
+        cursor.execute("SELECT next, coalesce(at, '-infinity')::text, salt FROM audit_rollupstate FOR UPDATE")
+        first, since, salt = cursor.fetchone()
         cursor.execute(SETTINGS)
         cursor.execute(COUNT, {
             "next": first, "at": since, "most": most, "origin": ORIGIN, "spans": list(WIDTHS),
             "widths": list(WIDTHS.values()), "kept": [KEPT.get(span) for span in WIDTHS],
-            "denied_only": list(DENIED_ONLY),
+            "denied_only": list(DENIED_ONLY), "salt": str(salt),
         })  # fmt: skip
         counted, last, at, head = cursor.fetchone()
         # A gap is what retention deleted: it is passed over, not walked through.

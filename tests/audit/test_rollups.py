@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
+from uuid import uuid4
 
 import pytest
 from django.core.exceptions import PermissionDenied
@@ -182,6 +183,18 @@ def test_weeks_start_on_monday_and_days_at_midnight_in_utc(db: None) -> None:
     weeks = list(Rollup.objects.filter(cut="sum", span="1w").order_by("at").values_list("at", flat=True))
     assert days == [datetime(2026, 3, 8, tzinfo=UTC), datetime(2026, 3, 9, tzinfo=UTC)]
     assert weeks == [datetime(2026, 3, 2, tzinfo=UTC), datetime(2026, 3, 9, tzinfo=UTC)]
+
+
+def test_nobody_outside_of_the_database_knows_which_names_collide(db: None) -> None:
+    fill([{"tool": "a"}])
+    counted()
+    [before] = Rollup.objects.filter(cut="t", span="1h").values_list("key", flat=True)
+    RollupState.objects.update(salt=uuid4())
+    fill([{"tool": "a"}])
+    counted()
+    after = dict(Rollup.objects.filter(cut="t", span="1h").values_list("key", "count"))
+    assert after == {before: 1} | {key: 1 for key in after if key != before} and len(after) == 2
+    assert sums("t") == truth("t"), "with another salt the sums are as they were"
 
 
 def test_names_that_collide_cannot_stop_the_counting(db: None) -> None:
