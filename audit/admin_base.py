@@ -208,14 +208,17 @@ class BaseAdmin(admin.ModelAdmin):
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         """The object; None also for a key that the database would not take."""
-        return None if "\0" in object_id else super().get_object(request, object_id, from_field)
+        # A field without a name is none, which Django looks up all the same.
+        return None if "\0" in object_id else super().get_object(request, object_id, from_field or None)
 
     def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
         """Only what the list offers to filter by: by another column (the digest of a password, the hash of an address)
         its value could be asked out, a character at a time."""
         filters = [one[0] if isinstance(one, (list, tuple)) else one for one in self.get_list_filter(request)]
         offered = [getattr(one, "parameter_name", one) for one in filters]
-        return lookup.split(LOOKUP_SEP)[0] in offered and bool(super().lookup_allowed(lookup, value, request))
+        if lookup.split(LOOKUP_SEP)[0] not in offered or "\0" in str(value):
+            return False
+        return bool(super().lookup_allowed(lookup, value, request))
 
     def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
         """The history is the log's."""

@@ -164,7 +164,8 @@ class FilterForm(forms.Form):
     after = forms.IntegerField(required=False, min_value=0, max_value=MAX_MICROSECONDS, widget=forms.HiddenInput)
 
     def __init__(self, data: Mapping[str, str], directory: Directory) -> None:
-        super().__init__({name: str(data[name]) for name in self.base_fields if data.get(name)}, label_suffix="")
+        given = {name: str(data[name]) for name in self.base_fields if data.get(name)}
+        super().__init__({name: text for name, text in given.items() if text.strip()}, label_suffix="")
         self.directory = directory
         self._offer("client", {**directory.clients, NONE: "not established"})
         self._offer("backend", directory.backends)
