@@ -395,10 +395,8 @@ class Rollup(models.Model):
 
     class Meta:
         default_permissions = ()
-        constraints = [
-            # query: the upsert of audit.rollups; what became too old
-            models.UniqueConstraint(fields=["span", "at", "key"], name="rollup_once"),
-        ]
+        # query: the upsert of audit.rollups; what became too old
+        constraints = [models.UniqueConstraint(fields=["span", "at", "key"], name="rollup_once")]
         indexes = [
             # query: audit.rollups, a chart over the dimensions of one cut; of one client, tool or tenant
             models.Index(fields=["cut", "span", "at"], name="rollup_cut"),
