@@ -209,8 +209,10 @@ class StaffAdmin(ReadOnlyAdmin):
         return super().form_of(request, action, obj)
 
     def _check(self, request: HttpRequest, user: User) -> None:
-        """Again where the change is made, on the locked row."""
-        if self._is_above(request, user):
+        """Again where the change is made, on the locked row, and as both are now: of two who take each other's account
+        or role away at once, the second is out already. Else nobody might be left."""
+        actor = staff_roles.as_now(request.user.pk)
+        if actor is None or not actor.has_perm("auth.change_user") or (user.is_superuser and not actor.is_superuser):
             raise PermissionDenied
 
     def _tell(self, request: HttpRequest, action: str, user: User, data: dict[str, Any], **members: Any) -> None:

@@ -39,9 +39,21 @@ def tell_about(
     tell(actor, name, action, {"about_name": name_of(user), **(private or {})}, about=f"staff:{user.pk}", **members)
 
 
-def others_can_administer(user: User) -> bool:
-    """Whether somebody but `user` can still look after the staff. Locks the role, so that two who leave at once are
-    one after the other: within a transaction."""
+def _one_at_a_time() -> None:
+    """Locks a role, so that those who change the staff at once do it one after the other: within a transaction."""
     Group.objects.select_for_update().filter(name=ADMINISTRATOR).first()
+
+
+def as_now(number: Any) -> User | None:
+    """An account as it is once nobody else is changing the staff; None for one that is not active or not there. Within
+    a transaction."""
+    _one_at_a_time()
+    return User.objects.filter(pk=number, is_active=True, is_staff=True).first()
+
+
+def others_can_administer(user: User) -> bool:
+    """Whether somebody but `user` can still look after the staff; those who leave at once do it one after the other:
+    within a transaction."""
+    _one_at_a_time()
     staff = User.objects.filter(is_active=True, is_staff=True).exclude(pk=user.pk)
     return staff.filter(groups__name=ADMINISTRATOR).exists() or staff.filter(is_superuser=True).exists()

@@ -1,16 +1,20 @@
 """System > Staff and Roles: who may change whom, what is recorded of it, and that nobody makes themselves more."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.contrib.auth.models import Group, Permission, User
+from django.db import connection
 from django.test import Client as HttpClient
 
 from audit.models import Outbox
 from audit.record_words import title
 from governance.models import StaffIdentity
 from governance.roles import ADMINISTRATOR, APPROVER, AUDITOR, MANAGER, ROLES
+from governance.staff_admin import StaffAdmin
 from tests.staff import newest, signed_in
 
 PASSWORD = "correct horse battery"
@@ -385,3 +389,39 @@ def test_a_right_that_is_lost_between_page_and_click_is_lost(
     assert act(http, vera, "deactivate").status_code == 403
     vera.refresh_from_db()
     assert vera.is_active
+
+
+def test_of_two_administrators_who_put_each_other_out_at_once_one_stays(adam: User) -> None:
+    bert = holder("bert", ADMINISTRATOR)
+    pairs = [(signed_in(adam), bert), (signed_in(bert), adam)]
+    both_asked, statuses = threading.Barrier(2, timeout=20), list[int]()
+    look = StaffAdmin._check
+
+    def check(self: StaffAdmin, request: Any, user: User) -> None:
+        both_asked.wait()  # each has been let in, and holds the row of the other
+        look(self, request, user)
+
+    def out(http: HttpClient, other: User) -> None:
+        statuses.append(act(http, other, "deactivate").status_code)
+        connection.close()
+
+    with mock.patch.object(StaffAdmin, "_check", check):
+        threads = [threading.Thread(target=out, args=pair) for pair in pairs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert sorted(statuses) == [302, 403]
+    assert User.objects.filter(pk__in=[adam.pk, bert.pk], is_active=True).count() == 1
+
+
+def test_who_lost_the_role_while_the_page_was_asked_changes_nobody(adam: User, vera: User, http: HttpClient) -> None:
+    look = StaffAdmin._check
+
+    def check(self: StaffAdmin, request: Any, user: User) -> None:
+        adam.groups.clear()
+        look(self, request, user)
+
+    with mock.patch.object(StaffAdmin, "_check", check):
+        assert act(http, vera, "roles", roles=[MANAGER]).status_code == 403
+    assert roles_of(vera) == [AUDITOR]
