@@ -62,7 +62,8 @@ def plan(viewer: Viewer, since: datetime, until: datetime, conditions: dict[str,
         parts, counts = _parts(known, since, until, counted), known.counts
     if column := _best(counts, exact):
         return Plan(column, (conditions[column],), parts)
-    if "scopes" in conditions and len(found := _containing(conditions["scopes"], since, until)) <= MOST_VALUES:
+    found = _containing(conditions["scopes"], since, until) if "scopes" in conditions else None
+    if found is not None and len(found) <= MOST_VALUES:
         return Plan("scopes", found, parts)
     if viewer.tenants is not None and len(viewer.tenants) <= MOST_VALUES:
         return Plan("tenant", tuple(sorted(viewer.tenants)), parts)
@@ -144,23 +145,26 @@ def _sum(found: list[tuple[Any, ...]], width: timedelta) -> Known:
 # The index has the beginning of the scopes, since an entry of it is bounded (migration 0011). What is as long as that
 # may go on with any scope; whether it does is tried on its rows.
 BEGINNING = 2000
+MOST_STEPS = 2_000  # a backend declares what its tools need, and could declare it otherwise again and again
 CONTAINING = f"""
-    WITH RECURSIVE told (scopes) AS (
-        (SELECT left(scopes, {BEGINNING}) FROM audit_record
+    WITH RECURSIVE told (scopes, step) AS (
+        (SELECT left(scopes, {BEGINNING}), 1 FROM audit_record
          WHERE scopes IS NOT NULL AND at >= %(since)s AND at < %(until)s ORDER BY 1 LIMIT 1)
         UNION ALL
         SELECT (SELECT left(r.scopes, {BEGINNING}) FROM audit_record r
                 WHERE left(r.scopes, {BEGINNING}) > told.scopes AND scopes IS NOT NULL
-                    AND at >= %(since)s AND at < %(until)s ORDER BY 1 LIMIT 1)
-        FROM told WHERE told.scopes IS NOT NULL)
-    SELECT scopes FROM told WHERE %(scope)s = ANY(string_to_array(scopes, ' ')) OR length(scopes) = {BEGINNING}
-    LIMIT %(most)s"""  # noqa: S608 - a number of ours
+                    AND at >= %(since)s AND at < %(until)s ORDER BY 1 LIMIT 1), step + 1
+        FROM told WHERE told.scopes IS NOT NULL AND step < {MOST_STEPS})
+    SELECT scopes, step FROM told WHERE %(scope)s = ANY(string_to_array(scopes, ' ')) OR length(scopes) = {BEGINNING}
+        OR step = {MOST_STEPS}
+    LIMIT %(most)s"""  # noqa: S608 - numbers of ours
 
 
-def _containing(scope: str, since: datetime, until: datetime) -> tuple[str, ...]:
+def _containing(scope: str, since: datetime, until: datetime) -> tuple[str, ...] | None:
     """Which combinations of scopes, of those that calls needed, hold this one, as the index has them, or may;
     MOST_VALUES + 1 of them at most. Steps from one to the next on the index, so that it does not matter how many
-    records have each."""
+    records have each. None where there are too many combinations to tell."""
     with connection.cursor() as cursor:
         cursor.execute(CONTAINING, {"since": since, "until": until, "scope": scope, "most": MOST_VALUES + 1})
-        return tuple(scopes for (scopes,) in cursor.fetchall())
+        found = cursor.fetchall()
+    return None if any(step == MOST_STEPS for _, step in found) else tuple(scopes for scopes, _ in found)

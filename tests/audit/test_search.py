@@ -10,7 +10,7 @@ import pytest
 from django.core.exceptions import PermissionDenied
 from django.db import connection
 
-from audit import rollups, search, search_scan
+from audit import rollups, search, search_plan, search_scan
 from audit.models import Record
 from audit.search import Query
 from audit.viewer import Viewer
@@ -252,6 +252,25 @@ def test_a_look_reads_no_more_rows_than_its_budget_and_never_what_is_protected(d
     for statement in over_records:
         assert "LIMIT" in statement or " IN (" in statement
         assert not re.search(r"\bOFFSET\b|LIKE|disclosures", statement)
+
+
+def test_where_scopes_were_combined_in_too_many_ways_a_search_follows_time(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fill({"required": [f"s{n % 9}", f"t{n}"]} for n in range(60))
+    wanted = [record.at for record in made[::-1] if record.index % 9 == made[0].index % 9]
+    followed = search_plan.plan(ALL, START - DAY, START + DAY, {"scopes": "s0"})
+    assert (followed.column, len(followed.values)) == ("scopes", 7) and times(filters={"scopes": "s0"}) == wanted
+    monkeypatch.setattr(
+        search_plan,
+        "CONTAINING",
+        search_plan.CONTAINING.replace(f"step < {search_plan.MOST_STEPS}", "step < 5").replace(
+            f"step = {search_plan.MOST_STEPS}", "step = 5"
+        ),
+    )
+    monkeypatch.setattr(search_plan, "MOST_STEPS", 5)
+    assert search_plan.plan(ALL, START - DAY, START + DAY, {"scopes": "s0"}).column is None
+    assert times(filters={"scopes": "s0"}) == wanted
 
 
 def test_outcomes_of_a_page_are_read_at_once(db: None, django_assert_num_queries: Any) -> None:
