@@ -112,9 +112,12 @@ def key(path: Path) -> str:
 def ready(records: int) -> None:
     """The tables as they are now, filled if they are empty."""
     from django.core.management import call_command
+    from django.db import connections
 
     from audit.models import Head
 
+    with connections["owner"].cursor() as cursor:
+        cursor.execute("SET statement_timeout = 0")  # a web process's limit, which migrations do not have
     call_command("migrate", database="owner", verbosity=0)
     filled = Head.objects.get().next
     if not filled:
