@@ -120,7 +120,7 @@ def gather(viewer: Viewer, uid: str, period: Period, names: Mapping[str, str]) -
     counted, records = _counted(records), records[:MOST]
     user, ring = Subject.objects.filter(uid=uid).first(), KeyRing()
     outcomes = _outcomes(viewer, records)
-    lines, seen = _lines(records, outcomes, ring, names)
+    lines, seen = _lines(uid, records, outcomes, ring, names)
     who = identity(user, seen)
     shown = {value for _, value in who}
     return Report(
@@ -152,21 +152,30 @@ def _outcomes(viewer: Viewer, records: Sequence[Record]) -> dict[UUID, Record]:
 
 
 def _lines(
-    records: Sequence[Record], outcomes: Mapping[UUID, Record], ring: KeyRing, names: Mapping[str, str]
+    uid: str, records: Sequence[Record], outcomes: Mapping[UUID, Record], ring: KeyRing, names: Mapping[str, str]
 ) -> tuple[list[Line], Counter[tuple[str, str]]]:
     """What happened, newest first; and the identifiers that the records have, each with how often. An outcome stands
-    with its call, where that is in the report."""
+    with its call, where that is in the report. Nothing is told of a record that says itself that it is somebody else's,
+    whatever its column says: somebody changed that, and what it keeps is not this person's to see."""
     calls = {record.id for record in records if record.type not in APART}
     lines, seen = [], Counter[tuple[str, str]]()
     for record in records:
         if record.type in STAFF or (record.type == "outcome" and record.parent in calls):
             continue
-        statement, outcome = read(record), outcomes.get(record.id)
-        opened = details.opened(record, statement, ring)
+        statement, outcome = _own(uid, record), outcomes.get(record.id)
+        if outcome and _own(uid, outcome).get("parent") != str(record.id):
+            outcome = None
+        opened = details.opened(record, statement, ring) if statement else Opened("broken")
         also = details.opened(outcome, read(outcome), ring) if outcome else Opened("none")
         seen.update((name, str(opened.members[name])) for name in ("email", "sub") if name in opened.members)
         lines.append(_line(record, statement, outcome, opened, also, names))
     return lines, seen
+
+
+def _own(uid: str, record: Record) -> Statement:
+    """The statement of a record of this user; empty where it is of another, or none."""
+    statement = read(record)
+    return statement if statement.get("subject") == uid else {}
 
 
 def _line(

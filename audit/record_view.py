@@ -16,6 +16,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from audit import details, record_page, search
 from audit.models import Record
+from audit.people import UID
 from audit.staff_log import tell
 from audit.viewer import Viewer, viewer_of
 
@@ -52,12 +53,17 @@ class RecordView:
         viewer, found = self._found(request, record)
         if not viewer.personal:
             raise PermissionDenied
+        # Of whom it is, the statement says, under whose key it is opened; the columns may have been changed.
+        said = record_page.read(found).get("subject")
+        about = said if said and UID.match(said) else found.subject
         try:
-            tell(viewer.actor, viewer.name, "personal.view", record=str(found.id), subject=found.subject)
+            tell(viewer.actor, viewer.name, "personal.view", record=str(found.id), subject=about)
         except DatabaseError:
             messages.error(request, UNTOLD)
             return HttpResponseRedirect(reverse("admin:record", args=[found.id]))
         outcome = search.outcome_of(found) if found.type == "decision" else None
+        if outcome is not None and record_page.read(outcome).get("parent") != str(found.id):
+            outcome = None
         shown = [show(viewer, one) for one in (found, outcome) if one is not None]
         return self._page(request, viewer, found, asked=False, shown=shown, looked=True)
 

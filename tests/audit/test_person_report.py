@@ -15,7 +15,7 @@ from django.urls import reverse
 from reportlab.platypus import Paragraph
 
 from audit import person_report, person_report_pdf, person_report_view, recent_sign_in
-from audit.models import Outbox
+from audit.models import Outbox, Record
 from audit.person_report import Counted, Line, Period, Report
 from audit.record_page import Pill
 from audit.viewer import Viewer
@@ -176,6 +176,22 @@ def test_an_outcome_stands_with_its_call_and_alone_without_it(
     alone = person_report.gather(PIA, uid, YEAR, {"claude": "Claude"}).lines
     assert alone[2].sentence == "memory.recall for Claude ended well, 2 items"
     assert ("What was touched", "memory m_41\nmemory m_42") in alone[2].kept
+
+
+def test_a_record_of_somebody_else_tells_nothing_of_them_whatever_its_column_says(world: World, uid: str) -> None:
+    answer = world.verify(token=token(sub="bob"), request={"ip": "203.0.113.77"})
+    bob, other = Record.objects.get(id=answer["record"]), Record.objects.filter(subject=uid, decision="allow")[0]
+    world.post(f"/v1/records/{bob.id}/outcome", {"status": "ok", "resources": [{"type": "memory", "id": "m_of_bob"}]})
+    with connections["owner"].cursor() as cursor:
+        cursor.execute("ALTER TABLE audit_record DISABLE TRIGGER muniment_append_only")
+        cursor.execute("UPDATE audit_record SET subject = %s WHERE at = %s", [uid, bob.at])
+        cursor.execute("UPDATE audit_record SET parent = NULL WHERE parent = %s", [other.id])
+        cursor.execute("UPDATE audit_record SET parent = %s WHERE parent = %s", [other.id, bob.id])
+        cursor.execute("ALTER TABLE audit_record ENABLE TRIGGER muniment_append_only")
+    connections["owner"].close()
+    report = person_report.gather(PIA, uid, YEAR, {})
+    assert not any(word in str(report) for word in ("bob", "203.0.113.77"))
+    assert sum("does not open" in line.fault for line in report.lines) == 1
 
 
 def test_what_was_forgotten_is_said_so(world: World, uid: str) -> None:

@@ -238,3 +238,28 @@ def test_whatever_somebody_wrote_over_a_statement_is_shown(world: World, stateme
         assert ada.get(url).status_code == 200, url
     assert "does not hold" in ada.get(f"/admin/records/{record.id}/").content.decode()
     assert opened(member("pia", *PRIVACY), record.id).status_code == 200
+
+
+def column(record: Record, name: str, value: Any) -> None:
+    """As somebody with the database does; the statement stays."""
+    with connections["owner"].cursor() as cursor:
+        cursor.execute("ALTER TABLE audit_record DISABLE TRIGGER muniment_append_only")
+        cursor.execute(f"UPDATE audit_record SET {name} = %s WHERE at = %s", [value, record.at])
+        cursor.execute("ALTER TABLE audit_record ENABLE TRIGGER muniment_append_only")
+    connections["owner"].close()
+
+
+def test_a_look_is_recorded_of_whom_the_statement_names_whatever_the_column_says(world: World) -> None:
+    record = Record.objects.get(id=call(world))
+    column(record, "subject", "usr_somebody_else")
+    assert "alice@example.com" in opened(member("pia", *PRIVACY), record.id).content.decode()
+    assert newest("staff")["subject"] == record.subject
+
+
+def test_another_calls_outcome_is_not_opened_with_a_call(world: World) -> None:
+    record, other = (Record.objects.get(id=call(world)) for _ in range(2))
+    outcome = Record.objects.get(parent=record.id)
+    column(outcome, "parent", None)
+    column(Record.objects.get(parent=other.id), "parent", record.id)
+    text = opened(member("pia", *PRIVACY), record.id).content.decode()
+    assert "alice@example.com" in text and "m_41" not in text
