@@ -20,6 +20,7 @@ from clients.models import AccessRequest, Grant
 from clients.proposals import Proposal
 
 MOST_WAITING = 50  # of one person at once
+MOST_SCOPES = 200  # of one request: each step of it is a record that names them all, and a record has a bound
 MOST_SHOWN = 100  # counted no further, for the navigation
 
 
@@ -83,6 +84,8 @@ def _refuse(made: AccessRequest, wanted: Proposal) -> None:
     """Raise GrantError for what cannot be asked for."""
     if made.days is None and made.expires_at is None:
         raise GrantError("A request says until when.", "ends")
+    if len(wanted.scopes) > MOST_SCOPES:
+        raise GrantError(f"A request is for at most {MOST_SCOPES} scopes.", "scopes")
     if made.days is not None and not 1 <= made.days <= 3650:
         raise GrantError("A request is for at least a day, and at most ten years.", "ends")
     _refuse_nonsense(wanted)

@@ -21,7 +21,7 @@ from clients.models import AccessRequest, Client, Grant
 from clients.proposals import Proposal
 from clients.tasks import lapse_requests
 from tests import world
-from tests.staff import drained, statement
+from tests.staff import drained, newest, statement
 from tests.world import World
 from tools.models import Scope, Tool
 
@@ -325,6 +325,15 @@ def test_nonsense_cannot_be_asked_for(made: World, other: dict[str, Any], words:
     with pytest.raises(GrantError, match="reason"):
         requests.ask(anna(), wanted(), " ")
     assert not AccessRequest.objects.exists()
+
+
+def test_what_is_asked_for_is_told_whole_in_the_log(made: World) -> None:
+    many = Scope.objects.bulk_create(Scope(name=f"{number:0128}") for number in range(201))
+    with pytest.raises(GrantError, match="at most 200"):
+        requests.ask(mara(), wanted(scopes=tuple(many)), "pilot")
+    requests.ask(anna(), wanted(scopes=tuple(many[:200])), "pilot")
+    told = newest("request")
+    assert told["action"] == "request.ask" and told["scopes"] == [one.name for one in many[:200]]
 
 
 def test_the_same_is_not_asked_for_twice_at_once(made: World) -> None:
