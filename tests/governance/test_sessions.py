@@ -269,7 +269,7 @@ def test_the_address_is_the_callers_or_what_a_trusted_proxy_says(
 def no_redis(db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import redis
 
-    away = redis.Redis(host="127.0.0.1", port=9, socket_timeout=0.1, socket_connect_timeout=0.1)
+    away = redis.Redis.from_url("redis://127.0.0.1:9/0", socket_timeout=0.1, socket_connect_timeout=0.1)
     monkeypatch.setattr(sign_in_throttle, "store", lambda: away)
     yield
     idempotency.store().ping()
