@@ -73,8 +73,9 @@ class Visitor:
         grave = [v for v in found if v["impact"] in ("serious", "critical")]
         return [f"{self.page.url}: {v['id']} {[n['html'][:200] for n in v['nodes']]}" for v in grave]
 
-    def shot(self, name: str) -> None:
-        """Nothing is wider than the page, on a phone neither. With MUNIMENT_SHOTS: pictures, light and dark."""
+    def shot(self, name: str, axe: bool = True) -> None:
+        """Nothing is wider than the page, on a phone neither. With MUNIMENT_SHOTS: pictures, light and dark. `axe` off:
+        without looking for barriers, of a page that is looked at with other data."""
         for width, size in (("1440", WIDE), ("390", NARROW)):
             self.page.set_viewport_size(size)
             wide = self.page.evaluate(WIDTH)
@@ -85,7 +86,7 @@ class Visitor:
                 self.page.emulate_media(color_scheme=scheme)
                 self._save(self.shots / f"{name}-{width}-{scheme}.png")
         self.page.set_viewport_size(WIDE)
-        self.complaints += self.barriers()
+        self.complaints += self.barriers() if axe else []
 
     def picture(self, name: str) -> None:
         """As `shot`, but only where pictures are wanted: of a page that another test looks at already."""
