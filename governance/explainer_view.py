@@ -13,7 +13,6 @@ from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_safe
 
 from audit import record_words
-from audit.admin_base import PlainForm
 from audit.reasons import REASONS
 from audit.record_page import Pill
 from clients.admin.grants import sentence, state
@@ -21,12 +20,12 @@ from clients.models import Client, Grant
 from governance import asking, explainer, reach
 from governance.asking import ToolField, UidField, mode_field, name_field
 from governance.explainer import Answer, Asked
+from governance.for_whom import ForWhomForm
 from governance.snapshot import snapshots
 from tools.models import SCOPE_NAME, Tool
 
 MOST_SCOPES = 100
 ALL, THESE = "all", "these"
-MAY_NOT_LOOK = "You may not look at users."
 
 
 class ScopesField(forms.CharField):
@@ -47,7 +46,7 @@ class ScopesField(forms.CharField):
         return names
 
 
-class ExplainForm(PlainForm):
+class ExplainForm(ForWhomForm):
     """The question, as its URL says it."""
 
     client = forms.ChoiceField(label="Client")
@@ -70,15 +69,6 @@ class ExplainForm(PlainForm):
         offered: Any = self.fields
         offered["client"].choices = [("", "choose a client"), *((c.slug, c.name) for c in self.clients.values())]
         offered["tool"].offer(asking.tools())
-
-    def clean_subject(self) -> Any:
-        user = self.cleaned_data["subject"]
-        if user is not None and not self.may_look:
-            raise ValidationError(MAY_NOT_LOOK)
-        return user
-
-    def clean_role(self) -> list[str]:
-        return asking.names_in(self.cleaned_data["role"])
 
     def main(self) -> list[forms.BoundField]:
         """What every question says."""

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from django import forms
 from django.contrib.admin import AdminSite
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -17,13 +17,12 @@ from django.utils.html import escape, format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_safe
 
-from audit.admin_base import PlainForm
 from audit.record_words import short_uid
 from clients.models import Client
 from governance import asking, matrix
 from governance.asking import UidField, mode_field, name_field
 from governance.decision import ToolPolicy
-from governance.explainer_view import MAY_NOT_LOOK
+from governance.for_whom import ForWhomForm
 from governance.matrix import ALLOWED, DENIED, FLAGGED, INACTIVE, MISSING, Asked, Count, Row
 from governance.snapshot import Snapshot, snapshots
 from tools.models import Backend
@@ -46,7 +45,7 @@ ONLY: dict[str, tuple[str, Callable[[Row], bool]]] = {
 }
 
 
-class MatrixForm(PlainForm):
+class MatrixForm(ForWhomForm):
     """What is shown, and for whom, as the URL says it."""
 
     subject = UidField(required=False)
@@ -70,15 +69,6 @@ class MatrixForm(PlainForm):
         fields: Any = self.fields
         fields["client"].choices = [(client.slug, client.name) for client in clients]
         fields["backend"].choices = [("", "every backend"), *((backend.slug, backend.name) for backend in backends)]
-
-    def clean_subject(self) -> Any:
-        user = self.cleaned_data["subject"]
-        if user is not None and not self.may_look:
-            raise ValidationError(MAY_NOT_LOOK)
-        return user
-
-    def clean_role(self) -> list[str]:
-        return asking.names_in(self.cleaned_data["role"])
 
     def asked(self) -> Asked:
         """For whom. Call it on a valid form only."""
