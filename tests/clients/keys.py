@@ -121,6 +121,7 @@ class FakeIssuer:
     jwks: Any = None
     discovery: dict[str, Any] = field(default_factory=dict)  # amends the document; None removes a member
     metadata_path: str = "/.well-known/openid-configuration"
+    released: threading.Event = field(default_factory=threading.Event)  # cleared, no answer begins until it is set
     delay: float = 0.0  # seconds before the answer begins
     drip: float = 0.0  # seconds between single bytes of the body
     status: int = 200
@@ -146,6 +147,7 @@ def fake_issuer(*published: Mapping[str, Any], ssl_context: Any = None) -> Itera
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            issuer.released.wait(10)
             time.sleep(issuer.delay)
             status, body = issuer.answer(self.path)
             self.send_response(status)
@@ -175,6 +177,7 @@ def fake_issuer(*published: Mapping[str, Any], ssl_context: Any = None) -> Itera
         server.socket = ssl_context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         scheme = "https"
     issuer = FakeIssuer(f"{scheme}://127.0.0.1:{server.server_port}", {"keys": list(published)})
+    issuer.released.set()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

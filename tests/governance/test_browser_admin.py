@@ -108,25 +108,3 @@ def test_staff_see_records_grant_and_revoke(world: World, visitor: Visitor) -> N
     visitor.follow(page.get_by_role("button", name="Sign out"))
     visitor.shot("signed-out")
     assert visitor.complaints == []
-
-
-def test_every_page_keeps_to_the_content_security_policy(world: World, visitor: Visitor) -> None:
-    visitor.sign_in()
-    calls(world)
-    long = Client.objects.get(slug="long-name")
-    user, recall = get_user_model().objects.get(), world.backend.tools.get(name="memory.recall")
-    for name, path in {
-        "client-long": f"/admin/clients/client/{long.pk}/change/", "clients": "/admin/clients/client/",
-        "client-add": "/admin/clients/client/add/", "issuers": "/admin/clients/issuer/",
-        "issuer-add": "/admin/clients/issuer/add/", "key-sets": "/admin/clients/keyset/",
-        "backends": "/admin/tools/backend/", "backend": f"/admin/tools/backend/{world.backend.pk}/change/",
-        "keys": "/admin/tools/backendkey/", "key-add": "/admin/tools/backendkey/add/", "tools": "/admin/tools/tool/",
-        "tool": f"/admin/tools/tool/{recall.pk}/change/", "scopes": "/admin/tools/scope/",
-        "users": "/admin/audit/subject/", "inbox": "/admin/audit/sighting/", "outbox": "/admin/audit/outbox/",
-        "published": "/admin/audit/publishedkey/", "staff": "/admin/auth/user/",
-        "staff-one": f"/admin/auth/user/{user.pk}/change/", "roles": "/admin/auth/group/",
-        "schedules": "/admin/django_celery_beat/periodictask/", "password": "/admin/password_change/",
-    }.items():  # fmt: skip
-        visitor.go(path)
-        visitor.shot(name)
-    assert visitor.complaints == []

@@ -17,7 +17,7 @@ from django.utils import timezone
 from audit import rollups
 from audit.models import Record, Sighting, Subject
 from clients import requests, reviews
-from clients.models import Client, Grant
+from clients.models import Client, Grant, Issuer, OAuthClientId
 from clients.proposals import Proposal
 from governance import demo, navigation
 from tests.audit.sealers import sealed, sealing
@@ -55,6 +55,7 @@ def load_demo() -> None:
 def long_names() -> None:
     """What staff and callers may choose to be as long as it may be, and stopped, so that every page tells of it."""
     client = Client.objects.create(slug="x" * 63, name=LONG)
+    OAuthClientId.objects.create(client=client, issuer=Issuer.objects.get(), oauth_id="x" * 120)
     Client.objects.create(slug="z" * 63, name="z" * 120, status="suspended")
     backend = Backend.objects.create(slug="y" * 63, name=LONG, audiences=["https://example.com/" + "a" * 200])
     scope = Scope.objects.create(name="scope:" + "z" * 110, description=LONG, sensitive=True)
@@ -93,6 +94,7 @@ def of_evidence() -> Iterator[tuple[str, str]]:
         yield f"record-{decision}", reverse("admin:record", args=[record.pk])
     for kind in ("policy", "outcome"):
         yield f"record-{kind}", reverse("admin:record", args=[Record.objects.filter(type=kind).latest("at").pk])
+    yield "sightings", reverse("admin:audit_sighting_changelist")
     user = Subject.objects.latest("first_seen")
     yield "timeline-user", reverse("admin:timeline", args=["user", user.pk])
     yield "timeline-client", reverse("admin:timeline", args=["client", "claude"])
