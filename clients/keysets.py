@@ -69,8 +69,8 @@ def refresh(issuer_id: int) -> bool:
 def claim_and_refresh(issuer_id: int) -> Outcome:
     """Fetch an issuer's keys because a token named one that we have not.
 
-    "refreshed": the set changed; "unchanged"; "failed"; "busy": somebody's fetch is under way and may bring
-    it; "too_soon": the last attempt was less than MUNIMENT_JWKS_COOLDOWN seconds ago (or the issuer is
+    "refreshed": the set changed; "unchanged"; "failed"; "busy": somebody's fetch is under way, or about to be, and
+    may bring it; "too_soon": the last attempt was less than MUNIMENT_JWKS_COOLDOWN seconds ago (or the issuer is
     disabled). So made-up `kid`s cause no storm, and a key that is really new is found within that time.
     """
     _outside_transactions()
@@ -78,8 +78,11 @@ def claim_and_refresh(issuer_id: int) -> Outcome:
     if claim is not None:
         return _store(claim, _fetch(claim.issuer))
     unfinished = Q(finished_at=None) | Q(finished_at__lt=F("attempted_at"))
-    recent = Q(attempted_at__gt=Now() - timedelta(seconds=BUSY))
-    return "busy" if KeySet.objects.filter(unfinished, recent, issuer_id=issuer_id).exists() else "too_soon"
+    under_way = unfinished & Q(attempted_at__gt=Now() - timedelta(seconds=BUSY))
+    # The claim of a set that nobody tried lately is refused only while somebody else holds its row: to claim it.
+    tried = Q(attempted_at__gt=Now() - timedelta(seconds=settings.MUNIMENT_JWKS_COOLDOWN))
+    known = KeySet.objects.filter(issuer_id=issuer_id, issuer__enabled=True)
+    return "busy" if known.filter(under_way | ~tried).exists() else "too_soon"
 
 
 def refresh_all() -> int:
@@ -159,8 +162,7 @@ def _fetch(issuer: Issuer) -> dict[str, Any] | FetchError:
 
 def _claim(issuer_id: int, cooldown: float | None) -> Claim | None:
     """The right to fetch, taken in one atomic UPDATE; None where the issuer is disabled or was tried less
-    than `cooldown` seconds ago. Of two that ask at once, one waits for the other's row and finds it too
-    fresh."""
+    than `cooldown` seconds ago, or its row is held: of two that ask at once, neither waits for the other."""
     issuer = Issuer.objects.filter(pk=issuer_id, enabled=True).first()
     if issuer is None:
         return None

@@ -1,11 +1,13 @@
 """Key sets are fetched once for all, kept through outages, and a change reaches the policy version."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from django.conf import settings as configured
 from django.db import connection, transaction
@@ -320,6 +322,29 @@ def test_many_callers_at_once_make_one_fetch_and_the_others_do_not_wait() -> Non
         assert (outcomes.count("refreshed"), outcomes.count("busy")) == (1, 7)
         assert answered[-1] == "refreshed"
         assert server.hits["/jwks"] == 1
+
+
+@pytest.mark.parametrize("tried", ["never", "long ago"])
+def test_while_another_takes_the_claim_it_is_busy_not_too_soon(tried: str) -> None:
+    with fake_issuer(KEY.jwk()) as server:
+        issuer = register(server)
+        KeySet.objects.create(issuer=issuer)
+        if tried == "long ago":
+            age(issuer, 3600)
+        with psycopg.connect(os.environ["DATABASE_URL"]) as other:
+            other.execute("UPDATE clients_keyset SET attempted_at = now() WHERE issuer_id = %s", [issuer.pk])
+            assert keysets.claim_and_refresh(issuer.pk) == "busy"
+        assert keysets.claim_and_refresh(issuer.pk) == "busy"
+        assert sum(server.hits.values()) == 0
+
+
+def test_while_staff_hold_the_row_of_a_set_just_fetched_it_is_too_soon() -> None:
+    with fake_issuer(KEY.jwk()) as server:
+        issuer = register(server)
+        assert keysets.claim_and_refresh(issuer.pk) == "refreshed"
+        with psycopg.connect(os.environ["DATABASE_URL"]) as other:
+            other.execute("SELECT id FROM clients_keyset WHERE issuer_id = %s FOR UPDATE", [issuer.pk])
+            assert keysets.claim_and_refresh(issuer.pk) == "too_soon"
 
 
 def test_a_fetch_whose_process_died_is_not_waited_for() -> None:
