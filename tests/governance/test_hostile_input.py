@@ -246,7 +246,7 @@ def attack_urls(each: int | None) -> list[str]:
 
 
 def test_no_form_fails_whatever_is_sent(world: World) -> None:
-    failed = attack_forms(2)
+    failed = attack_forms(1)
     assert not failed, "\n".join(failed)
 
 
@@ -257,11 +257,11 @@ def test_no_address_fails_whatever_its_query(world: World) -> None:
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_no_list_or_search_fails_by_one_parameter(world: World, value: str) -> None:
-    attack, first = Attack(), HOSTILE.index(value) % 4
+    attack, first = Attack(), HOSTILE.index(value) % 16
     for path in ("/admin/records/", "/admin/access/matrix/", "/admin/access/explain/", "/admin/access/ask/",
                  "/admin/clients/grant/", "/admin/tools/tool/", "/admin/auth/user/", "/admin/inbox/",
                  "/admin/timeline/client/claude/"):  # fmt: skip
-        for name in QUERY[first::4]:  # another part with each value
+        for name in QUERY[first::16]:  # another part with each value
             attack.send("get", path, {name: value})
     assert not attack.failed, "\n".join(attack.failed)
 
