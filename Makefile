@@ -8,7 +8,8 @@ BIN := .venv/bin
 run: .venv/.installed
 	@$(BIN)/python -m governance.supervisor
 
-# Three at once, since many wait for a process or a browser. In the order of the folders: files of few long tests, as those in a browser are, must not come last, one after another.
+# Three at once, since many wait for a process or a browser. In the order of the folders: files of few long tests, as
+# those in a browser are, must not come last, one after another.
 test: .venv/.installed
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
