@@ -14,14 +14,14 @@ from tests.audit import chain
 from tests.audit.recorders import entry, receipts, running
 from tests.world import World, build
 
-THIS_MONTH = datetime.now(UTC).date().replace(day=1)
 REFUSED = psycopg.errors.InsufficientPrivilege
 
 
 @pytest.fixture
 def log(db: None) -> Iterator[list[str]]:
     """A log with records in a month's partition and, of the last century, in the default one; its tables."""
-    make_partition(THIS_MONTH)
+    month = datetime.now(UTC).date().replace(day=1)
+    make_partition(month)
     with running(clock=lambda: datetime(1999, 5, 1, tzinfo=UTC)) as recorder:
         receipts(recorder.record([entry("old")]))
     with running() as recorder:
@@ -30,7 +30,7 @@ def log(db: None) -> Iterator[list[str]]:
         found = owner.execute(
             "SELECT tableoid::regclass::text, count(*) FROM audit_record GROUP BY 1 ORDER BY 1"
         ).fetchall()
-        assert found == [(f"audit_record_{THIS_MONTH:%Y%m}", 1), ("audit_record_default", 1)]
+        assert found == [(f"audit_record_{month:%Y%m}", 1), ("audit_record_default", 1)]
         tree = owner.execute("SELECT relid::regclass::text FROM pg_partition_tree('audit_record')").fetchall()
     yield ["audit_batch", *(name for (name,) in tree)]
     assert Record.objects.count() == 2

@@ -25,9 +25,18 @@ from tests.world import World, build, token
 
 PRIVACY = ("audit.view_record", "audit.view_personal", "audit.export_record")
 PIA = Viewer("staff:1", "Pia", records=True, personal=True)
-TODAY = datetime.now(UTC).date()
-YEAR = Period(TODAY - timedelta(days=365), TODAY)
-DAYS = {"since": YEAR.since.isoformat(), "until": YEAR.until.isoformat()}
+
+
+def today() -> date:
+    return datetime.now(UTC).date()  # as it is now: a run may go on past midnight
+
+
+def year() -> Period:
+    return Period(today() - timedelta(days=365), today())
+
+
+def days() -> dict[str, str]:
+    return {"since": year().since.isoformat(), "until": year().until.isoformat()}
 
 
 @pytest.fixture
@@ -73,7 +82,7 @@ def test_get_counts_and_shows_nothing_personal(world: World, uid: str) -> None:
 
 
 def test_post_shows_everything_and_is_recorded(world: World, uid: str) -> None:
-    answer = pia().post(url(uid), DAYS)
+    answer = pia().post(url(uid), days())
     text = answer.content.decode()
     assert "no-store" in answer["Cache-Control"]
     for words in (
@@ -86,15 +95,15 @@ def test_post_shows_everything_and_is_recorded(world: World, uid: str) -> None:
     assert "bob" not in text
     told = newest("staff")
     assert (told["action"], told["subject"], told["count"], told["form"]) == ("person.report", uid, 4, "page")
-    assert (told["since"], told["until"]) == (DAYS["since"], DAYS["until"])
+    assert (told["since"], told["until"]) == (days()["since"], days()["until"])
     assert b"ukasz" not in repr(told).encode()
 
 
 def test_the_next_report_tells_who_looked(world: World, uid: str) -> None:
     http = pia()
-    http.post(url(uid), DAYS)
+    http.post(url(uid), days())
     drained()
-    report = person_report.gather(PIA, uid, YEAR, {})
+    report = person_report.gather(PIA, uid, year(), {})
     assert [sentence for _, sentence in report.looks] == [
         f"Staff member 1 made a report of all that was done with the data of user {uid[:10]}…{uid[-3:]}"
     ]
@@ -105,13 +114,13 @@ def test_without_the_right_there_is_the_count_alone(world: World, uid: str) -> N
     ada = member("ada", "audit.view_record", "audit.export_record")
     text = ada.get(url(uid)).content.decode()
     assert "a privacy officer can make it" in text and "Show the report" not in text
-    assert ada.post(url(uid), DAYS).status_code == 403 and ada.post(url(uid, "pdf/"), DAYS).status_code == 403
+    assert ada.post(url(uid), days()).status_code == 403 and ada.post(url(uid, "pdf/"), days()).status_code == 403
     otto = member("otto", "audit.view_personal", "audit.export_record")
-    assert otto.get(url(uid)).status_code == otto.post(url(uid), DAYS).status_code == 403
+    assert otto.get(url(uid)).status_code == otto.post(url(uid), days()).status_code == 403
     with pytest.raises(PermissionDenied):  # asked again where it is read
-        person_report.gather(Viewer("staff:9", "Ada", records=True), uid, YEAR, {})
+        person_report.gather(Viewer("staff:9", "Ada", records=True), uid, year(), {})
     with pytest.raises(PermissionDenied):
-        person_report.gather(Viewer("staff:9", "Ada", personal=True), uid, YEAR, {})
+        person_report.gather(Viewer("staff:9", "Ada", personal=True), uid, year(), {})
     assert not Outbox.objects.filter(members__action="person.report").exists()
 
 
@@ -121,7 +130,7 @@ def test_what_cannot_be_told_is_not_shown(world: World, uid: str, monkeypatch: p
 
     monkeypatch.setattr(person_report_view, "tell", refuse)
     for tail in ("", "pdf/"):
-        answer = pia(f"pia{tail[:3]}").post(url(uid, tail), DAYS)
+        answer = pia(f"pia{tail[:3]}").post(url(uid, tail), days())
         assert answer.status_code == 302 and answer["Location"].startswith(url(uid))
 
 
@@ -148,7 +157,7 @@ def test_nobody_has_no_report(world: World, uid: str, name: str) -> None:
 
 
 def test_the_period_bounds_what_is_told(world: World, uid: str) -> None:
-    before = Period(TODAY - timedelta(days=9), TODAY - timedelta(days=2))
+    before = Period(today() - timedelta(days=9), today() - timedelta(days=2))
     report = person_report.gather(PIA, uid, before, {})
     assert (report.counted.records, report.lines, report.proof) == (0, [], [])
     assert "no call for this person is in the log" in report.sentence
@@ -156,8 +165,8 @@ def test_the_period_bounds_what_is_told(world: World, uid: str) -> None:
 
 def test_more_than_one_report_takes_is_said(world: World, uid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(person_report, "MOST", 2)
-    report = person_report.gather(PIA, uid, YEAR, {})
-    assert (report.counted.records, report.counted.reach) == (2, TODAY)
+    report = person_report.gather(PIA, uid, year(), {})
+    assert (report.counted.records, report.counted.reach) == (2, today())
     assert "There are more records than the 2" in report.limits[0]
     text = pia().get(url(uid)).content.decode()
     assert "More than 2 records" in text
@@ -166,14 +175,14 @@ def test_more_than_one_report_takes_is_said(world: World, uid: str, monkeypatch:
 def test_an_outcome_stands_with_its_call_and_alone_without_it(
     world: World, uid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = person_report.gather(PIA, uid, YEAR, {"claude": "Claude"}).lines
+    lines = person_report.gather(PIA, uid, year(), {"claude": "Claude"}).lines
     assert [line.sentence for line in lines] == [
         "Claude was allowed memory.recall", "Claude was refused memory.capture: not granted",
         "Claude was allowed memory.recall",
     ]  # fmt: skip
     assert "memory.recall for Claude ended well, 2 items" in lines[2].said
     monkeypatch.setattr(person_report, "MOST", 3)  # the newest three: the first call is not among them
-    alone = person_report.gather(PIA, uid, YEAR, {"claude": "Claude"}).lines
+    alone = person_report.gather(PIA, uid, year(), {"claude": "Claude"}).lines
     assert alone[2].sentence == "memory.recall for Claude ended well, 2 items"
     assert ("What was touched", "memory m_41\nmemory m_42") in alone[2].kept
 
@@ -189,7 +198,7 @@ def test_a_record_of_somebody_else_tells_nothing_of_them_whatever_its_column_say
         cursor.execute("UPDATE audit_record SET parent = %s WHERE parent = %s", [other.id, bob.id])
         cursor.execute("ALTER TABLE audit_record ENABLE TRIGGER muniment_append_only")
     connections["owner"].close()
-    report = person_report.gather(PIA, uid, YEAR, {})
+    report = person_report.gather(PIA, uid, year(), {})
     assert not any(word in str(report) for word in ("bob", "203.0.113.77"))
     assert sum("does not open" in line.fault for line in report.lines) == 1
 
@@ -199,7 +208,7 @@ def test_what_was_forgotten_is_said_so(world: World, uid: str) -> None:
         cursor.execute("DELETE FROM audit_datakey WHERE holder = %s", [uid])
         cursor.execute("UPDATE audit_subject SET erased_at = now(), sub = NULL, email = NULL WHERE uid = %s", [uid])
     connections["owner"].close()
-    report = person_report.gather(PIA, uid, YEAR, {})
+    report = person_report.gather(PIA, uid, year(), {})
     assert all("forgotten" in line.fault and not line.kept for line in report.lines)
     assert "was erased on" in report.state and not any("@" in value for _, value in report.who)
 
@@ -208,7 +217,7 @@ def test_what_was_forgotten_is_said_so(world: World, uid: str) -> None:
 
 
 def test_the_pdf_is_recorded_and_kept_nowhere(world: World, uid: str) -> None:
-    answer = pia().post(url(uid, "pdf/"), DAYS)
+    answer = pia().post(url(uid, "pdf/"), days())
     assert answer.status_code == 200 and answer["Content-Type"] == "application/pdf"
     assert answer.content.startswith(b"%PDF-") and answer["Cache-Control"].startswith("no-store")
     assert re.search(rf'filename="muniment-report-{uid}-[\d-]+\.pdf"', answer["Content-Disposition"])
@@ -216,15 +225,15 @@ def test_the_pdf_is_recorded_and_kept_nowhere(world: World, uid: str) -> None:
 
 
 def test_the_pdf_asks_who_did_not_sign_in_lately(world: World, uid: str) -> None:
-    answer = pia(recent=False).post(url(uid, "pdf/"), DAYS)
-    back = quote(f"{url(uid)}?since={DAYS['since']}&until={DAYS['until']}", safe="")
+    answer = pia(recent=False).post(url(uid, "pdf/"), days())
+    back = quote(f"{url(uid)}?since={days()['since']}&until={days()['until']}", safe="")
     assert (answer.status_code, answer["Location"]) == (302, f"{reverse('admin:sign_in_again')}?next={back}")
     assert not Outbox.objects.filter(members__action="person.report").exists()
 
 
 def test_the_pdf_takes_the_right_to_take_out_records(world: World, uid: str) -> None:
     http = member("pat", "audit.view_record", "audit.view_personal")
-    assert http.post(url(uid, "pdf/"), DAYS).status_code == 403
+    assert http.post(url(uid, "pdf/"), days()).status_code == 403
     assert pia().get(url(uid, "pdf/")).status_code == 405
 
 
@@ -284,12 +293,12 @@ def test_what_does_not_fit_a_line_or_a_page_still_prints() -> None:
 
 
 def test_the_checkpoint_that_covers_it_is_told(world: World, uid: str, tmp_path: Path) -> None:
-    assert "no signed checkpoint yet" in " ".join(person_report.gather(PIA, uid, YEAR, {}).proof)
+    assert "no signed checkpoint yet" in " ".join(person_report.gather(PIA, uid, year(), {}).proof)
     with sealing(tmp_path) as sealer:
         sealed(sealer)
-    said = " ".join(person_report.gather(PIA, uid, YEAR, {}).proof)
+    said = " ".join(person_report.gather(PIA, uid, year(), {}).proof)
     assert re.search(r"its checkpoint of [\d,]+ records, signed on .* has the root hash [0-9a-f]{64}", said)
     world.verify(token=token(sub="lukasz-7", email="łukasz@example.com"))
     assert "1 record of this report came after that checkpoint" in " ".join(
-        person_report.gather(PIA, uid, YEAR, {}).proof
+        person_report.gather(PIA, uid, year(), {}).proof
     )
