@@ -66,6 +66,7 @@ def test_once_seals_what_there_is(folder: Path) -> None:
 def test_once_ends_with_the_words_of_what_stopped_it(folder: Path, superuser_url: str) -> None:
     recorded(10)
     seal("--once")
+    drained()  # or the record of the new key is written beyond the head that is set back
     altered(superuser_url, "UPDATE audit_head SET next = 2")
     assert "rollback: the database has 2 records" in refused("--once", status=1)
     assert [alert.about for alert in alerts.open_alerts()] == ["rollback"]
