@@ -8,25 +8,20 @@ import pytest
 from django.contrib.auth import get_user_model
 
 from audit.models import Record
-from clients.models import Client, Grant, OAuthClientId
+from clients.models import Grant
 from tests.browser import PASSWORD, Visitor
 from tests.world import World, build, token
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
-LONG = "The assistant of the department for exceptionally long names of things, third edition, EMEA and beyond"
 
 
 @pytest.fixture
 def world(db: None, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A small world, an administrator, and a client whose name does not fit anywhere."""
+    """A small world, and an administrator."""
     # Playwright's synchronous API runs an event loop in this thread, which Django takes for asynchronous code.
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
     made = build()
     get_user_model().objects.create_superuser("mara", "", PASSWORD, first_name="Mara")
-    long = Client.objects.create(slug="long-name", name=LONG)
-    OAuthClientId.objects.create(
-        client=long, issuer_id=made.client.oauth_client_ids.get().issuer_id, oauth_id="x" * 120
-    )
     return made
 
 
@@ -53,16 +48,16 @@ def calls(world: World) -> None:
 
 def test_staff_see_records_grant_and_revoke(world: World, visitor: Visitor) -> None:
     visitor.sign_in()
-    visitor.shot("home-empty")
+    visitor.picture("home-empty")
     visitor.go("/admin/records/?window=1h&decision=allow")
-    visitor.shot("records-empty")
+    visitor.picture("records-empty")
     calls(world)
     page = visitor.page
     visitor.go("/admin/")
-    visitor.shot("home")
+    visitor.picture("home")
 
     visitor.follow(page.get_by_role("link", name="Audit search", exact=True))
-    visitor.shot("records")
+    visitor.picture("records")
     visitor.follow(page.get_by_role("link", name="Older →"))
     visitor.follow(page.get_by_role("link", name="← Newer"))
     assert page.get_by_role("link", name="← Newer").count() == 0
@@ -72,39 +67,39 @@ def test_staff_see_records_grant_and_revoke(world: World, visitor: Visitor) -> N
     assert "decision=deny" in page.url
     denied = Record.objects.filter(decision="deny").count()
     assert page.locator("table.found tbody .pill").all_inner_texts() == ["Denied"] * denied
-    visitor.shot("records-denied")
+    visitor.picture("records-denied")
     visitor.follow(page.get_by_role("link", name="No grant lets Claude use memory:write.").first)
-    visitor.shot("record-denied")
+    visitor.picture("record-denied")
     assert page.locator(".steps .stopped").inner_text().endswith("No grant lets Claude use memory:write.")
 
     visitor.follow(page.get_by_role("link", name="Grant memory:write…"))
     assert page.get_by_label("memory:write").is_checked()
-    visitor.shot("grant-form")
+    visitor.picture("grant-form")
     page.get_by_label("because").fill("pilot with 40 users")
     visitor.follow(page.get_by_role("button", name="See what would change"))
-    visitor.shot("grant-preview")
+    visitor.picture("grant-preview")
     visitor.follow(page.get_by_role("button", name="Grant"))
     assert page.get_by_role("heading", name="Claude may use memory:write for everyone").is_visible()
-    visitor.shot("grant")
+    visitor.picture("grant")
     assert world.verify(tool="memory.capture")["decision"] == "allow"
 
     visitor.follow(page.get_by_role("link", name="Revoke…"))
-    visitor.shot("revoke")
+    visitor.picture("revoke")
     page.get_by_label("Reason").fill("the pilot is over")
     visitor.follow(page.get_by_role("button", name="Revoke"))
     assert page.get_by_text("The next call is decided without it.").is_visible()
     assert world.verify(tool="memory.capture")["reason"] == "not_granted"
     visitor.go("/admin/clients/grant/")
-    visitor.shot("grants")
+    visitor.picture("grants")
     assert Grant.objects.exclude(revoked_at=None).count() == 1
 
     allowed = Record.objects.filter(type="outcome").latest("at")
     visitor.go(f"/admin/records/{allowed.parent}/")
-    visitor.shot("record-allowed")
+    visitor.picture("record-allowed")
     time.sleep(0.8)
     policy = Record.objects.filter(type="policy").latest("at")
     visitor.go(f"/admin/records/{policy.id}/")
-    visitor.shot("record-policy")
+    visitor.picture("record-policy")
     visitor.follow(page.get_by_role("button", name="Sign out"))
-    visitor.shot("signed-out")
+    visitor.picture("signed-out")
     assert visitor.complaints == []
