@@ -163,10 +163,11 @@ def _lines(
         if record.type in STAFF or (record.type == "outcome" and record.parent in calls):
             continue
         statement, outcome = _own(uid, record), outcomes.get(record.id)
-        if outcome and _own(uid, outcome).get("parent") != str(record.id):
+        told = _own(uid, outcome) if outcome else {}
+        if told.get("parent") != str(record.id):
             outcome = None
         opened = details.opened(record, statement, ring) if statement else Opened("broken")
-        also = details.opened(outcome, read(outcome), ring) if outcome else Opened("none")
+        also = details.opened(outcome, told, ring) if outcome else Opened("none")
         seen.update((name, str(opened.members[name])) for name in ("email", "sub") if name in opened.members)
         lines.append(_line(record, statement, outcome, opened, also, names))
     return lines, seen

@@ -164,7 +164,7 @@ class FilterForm(forms.Form):
     after = forms.IntegerField(required=False, min_value=0, max_value=MAX_MICROSECONDS, widget=forms.HiddenInput)
 
     def __init__(self, data: Mapping[str, str], directory: Directory) -> None:
-        given = {name: str(data[name]) for name in self.base_fields if data.get(name)}
+        given = {name: str(data.get(name) or "") for name in self.base_fields}
         super().__init__({name: text for name, text in given.items() if text.strip()}, label_suffix="")
         self.directory = directory
         self._offer("client", {**directory.clients, NONE: "not established"})

@@ -154,10 +154,10 @@ CONTAINING = f"""
         SELECT (SELECT left(r.scopes, {BEGINNING}) FROM audit_record r
                 WHERE left(r.scopes, {BEGINNING}) > told.scopes AND scopes IS NOT NULL
                     AND at >= %(since)s AND at < %(until)s ORDER BY 1 LIMIT 1), step + 1
-        FROM told WHERE told.scopes IS NOT NULL AND step < {MOST_STEPS})
+        FROM told WHERE told.scopes IS NOT NULL AND step < %(steps)s)
     SELECT scopes, step FROM told WHERE %(scope)s = ANY(string_to_array(scopes, ' ')) OR length(scopes) = {BEGINNING}
-        OR step = {MOST_STEPS}
-    LIMIT %(most)s"""  # noqa: S608 - numbers of ours
+        OR step = %(steps)s
+    LIMIT %(most)s"""  # noqa: S608 - a number of ours
 
 
 def _containing(scope: str, since: datetime, until: datetime) -> tuple[str, ...] | None:
@@ -165,6 +165,8 @@ def _containing(scope: str, since: datetime, until: datetime) -> tuple[str, ...]
     MOST_VALUES + 1 of them at most. Steps from one to the next on the index, so that it does not matter how many
     records have each. None where there are too many combinations to tell."""
     with connection.cursor() as cursor:
-        cursor.execute(CONTAINING, {"since": since, "until": until, "scope": scope, "most": MOST_VALUES + 1})
+        cursor.execute(CONTAINING, {
+            "since": since, "until": until, "scope": scope, "steps": MOST_STEPS, "most": MOST_VALUES + 1,
+        })  # fmt: skip
         found = cursor.fetchall()
     return None if any(step == MOST_STEPS for _, step in found) else tuple(scopes for scopes, _ in found)

@@ -188,16 +188,16 @@ class StaffAdmin(ReadOnlyAdmin):
             return bool(request.user.is_superuser)
         return super().may(request, permission)
 
-    def _is_above(self, request: HttpRequest, user: User) -> bool:
-        """Whether the account is out of the viewer's reach."""
-        return user.is_superuser and not request.user.is_superuser
+    def _is_above(self, actor: Any, user: User) -> bool:
+        """Whether the account is out of the reach of who acts."""
+        return user.is_superuser and not actor.is_superuser
 
     def offered(self, request: HttpRequest, obj: Any) -> list[dict[str, Any]]:
-        return [] if self._is_above(request, obj) else super().offered(request, obj)
+        return [] if self._is_above(request.user, obj) else super().offered(request, obj)
 
     def act_view(self, request: HttpRequest, object_id: str, action: str) -> HttpResponse:
         user = self.get_object(request, object_id)
-        if user is not None and self._is_above(request, user):
+        if user is not None and self._is_above(request.user, user):
             raise PermissionDenied
         return super().act_view(request, object_id, action)
 
@@ -212,7 +212,7 @@ class StaffAdmin(ReadOnlyAdmin):
         """Again where the change is made, on the locked row, and as both are now: of two who take each other's account
         or role away at once, the second is out already. Else nobody might be left."""
         actor = staff_roles.as_now(request.user.pk)
-        if actor is None or not actor.has_perm("auth.change_user") or (user.is_superuser and not actor.is_superuser):
+        if actor is None or not actor.has_perm("auth.change_user") or self._is_above(actor, user):
             raise PermissionDenied
 
     def _tell(self, request: HttpRequest, action: str, user: User, data: dict[str, Any], **members: Any) -> None:

@@ -12,16 +12,14 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 from django.contrib.auth.models import User
-from django.utils import timezone
 
-from audit.models import Record, Sighting, Subject
 from clients import requests, reviews
 from clients.models import Client
 from clients.proposals import Proposal
 from governance import staff_keys
-from tests.governance.walking import addresses
-from tests.staff import administrator, drained
-from tests.world import World, build
+from tests.governance.walking import addresses, called
+from tests.staff import administrator
+from tests.world import World
 from tools.models import Scope
 
 pytestmark = pytest.mark.timeout(900)
@@ -34,58 +32,12 @@ HOSTILE = [
 ]  # fmt: skip
 # What pages take in their URLs, besides what their forms show.
 QUERY = [
-    "q",
-    "o",
-    "p",
-    "e",
-    "all",
-    "_popup",
-    "_to_field",
-    "_facets",
-    "next",
-    "window",
-    "since",
-    "until",
-    "before",
-    "after",
-    "sort",
-    "page",
-    "columns",
-    "client",
-    "tool",
-    "subject",
-    "role",
-    "tenant",
-    "mode",
-    "backend",
-    "only",
-    "scope",
-    "scopes",
-    "effect",
-    "extends",
-    "kind",
-    "what",
-    "type",
-    "decision",
-    "reason",
-    "flagged",
-    "show",
-    "state",
-    "status__exact",
-    "groups__id__exact",
-    "request_key",
-    "resource_key",
-    "token",
-    "handed",
-    "cursor",
-    "limit",
-    "from",
-    "to",
-    "again",
-    "code",
-    "iss",
-    "error",
-]
+    "q", "o", "p", "e", "all", "_popup", "_to_field", "_facets", "next", "window", "since", "until", "before",
+    "after", "sort", "page", "columns", "client", "tool", "subject", "role", "tenant", "mode", "backend", "only",
+    "scope", "scopes", "effect", "extends", "kind", "what", "type", "decision", "reason", "flagged", "show", "state",
+    "status__exact", "groups__id__exact", "request_key", "resource_key", "token", "handed", "cursor", "limit", "from",
+    "to", "again", "code", "iss", "error",
+]  # fmt: skip
 API = ("/v1/records", "/v1/records/018f0000-0000-7000-8000-000000000000", "/v1/log/proof/inclusion",
        "/v1/log/proof/consistency", "/v1/log/checkpoint", "/v1/log/tile/0/000", "/v1/keys", "/v1/schema", "/reference",
        "/admin/", "/admin/login/")  # fmt: skip
@@ -127,14 +79,8 @@ class Forms(HTMLParser):
 @pytest.fixture
 def world(db: None) -> World:
     """With one of most things, so that there is a form for each."""
-    made = build()
-    made.verify()
-    made.verify(tool="nope")
-    drained()
+    made = called()
     other = User.objects.create_superuser("otto", "", "correct horse battery")
-    Sighting.objects.get_or_create(
-        kind="client", source="https://id.example/", name="stranger", defaults={"last_seen": timezone.now()}
-    )
     wish = Proposal("grant", "allow", Client.objects.get(), (Scope.objects.get(name="memory:write"),), days=30)
     requests.ask(other, wish, "pilot")
     reviews.start(client=Client.objects.get(), scope=None, user=other, reason="yearly")
@@ -143,10 +89,7 @@ def world(db: None) -> World:
 
 def paths() -> list[str]:
     """Every address of the admin once, for each action too."""
-    record = Record.objects.filter(type="decision").first()
-    assert record is not None
-    found = addresses(record=str(record.id), uid=Subject.objects.all()[0].uid)
-    return [address.path for address in found if not address.path.endswith(LEFT_OUT)]
+    return [address.path for address in addresses() if not address.path.endswith(LEFT_OUT)]
 
 
 def sent(given: dict[str, Any]) -> str:

@@ -512,6 +512,10 @@ def test_killed_web_processes_leave_their_files_and_those_after_them_miss_what_i
 ) -> None:
     world = build()
     folder = settings.MUNIMENT_VAR / "batches"
+
+    def both_wrote() -> bool:
+        return sum(1 for path in folder.glob("?.log") if path.stat().st_size) == 2
+
     with web(workers=2) as [server]:
         # All connections of the first load are one worker's, where the other was still starting: then more come.
         with ExitStack() as stack:
@@ -519,9 +523,9 @@ def test_killed_web_processes_leave_their_files_and_those_after_them_miss_what_i
             for _ in range(5):
                 loads.append(stack.enter_context(Load([server.port], world.key, {"alice": token()}, threads=4)))
                 loads[-1].wait_for(100)
-                if sum(1 for path in folder.glob("?.log") if path.stat().st_size) == 2:
+                if both_wrote():
                     break
-            assert sum(1 for path in folder.glob("?.log") if path.stat().st_size) == 2
+            assert both_wrote()
             server.kill()
         noted = [found for path in folder.glob("?.log") for found in read(path)]
         assert {(found.first, found.digest) for found in noted} <= {

@@ -9,17 +9,16 @@ from django.apps import apps
 from django.contrib.auth.models import Group, User
 from django.test import Client as HttpClient
 from django.urls import NoReverseMatch, reverse
-from django.utils import timezone
 
-from audit.models import Head, Record, Sighting, Subject
+from audit.models import Head, Record
 from governance import role_mapping, roles
 from governance.models import StaffKey
 from governance.navigation import NAVIGATION
 from governance.roles import ADMINISTRATOR, APPROVER, AUDITOR, MANAGER, PRIVACY, ROLES
-from tests.governance.walking import Address, addresses, contents
+from tests.governance.walking import addresses, called, contents
 from tests.staff import drained, signed_in
 from tests.test_docs import section, text
-from tests.world import World, build
+from tests.world import World
 
 pytestmark = pytest.mark.timeout(300)
 ANSWERS = {200, 302, 400, 403, 404, 405, 422}
@@ -39,22 +38,10 @@ PASSING = ("django_session", "audit_sighting", "audit_rollup")
 @pytest.fixture
 def world(db: None) -> World:
     """With one of most things."""
-    made = build()
-    made.verify()
-    made.verify(tool="nope")
-    drained()
+    made = called()
     victim = User.objects.create_user("victim", "", None, is_staff=True)
     StaffKey.objects.create(owner=victim, key_id="k", digest=b"x" * 32)
-    Sighting.objects.get_or_create(
-        kind="client", source="https://id.example/", name="stranger", defaults={"last_seen": timezone.now()}
-    )
     return made
-
-
-def everything(world: World) -> list[Address]:
-    record = Record.objects.filter(type="decision").first()
-    assert record is not None
-    return addresses(record=str(record.id), uid=Subject.objects.all()[0].uid)
 
 
 def holder(*names: str, **more: Any) -> HttpClient:
@@ -67,7 +54,7 @@ def holder(*names: str, **more: Any) -> HttpClient:
 
 
 def test_the_walk_finds_the_pages(world: World) -> None:
-    found = everything(world)
+    found = addresses()
     names = {address.name for address in found}
     assert (
         len(found) > 120
@@ -80,7 +67,7 @@ def test_the_walk_finds_the_pages(world: World) -> None:
 def test_each_role_opens_what_it_may_and_nothing_else(world: World, role: str) -> None:
     http, may = holder(role), set(ROLES[role][1])
     wrong = []
-    for address in everything(world):
+    for address in addresses():
         status = http.get(address.path).status_code if address.name != "logout" else 405
         if status not in ANSWERS:
             wrong.append((address.path, status))
@@ -114,7 +101,7 @@ def test_the_navigation_leads_where_the_role_may_go_and_nowhere_else(world: Worl
 def test_without_a_role_nothing_is_seen(world: World, who: str) -> None:
     http = holder() if who.startswith("staff") else HttpClient()
     seen = []
-    for address in everything(world):
+    for address in addresses():
         if address.name in OPEN | (ASKING if who.startswith("staff") else set()):
             continue
         for status in (http.get(address.path).status_code, http.post(address.path, {"reason": "x"}).status_code):
@@ -129,7 +116,7 @@ def test_nothing_changes_on_get(world: World) -> None:
     drained()
     before, version, records = contents(), Head.objects.get().policy, Record.objects.count()
     kinds = list(Record.objects.order_by("index").values_list("type", flat=True))
-    for address in everything(world):
+    for address in addresses():
         assert http.get(address.path).status_code in ANSWERS, address.path
     drained()
     after = contents()
@@ -153,7 +140,7 @@ def test_nobody_adds_changes_or_removes_a_record(world: World, role: str) -> Non
         f"/admin/audit/record/{tail}" for tail in ("", "add/", f"{record['id']}/change/", f"{record['id']}/delete/")
     ]
     http = HttpClient()
-    for path in [*stock, *(address.path for address in everything(world))]:
+    for path in [*stock, *(address.path for address in addresses())]:
         http.force_login(user)
         status = http.post(path, form).status_code
         assert status in ANSWERS | {201, 429}, (path, status)

@@ -1,4 +1,5 @@
-"""Every address of the admin, found from its url patterns, with arguments that lead somewhere."""
+"""Every address of the admin, found from its url patterns, with arguments that lead somewhere in a world that was
+called."""
 
 import re
 from collections.abc import Iterator
@@ -9,9 +10,14 @@ from django.contrib import admin
 from django.db import connection, models
 from django.urls import URLPattern, URLResolver
 from django.urls.resolvers import RoutePattern
+from django.utils import timezone
+
+from audit.models import Record, Sighting, Subject
+from tests.staff import drained
+from tests.world import World, build
 
 PART = re.compile(r"<(?:(\w+):)?(\w+)>")
-# What addresses outside of the models' own pages take; `record` and `uid` are filled in by the test's world.
+# What addresses outside of the models' own pages take, besides `record` and `uid`.
 USUAL = {"kind": "client", "name": "claude", "app_label": "clients", "content_type_id": "1"}
 BY_KIND = {"int": "1", "uuid": "018f0000-0000-7000-8000-000000000000"}
 
@@ -31,8 +37,22 @@ class Address:
         return self.name.removeprefix(prefix)
 
 
-def addresses(**known: str) -> list[Address]:
-    """All of them, each once for each action where it takes one."""
+def called() -> World:
+    """The usual world, where a call was allowed, one refused, and a client seen that nobody registered."""
+    made = build()
+    made.verify()
+    made.verify(tool="nope")
+    drained()
+    Sighting.objects.get_or_create(
+        kind="client", source="https://id.example/", name="stranger", defaults={"last_seen": timezone.now()}
+    )
+    return made
+
+
+def addresses() -> list[Address]:
+    """All of them, each once for each action where it takes one; of a world that was called."""
+    record, user = Record.objects.filter(type="decision")[0], Subject.objects.all()[0]
+    known = {"record": str(record.id), "uid": user.uid}
     found = [*_below(admin.site.get_urls(), "/admin/", known)]
     return [*{address.path: address for address in found}.values()]
 
