@@ -1,0 +1,240 @@
+"""One call of a tool as a backend sees it: what came in with it, what was decided, and who calls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+from muniment.errors import Denied, Unavailable
+
+# What the platform takes of a request (DESIGN: POST /v1/verify), so that a header of a stranger cannot spoil the call.
+REQUEST_BOUNDS: Final = {"id": 256, "trace_id": 256, "session_id": 256, "ip": 45, "user_agent": 1024}
+MAX_TOKEN: Final = 16_384  # characters; a longer one is refused as malformed, and so is one that was cut here
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]+")
+_ADDRESS: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}")
+
+Mode = Literal["interactive", "subagent", "background", "api"]
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The agents that a call went through, outermost first, and the scopes that the last one was handed (None: all of
+    the token's). Names are claims of the backend; scopes only narrow."""
+
+    mode: Mode = "interactive"
+    chain: tuple[str, ...] = ()
+    scopes: tuple[str, ...] | None = None
+
+    def delegate(self, name: str, scopes: tuple[str, ...] | None, mode: Mode) -> Agent:
+        """The agent that this one hands work to: one more name, and never a scope that this one was not handed. They
+        are compared as names, since only the platform knows what a scope implies."""
+        if self.scopes is not None:
+            scopes = self.scopes if scopes is None else tuple(scope for scope in scopes if scope in self.scopes)
+        return Agent(mode, (*self.chain, name), scopes)
+
+    def body(self) -> dict[str, Any]:
+        """The member `agent` of a verify call."""
+        return {"mode": self.mode, "chain": list(self.chain)} | (
+            {} if self.scopes is None else {"scopes": list(self.scopes)}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The verified user of a call that was allowed, and through which client it came. `scopes` are the effective ones;
+    `record` is the id of the decision in the log; `agents` are the names that the call went through."""
+
+    uid: str
+    issuer: str
+    sub: str = field(repr=False)
+    email: str | None = field(repr=False)
+    tenant: str | None
+    roles: tuple[str, ...]
+    client: str
+    client_name: str
+    tool: str
+    scopes: tuple[str, ...]
+    record: str
+    agents: tuple[str, ...] = ()
+    assertion: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the platform decided of one call. It is true where it allows, so that `if guard.verify(...)` means what it
+    says. `answer` is the whole answer (DESIGN: POST /v1/verify)."""
+
+    decision: Literal["allow", "deny"]
+    reason: str
+    explanation: str
+    status: int
+    record: str
+    flagged: bool
+    policy_version: int
+    caller: Caller | None
+    required: tuple[str, ...]
+    effective: tuple[str, ...]
+    missing: tuple[str, ...]
+    remedy: str | None
+    www_authenticate: str | None
+    retry_after: int | None
+    answer: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the tool may be called."""
+        return self.decision == "allow" and self.caller is not None
+
+    def __bool__(self) -> bool:
+        return self.allowed
+
+    def require(self) -> Caller:
+        """The verified caller. Raises Denied."""
+        if self.decision != "allow" or self.caller is None:
+            raise Denied(self)
+        return self.caller
+
+
+def decision_of(answer: Mapping[str, Any], agent: Agent) -> Decision:
+    """A verify answer, read. Raises KeyError, TypeError or ValueError for what is none: then nothing was decided."""
+    scopes = answer["scopes"]
+    allowed = answer["decision"] == "allow"
+    if answer["decision"] not in ("allow", "deny") or (allowed and not (answer["subject"] and answer["client"])):
+        raise ValueError("neither an allow of somebody nor a denial")
+    return Decision(
+        decision=answer["decision"],
+        reason=str(answer["reason"]),
+        explanation=str(answer["explanation"]),
+        status=int(answer["status"]),
+        record=str(answer["record"]),
+        flagged=bool(answer["flagged"]),
+        policy_version=int(answer["policy_version"]),
+        caller=_caller(answer, agent) if allowed else None,
+        required=tuple(scopes["required"]),
+        effective=tuple(scopes["effective"]),
+        missing=tuple(scopes["missing"]),
+        remedy=answer.get("remedy"),
+        www_authenticate=answer.get("www_authenticate"),
+        retry_after=answer.get("retry_after"),
+        answer=answer,
+    )
+
+
+def _caller(answer: Mapping[str, Any], agent: Agent) -> Caller:
+    subject, client, tool = answer["subject"], answer["client"], answer["tool"]
+    if not (isinstance(subject["uid"], str) and subject["uid"]):
+        raise ValueError("no uid")
+    return Caller(
+        uid=subject["uid"],
+        issuer=subject["issuer"],
+        sub=subject["sub"],
+        email=subject["email"],
+        tenant=subject["tenant"],
+        roles=tuple(subject["roles"]),
+        client=client["slug"],
+        client_name=client["name"],
+        tool=tool["name"],
+        scopes=tuple(answer["scopes"]["effective"]),
+        record=str(answer["record"]),
+        agents=agent.chain,
+        assertion=answer.get("assertion"),
+    )
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What came of asking the platform for a call before its body is reached, as a middleware does that must answer
+    403 in HTTP: a decision, or the outage. It serves one call of one tool, with the token that it came with."""
+
+    tool: str
+    result: Decision | Unavailable
+    used: bool = False
+
+    def take(self, tool: str) -> Decision | Unavailable | None:
+        """What came of it, once, for that tool; else None."""
+        if self.used or self.tool != tool:
+            return None
+        self.used = True
+        return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """What a backend was sent: the user's token, and what is recorded of the request: `id`, `trace_id`, `session_id`,
+    `ip`, `user_agent`. Made by an adapter, or by `guard.request(...)`."""
+
+    token: str | None = field(repr=False)
+    request: Mapping[str, str] = field(default_factory=dict, repr=False)
+    agent: Agent = field(default_factory=Agent)
+    tenant: str | None = None
+    prepared: Prepared | None = None
+
+
+def request_info(**given: str | None) -> dict[str, str]:
+    """The members of `request` that are there, held to what the platform takes: control characters are left out, what
+    is too long is cut, and an `ip` that is none is dropped."""
+    found = {}
+    for name, value in given.items():
+        text = _CONTROL.sub(" ", value).strip()[: REQUEST_BOUNDS[name]] if value else ""
+        if text and (name != "ip" or _ADDRESS.fullmatch(text)):
+            found[name] = text
+    return found
+
+
+def sendable(token: str | None) -> str | None:
+    """A token as it can be sent: one that no JWS can be stays one that none can be."""
+    return None if token is None else token[: MAX_TOKEN + 1].encode("ascii", "replace").decode("ascii")
+
+
+NOBODY = Incoming(None)
+_incoming: ContextVar[Incoming] = ContextVar("muniment_incoming", default=NOBODY)
+_caller_now: ContextVar[Caller | None] = ContextVar("muniment_caller", default=None)
+
+
+def current_caller() -> Caller | None:
+    """The verified user of the tool that runs now; None outside of one, and in one that runs without the platform."""
+    return _caller_now.get()
+
+
+def incoming() -> Incoming:
+    """What came in with the request that is served now; nobody's where nothing was set."""
+    return _incoming.get()
+
+
+@contextmanager
+def receiving(given: Incoming) -> Iterator[Incoming]:
+    """Serve a request: tools that are called within are called with its token."""
+    reset = _incoming.set(given)
+    # Who was verified for an outer call was not verified for this request.
+    caller = _caller_now.set(None)
+    try:
+        yield given
+    finally:
+        _caller_now.reset(caller)
+        _incoming.reset(reset)
+
+
+@contextmanager
+def delegating(name: str, scopes: tuple[str, ...] | None, mode: Mode) -> Iterator[Agent]:
+    """Hand work to a sub-agent: tools that are called within are called by it."""
+    agent = _incoming.get().agent.delegate(name, scopes, mode)
+    # A decision that was made for the outer agent is none for this one.
+    reset = _incoming.set(replace(_incoming.get(), agent=agent, prepared=None))
+    try:
+        yield agent
+    finally:
+        _incoming.reset(reset)
+
+
+@contextmanager
+def calling(caller: Caller | None) -> Iterator[None]:
+    """Run a tool's body as a verified caller, or as nobody."""
+    reset = _caller_now.set(caller)
+    try:
+        yield
+    finally:
+        _caller_now.reset(reset)

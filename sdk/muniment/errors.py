@@ -1,0 +1,94 @@
+"""What a guarded call can fail with. Each has the `status` that the backend answers its own caller with, and no text in
+any of them holds a token, a key or what a user sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from muniment.calls import Decision
+
+RETRY_AFTER = 1  # seconds, where the platform named none
+
+
+class MunimentError(Exception):
+    """Base of all. `status` is an HTTP status."""
+
+    status = 500
+    retry_after: int | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The HTTP headers that belong to the status."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+class Misconfigured(MunimentError):
+    """The backend is set up wrongly: no URL or key, a key that the platform refuses, a folder that cannot be written.
+    Never an outage: a tool that fails open is refused as well."""
+
+
+class Refused(MunimentError):
+    """The platform refused the request itself and decided nothing; `problem` is the name of its problem document
+    (RFC 9457), such as `invalid-member`. A fault of the backend, never an outage."""
+
+    def __init__(self, problem: str, title: str, detail: str = "") -> None:
+        super().__init__(f"{title} ({problem})" + (f": {detail}" if detail else ""))
+        self.problem = problem
+
+
+class Throttled(MunimentError):
+    """Too many calls of this backend and source failed verification (429 of the platform itself). Not an outage: the
+    platform is there, and who is throttled must not get in by that."""
+
+    status = 429
+
+    def __init__(self, retry_after: int | None = None) -> None:
+        super().__init__("Too many calls failed verification; try again in a moment.")
+        self.retry_after = retry_after or RETRY_AFTER
+
+
+class Unavailable(MunimentError):
+    """The platform gave no answer, or a 5xx: an outage. `cause` is one of `unreachable`, `timeout`, `status_5xx` (with
+    the number), `breaker_open`, `in_flight`."""
+
+    status = 503
+
+    def __init__(self, cause: str, retry_after: int | None = None) -> None:
+        super().__init__("Access cannot be verified at the moment, so the call was refused.")
+        self.cause = cause
+        self.retry_after = retry_after or RETRY_AFTER
+
+
+class Denied(MunimentError):
+    """The platform decided, and denied. `status` is 401, 403, 429 or 503; `www_authenticate` is the ready challenge
+    (RFC 6750, RFC 9728), where signing in again or more scopes could help, else None; `remedy` says what would help."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.explanation)
+        self.decision = decision
+        self.status = decision.status
+        self.reason = decision.reason
+        self.remedy = decision.remedy
+        self.www_authenticate = decision.www_authenticate
+        self.retry_after = decision.retry_after
+        self.record = decision.record
+        self.missing = decision.missing
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`WWW-Authenticate` and `Retry-After`, where they apply."""
+        found = super().headers
+        return found | ({"WWW-Authenticate": self.www_authenticate} if self.www_authenticate else {})
+
+    @property
+    def document(self) -> dict[str, object]:
+        """A problem document (RFC 9457) for the backend's own caller: nothing of the token or of other users is in it."""
+        return {
+            "type": f"urn:muniment:problem:{self.reason.replace('_', '-')}",
+            "title": str(self),
+            "status": self.status,
+            "reason": self.reason,
+            "remedy": self.remedy,
+            "record": self.record,
+        }
