@@ -3,11 +3,11 @@
 For backends: `Muniment` guards tools (`guard`, `tools`, `calls`, `client`, `errors`), `adapters` brings it into
 frameworks, `isolation`, `encryption` and `assertion` carry the verified user on to the data.
 
-For auditors: `statements` is the canonical JSON that is hashed, `disclosures` the salted personal details that stand
-beside a statement, `batches` the signed chain of what the writers added, `merkle` and `tiles` the tree over it, `notes`,
-`checkpoints` and `proofs` its signed heads (C2SP), `keys` whom to trust, `policy` the rules replayed from the log,
-`examine` and `findings` what a verification looks at and can find. All of these are pure: no network, no files, no
-settings. `bundle`, `verify`, `cli` and `witness` are what an auditor runs.
+For auditors: `statements` is the canonical JSON that is hashed, `disclosures` the salted personal details that
+stand beside a statement, `batches` the signed chain of what the writers added, `merkle` and `tiles` the tree over it,
+`notes`, `checkpoints` and `proofs` its signed heads (C2SP), `keys` whom to trust, `policy` the rules replayed from the
+log, `examine` and `findings` what a verification looks at and can find. All of these are pure: no network, no files,
+no settings. `bundle`, `verify`, `cli` and `witness` are what an auditor runs.
 """
 
 from typing import TYPE_CHECKING, Any

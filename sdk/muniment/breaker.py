@@ -6,8 +6,8 @@ from threading import Lock
 
 
 class Breaker:
-    """Closed, it lets calls pass. After `limit` outages in a row it is open for `pause` seconds, twice as long each time
-    up to `longest`; then one call at a time may try. An answer of any kind closes it."""
+    """Closed, it lets calls pass. After `limit` outages in a row it is open for `pause` seconds, twice as long each
+    time up to `longest`; then one call at a time may try. An answer of any kind closes it."""
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ class Denied(MunimentError):
 
     @property
     def document(self) -> dict[str, object]:
-        """A problem document (RFC 9457) for the backend's own caller: nothing of the token or of other users is in it."""
+        """A problem document (RFC 9457) for the backend's own caller; nothing of the token is in it."""
         return {
             "type": f"urn:muniment:problem:{self.reason.replace('_', '-')}",
             "title": str(self),

@@ -53,8 +53,8 @@ class Muniment:
     """The guard of one backend.
 
     `url` and `key` (a backend key) default to MUNIMENT_URL and MUNIMENT_KEY; `timeout` is in seconds for each of at
-    most two attempts. `spool` (MUNIMENT_SPOOL) is the folder for calls of tools that fail open, `receipts` one where the
-    receipt of every answer is kept; `resource` is the URL under which clients know the backend (RFC 9728), and
+    most two attempts. `spool` (MUNIMENT_SPOOL) is the folder for calls of tools that fail open, `receipts` one where
+    the receipt of every answer is kept; `resource` is the URL under which clients know the backend (RFC 9728), and
     `authorization_servers` are those that give tokens for it. `digest_arguments` records a digest of each call's
     arguments. More arguments go to the HTTP client (`verify=`, `proxy=`). Raises Misconfigured.
     """
@@ -168,7 +168,7 @@ class Muniment:
                 raise TypeError("A generator cannot be guarded: its body runs after the call. Return a list.")
             needed = as_scopes(scopes)
             spec = Tool(
-                name=name or getattr(function, "__name__", ""),
+                name=name or str(getattr(function, "__name__", "")),
                 scopes=needed,
                 access=access or access_of(needed),
                 fail=fail,
@@ -267,8 +267,8 @@ class Muniment:
     # --- telling the platform -----------------------------------------------------------------------------
 
     def start(self) -> dict[str, str]:
-        """Declare the tools now; the status of each (`active`, `pending`, ...). Calling it is not needed: with the first
-        call they are declared in the background. Raises what keeps them from being declared."""
+        """Declare the tools now; the status of each (`active`, `pending`, ...). Calling it is not needed: with the
+        first call they are declared in the background. Raises what keeps them from being declared."""
         self._declaring = True
         return self.declare()
 

@@ -4,7 +4,7 @@ import logging
 import re
 from typing import Any
 
-# A JWS (RFC 7515 section 7.1) or JWE in compact form, of any kind; a key of the platform; what follows `Bearer` or `DPoP`.
+# A JWS (RFC 7515 section 7.1) or JWE in compact form; a key of the platform; what follows `Bearer` or `DPoP`.
 _SECRET = re.compile(
     r"(?P<jws>ey[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*){1,4})"
     r"|(?P<key>\b[ms]k_[A-Za-z0-9]{4,}_)[A-Za-z0-9_-]+"

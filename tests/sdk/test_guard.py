@@ -163,9 +163,10 @@ def test_delegation_narrows_and_is_on_record(guard: Muniment) -> None:
 
     with guard.request(token()), guard.delegate("planner", "memory:read"), guard.delegate("reader"):
         assert recall() == ("planner", "reader")
-    with guard.request(token()), guard.delegate("planner", "memory:write"), guard.delegate("r", "memory:read"):
-        with pytest.raises(Denied) as refused:  # the planner was not handed memory:read by that name: nothing widens
-            recall()
+    planner, reader = guard.delegate("planner", "memory:write"), guard.delegate("reader", "memory:read")
+    # The planner was not handed memory:read by that name: nothing widens.
+    with guard.request(token()), planner, reader, pytest.raises(Denied) as refused:
+        recall()
     assert refused.value.reason == "delegation_exceeded"
     first, second = statements("decision")
     assert first["agent"] == {"mode": "subagent", "chain": ["planner", "reader"], "scopes": ["memory:read"]}
