@@ -15,12 +15,13 @@ def main() -> None:
     print(f"Python {machine.python_version()}, {machine.machine()}, {seconds:g} s a measurement\n")
     with platform.servers():
         # Django is set up now, so what uses its models can be imported.
-        from bench import deciding, proofs, revoking, sealing, verifying
+        from bench import deciding, guarding, proofs, revoking, sealing, verifying
         from tests.world import build
 
         world = build()
         with platform.web():
             verifying.measure(world, seconds)
+            guarding.measure(world)
             revoking.measure(world, seconds)
         sealing.measure(world)
         proofs.measure()

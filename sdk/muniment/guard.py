@@ -54,8 +54,8 @@ class Muniment:
 
     `url` and `key` (a backend key) default to MUNIMENT_URL and MUNIMENT_KEY; `timeout` is in seconds for each of at
     most two attempts. `spool` (MUNIMENT_SPOOL) is the folder for calls of tools that fail open, `receipts` one where
-    the receipt of every answer is kept; `resource` is the URL under which clients know the backend (RFC 9728), and
-    `authorization_servers` are those that give tokens for it. `digest_arguments` records a digest of each call's
+    the receipt of every answer is kept; `resource` (MUNIMENT_RESOURCE) is the URL under which clients know the backend
+    (RFC 9728), and `authorization_servers` (MUNIMENT_AUTHORIZATION_SERVERS, with spaces between) give tokens for it. `digest_arguments` records a digest of each call's
     arguments. More arguments go to the HTTP client (`verify=`, `proxy=`). Raises Misconfigured.
     """
 
@@ -76,8 +76,9 @@ class Muniment:
         if not url or not key:
             raise Misconfigured("Muniment needs the platform's URL and a backend key: MUNIMENT_URL, MUNIMENT_KEY.")
         self.platform = client.Platform(url, key, timeout, **http)
-        self.resource = resource
-        self.authorization_servers = tuple(authorization_servers)
+        self.resource = resource or os.environ.get("MUNIMENT_RESOURCE")
+        named = os.environ.get("MUNIMENT_AUTHORIZATION_SERVERS", "").split()
+        self.authorization_servers = tuple(authorization_servers) or tuple(named)
         self.tools: dict[str, Tool] = {}
         self.declared: dict[str, str] = {}
         self.background = Background()
