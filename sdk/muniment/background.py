@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -18,7 +19,7 @@ logger = logging.getLogger("muniment")
 
 MAX_WAITING = 10_000  # outcomes
 MOST_PAUSE = 30.0  # seconds between attempts while the platform is away
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Background:
         if self._thread is not None and self._thread.is_alive():
             return
         self._process = os.getpid()
+        atexit.register(self.close)  # what waits is told before the process ends
         self._thread = threading.Thread(target=self._run, name="muniment", daemon=True)
         self._thread.start()
 
@@ -86,6 +88,7 @@ class Background:
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Do what waits, for so long at most, and stop."""
+        atexit.unregister(self.close)
         done = self.wait(seconds)
         with self._lock:
             self._closing = True

@@ -185,12 +185,12 @@ class Muniment:
         return decorate
 
     def add(self, tool: Tool) -> None:
-        """Take a tool in: it is declared at start, or soon, if that was before. Raises Misconfigured for a name that is
-        taken, or a tool that fails open without a spool."""
+        """Take a tool in: it is declared at start, or soon, if that was before. Raises Misconfigured for one that the
+        platform would refuse, a name that is taken, or a tool that fails open without a spool."""
+        if fault := tool.fault():
+            raise Misconfigured(f"A tool is not valid: {fault}.")
         if tool.name in self.tools:
             raise Misconfigured(f"The tool {tool.name} is defined twice.")
-        if tool.fail not in ("closed", "open"):
-            raise Misconfigured(f"The tool {tool.name} must fail closed or open.")
         if tool.fail == "open" and self._spool is None:
             raise Misconfigured(f"The tool {tool.name} fails open: that needs a spool (MUNIMENT_SPOOL).")
         self.tools[tool.name] = tool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +19,9 @@ from muniment.calls import Caller, calling
 Access = Literal["read", "write", "destructive"]
 FailMode = Literal["closed", "open"]
 Resource = tuple[str, str]
+# What the platform takes; told when a tool is defined rather than when it is declared.
+TOOL_NAME = re.compile(r"[A-Za-z0-9_./:-]{1,128}")
+SCOPE_NAME = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 MAX_TOUCHED = 100
 MAX_DESCRIPTION = 2000
 Result = TypeVar("Result")
@@ -38,6 +42,18 @@ class Tool:
     resource: Callable[..., Resource | None] | None = None
     assertion: str | None = None
     signature: Signature | None = field(default=None, repr=False)
+
+    def fault(self) -> str | None:
+        """What of it the platform would refuse, in words."""
+        if not TOOL_NAME.fullmatch(self.name):
+            return "a tool's name has letters, digits and _ . / : - only, at most 128"
+        if not all(SCOPE_NAME.fullmatch(scope) for scope in self.scopes):
+            return f"a scope of {self.name} is no scope (RFC 6749 section 3.3)"
+        if self.access not in ("read", "write", "destructive"):
+            return f"the access of {self.name} must be read, write or destructive"
+        if self.fail not in ("closed", "open"):
+            return f"{self.name} must fail closed or open"
+        return None
 
     def declaration(self) -> dict[str, Any]:
         """What PUT /v1/tools is told of it."""

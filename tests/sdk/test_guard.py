@@ -234,6 +234,18 @@ def test_two_tools_of_one_name_are_refused(guard: Muniment) -> None:
         guard.tool("memory.recall", scopes="memory:read")(lambda: None)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"name": "a b"}, {"name": ""}, {"scopes": ["a b"]}, {"access": "some"}, {"fail": "maybe"}], ids=str
+)
+def test_a_tool_that_the_platform_would_refuse_is_refused_when_it_is_defined(guard: Muniment, wrong: Any) -> None:
+    def recall() -> None: ...
+
+    recall.__name__ = wrong.get("name", "recall")
+    with pytest.raises(Misconfigured):
+        guard.tool(**{"scopes": "memory:read"} | wrong)(recall)
+    assert not guard.tools
+
+
 def test_no_token_is_in_a_log_or_a_repr(guard: Muniment, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     secret = token()
