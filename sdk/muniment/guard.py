@@ -55,8 +55,9 @@ class Muniment:
     `url` and `key` (a backend key) default to MUNIMENT_URL and MUNIMENT_KEY; `timeout` is in seconds for each of at
     most two attempts. `spool` (MUNIMENT_SPOOL) is the folder for calls of tools that fail open, `receipts` one where
     the receipt of every answer is kept; `resource` (MUNIMENT_RESOURCE) is the URL under which clients know the backend
-    (RFC 9728), and `authorization_servers` (MUNIMENT_AUTHORIZATION_SERVERS, with spaces between) give tokens for it. `digest_arguments` records a digest of each call's
-    arguments. More arguments go to the HTTP client (`verify=`, `proxy=`). Raises Misconfigured.
+    (RFC 9728), and `authorization_servers` (MUNIMENT_AUTHORIZATION_SERVERS, with spaces between) give tokens for it.
+    `digest_arguments` records a digest of each call's arguments. More arguments go to the HTTP client (`verify=`,
+    `proxy=`). Raises Misconfigured.
     """
 
     def __init__(
