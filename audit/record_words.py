@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from audit import question_words
 from audit.reasons import REASONS
 
 Statement = Mapping[str, Any]
@@ -48,6 +49,7 @@ TABLES = {
     "clients_issuer": "issuer", "clients_keyset": "key set", "clients_client": "client",
     "clients_oauthclientid": "OAuth client id", "clients_acceptedissuer": "accepted issuer",
     "clients_grant": "grant", "clients_grant_scopes": "scope of a grant", "tools_backend": "backend",
+    "tools_backendmark": "mark of a backend", "tools_route": "route of a backend",
     "tools_backendkey": "backend key", "tools_scope": "scope", "tools_scope_implies": "implication of a scope",
     "tools_pinnedscope": "pin of a scope", "tools_tool": "tool", "tools_tool_scopes": "scope of a tool",
 }  # fmt: skip
@@ -91,8 +93,10 @@ def actor_words(actor: str | None) -> str:
 def title(statement: Statement, names: Mapping[str, str]) -> str:
     """The record in one sentence, without its full stop."""
     match statement.get("type"):
-        case "decision" | "evaluation":
+        case "decision":
             return _decision(statement, names)
+        case "evaluation":
+            return question_words.title(statement, client_words(statement, names), _user(statement))
         case "outcome":
             return _outcome(statement, names)
         case "policy":
@@ -124,6 +128,12 @@ def _notice(statement: Statement) -> str:
     said = _Members(statement)
     said["alert"], said["actor"] = said["alert"].replace("-", " "), actor_words(statement.get("actor"))
     return words.format_map(said) if words else f"{TYPES[kind]}: {action}"
+
+
+def _user(statement: Statement) -> str | None:
+    """The user's uid as it fits a line; None where there is none."""
+    user = statement.get("subject")
+    return short_uid(user) if isinstance(user, str) else None
 
 
 def client_words(statement: Statement, names: Mapping[str, str]) -> str | None:
@@ -210,6 +220,8 @@ def why(statement: Statement, names: Mapping[str, str]) -> str:
         return ", ".join(f"{REASONS[c].title if c in REASONS else c}: {n:,}" for c, n in sorted(counts.items()))
     if isinstance(found := statement.get("found"), int):
         return f"{amount(found, 'user')} found"
+    if kind == "evaluation" and question_words.is_search(statement):
+        return question_words.found(statement)
     if kind not in ("decision", "evaluation"):
         return ""
     if statement.get("decision") == "allow":
@@ -277,7 +289,8 @@ def rules(statement: Statement, names: Mapping[str, str]) -> list[tuple[str, str
     needs = " ".join(get("required") or []) or "no scope, but a grant that names it"
     grants = ", ".join(str(number) for number in get("grants") or [])
     handed = agent.get("scopes")
-    return [
+    asserted = question_words.rules(statement, client_words(statement, names), _user(statement))
+    found = [
         ("token", f"The token is genuine: issued by {get('issuer')}, made for {get('backend')}, in its time"),
         ("client", f"It was issued to {client}, an active client"),
         ("subject", f"The user is {short_uid(str(get('subject')))}, not blocked"),
@@ -291,6 +304,8 @@ def rules(statement: Statement, names: Mapping[str, str]) -> list[tuple[str, str
         ("delegation", "" if handed is None else f"The agent was handed {' '.join(handed) or 'no scope'}"),
         ("limits", ""),
     ]
+    # The explainer's own questions have nobody who asserts anything.
+    return [(rule, asserted.get(rule, words)) for rule, words in found] if get("asserted") else found
 
 
 @dataclass(frozen=True, slots=True)

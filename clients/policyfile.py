@@ -18,6 +18,8 @@ import yaml
 from msgspec import UNSET, Meta, UnsetType
 from yaml.constructor import ConstructorError
 
+from tools.routes import MOST_PATTERN, MOST_TOOLS, check_pattern
+
 MAX_BYTES = 1024 * 1024
 
 Slug = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
@@ -58,6 +60,15 @@ class IssuerEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     enabled: bool | UnsetType = UNSET
 
 
+class RouteEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A Route of a backend, known by its path and methods. `tools` must be there, so that a path that is closed is
+    never an oversight."""
+
+    path: Annotated[str, Meta(max_length=MOST_PATTERN)]
+    tools: Annotated[list[ToolName], Meta(max_length=MOST_TOOLS)]
+    methods: list[Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]] = []
+
+
 class BackendEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A Backend, known by its slug. `issuers` null: it accepts every enabled issuer."""
 
@@ -66,6 +77,9 @@ class BackendEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     audiences: list[Identifier]
     assertion_audiences: list[Identifier] = []
     issuers: list[Identifier] | None = None
+    may_search: bool = False
+    enforces_mcp_name: bool = False
+    routes: list[RouteEntry] = []
     enabled: bool | UnsetType = UNSET
 
 
@@ -218,6 +232,8 @@ def _check(file: PolicyFile) -> None:
         raise PolicyFileError("limits", "rate limits are not supported by this version; remove them")
     for position, issuer in enumerate(file.issuers or []):
         _check_issuer(f"issuers[{position}]", issuer)
+    for position, backend in enumerate(file.backends or []):
+        _check_routes(f"backends[{position}].routes", backend.routes)
     _once("issuers", [entry.issuer for entry in file.issuers or []])
     _once("backends", [entry.slug for entry in file.backends or []])
     _once("clients", [entry.slug for entry in file.clients or []])
@@ -236,6 +252,15 @@ def _check_issuer(path: str, entry: IssuerEntry) -> None:
             ip_network(network)
         except ValueError:
             raise PolicyFileError(f"{path}.allowed_networks[{position}]", "is not a network (CIDR)") from None
+
+
+def _check_routes(path: str, routes: list[RouteEntry]) -> None:
+    for position, route in enumerate(routes):
+        try:
+            check_pattern(route.path)
+        except ValueError as error:
+            raise PolicyFileError(f"{path}[{position}].path", f"must be {error}") from None
+    _once(path, [(*sorted(set(route.methods)), route.path) for route in routes])
 
 
 def _once(section: str, keys: list[Any]) -> None:

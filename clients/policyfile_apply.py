@@ -25,6 +25,7 @@ from clients.policyfile import (
     ToolEntry,
     find,
 )
+from clients.policyfile_backends import Backends
 from clients.policyfile_grants import Grants
 from tools import approval
 from tools.models import Backend, PinnedScope, Scope, Tool
@@ -98,6 +99,7 @@ class _Applier:
         self._backends()
         self._clients()
         self._tools()
+        Backends(self.file, self.note, self.result.notices).apply()
         Grants(self.file, self.actor, self.note, self.result.notices).apply(prune)
         if prune:
             self._prune()

@@ -9,7 +9,7 @@ from django.db.models import QuerySet
 from audit import subjects
 from clients import grants
 from clients.models import Client, Grant, Issuer
-from tools.models import Backend, Scope, Tool
+from tools.models import Backend, Route, Scope, Tool
 
 Entry = dict[str, Any]
 Sections = dict[str, list[Entry]]
@@ -24,7 +24,7 @@ def export(with_subjects: bool = False) -> str:
     """The YAML text. With `with_subjects` grants that name a user say which: that is personal data."""
     sections: Sections = {
         "issuers": [_issuer(row) for row in Issuer.objects.all()],
-        "backends": [_backend(row) for row in Backend.objects.prefetch_related("accepted_issuers__issuer")],
+        "backends": [_backend(row) for row in _backends()],
         "clients": [_client(row) for row in Client.objects.prefetch_related("oauth_client_ids__issuer")],
         "scopes": [_scope(row) for row in _scopes()],
         "tools": [_tool(row) for row in Tool.objects.select_related("backend").prefetch_related("scopes")],
@@ -64,7 +64,12 @@ def _issuer(row: Issuer) -> Entry:
     return _unless(entry, leeway=30, max_lifetime=86400, allowed_networks=[], enabled=True)
 
 
+def _backends() -> QuerySet[Backend]:
+    return Backend.objects.prefetch_related("accepted_issuers__issuer", "marks", "routes")
+
+
 def _backend(row: Backend) -> Entry:
+    marks = {found.mark for found in row.marks.all()}
     listed = sorted(accepted.issuer.issuer for accepted in row.accepted_issuers.all())
     entry = {
         "slug": row.slug,
@@ -72,9 +77,18 @@ def _backend(row: Backend) -> Entry:
         "audiences": row.audiences,
         "assertion_audiences": row.assertion_audiences,
         "issuers": None if row.accepts_every_issuer else listed,
+        "may_search": "may_search" in marks,
+        "enforces_mcp_name": "enforces_mcp_name" in marks,
+        "routes": [_route(route) for route in row.routes.all()],
         "enabled": row.enabled,
     }
-    return _unless(entry, assertion_audiences=[], enabled=True)
+    return _unless(
+        entry, assertion_audiences=[], may_search=False, enforces_mcp_name=False, routes=[], enabled=True
+    )  # fmt: skip
+
+
+def _route(row: Route) -> Entry:
+    return _unless({"path": row.path, "methods": sorted(set(row.methods)), "tools": row.tools}, methods=[])
 
 
 def _client(row: Client) -> Entry:

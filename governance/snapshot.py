@@ -24,9 +24,11 @@ from clients.jwks import IssuerPolicy
 from governance.decision import ClientPolicy, GrantPolicy, Policy, ToolPolicy
 from muniment.policy import digest_of
 from tools.credentials import Credential, KnownKey, check
+from tools.routes import Route, Routes
 
 Row = dict[str, Any]
 MAX_TOKENS = 50_000
+NO_ROUTES = Routes()
 FRESHNESS_LOOK = 15.0  # seconds between looks at when keys were fetched
 
 
@@ -40,6 +42,9 @@ class BackendPolicy:
     first_audience: str
     assertion_audiences: frozenset[str]
     issuers: dict[str, IssuerPolicy]
+    may_search: bool = False
+    enforces_mcp_name: bool = False
+    routes: Routes = NO_ROUTES
 
 
 @dataclass(slots=True)
@@ -156,6 +161,10 @@ def _backends(tables: dict[str, list[Row]], issuers: dict[int, IssuerPolicy]) ->
     accepted: dict[int, list[int]] = defaultdict(list)
     for row in tables["clients_acceptedissuer"]:
         accepted[row["backend_id"]].append(row["issuer_id"])
+    marks = {(row["backend_id"], row["mark"]) for row in tables["tools_backendmark"]}
+    routes: dict[int, list[Route]] = defaultdict(list)
+    for row in tables["tools_route"]:
+        routes[row["backend_id"]].append(Route.of(row["path"], row["methods"], row["tools"]))
     return {
         row["id"]: BackendPolicy(
             id=row["id"],
@@ -168,6 +177,9 @@ def _backends(tables: dict[str, list[Row]], issuers: dict[int, IssuerPolicy]) ->
                 for number, policy in issuers.items()
                 if row["accepts_every_issuer"] or number in accepted[row["id"]]
             },
+            may_search=(row["id"], "may_search") in marks,
+            enforces_mcp_name=(row["id"], "enforces_mcp_name") in marks,
+            routes=Routes(routes[row["id"]]),
         )
         for row in tables["tools_backend"]
         if row["enabled"]

@@ -12,7 +12,7 @@ from django.db import connection, models
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ["governance", "clients", "tools", "audit"]  # imports and foreign keys go to the right
 OURS = [model for model in apps.get_models() if model._meta.app_label in ORDER]
-POLICY = importlib.import_module("governance.migrations.0002_pinned_scopes").TABLES
+POLICY = importlib.import_module("governance.migrations.0005_marks_and_routes").TABLES
 # Tables of clients and tools from which nothing is decided, each for its reason.
 NOT_POLICY = {
     "clients_accessrequest": "a wish; the grant that it becomes is policy",
@@ -34,6 +34,8 @@ NOT_REGISTERED = {
     "Anchoring": "one for each checkpoint and place; a record's page and the log page say what they mean",
     "AnchorState": "the log page shows each place with what to do",
     "PinnedScope": "edited with its scope",
+    "BackendMark": "edited with its backend",
+    "Route": "edited with its backend",
     "ApprovedDefinition": "shown beside the tool",
     "Rollup": "figures without end; the charts show them",
     "RollupState": "one row; the charts say how far they count",

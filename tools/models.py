@@ -3,11 +3,13 @@
 from typing import Any
 
 from django.contrib.postgres.fields import ArrayField
+from django.core.exceptions import ValidationError
 from django.core.validators import RegexValidator
 from django.db import models
 from django.db.models import Q
 
 from audit.models import plain_time
+from tools.routes import METHODS, MOST_PATTERN, MOST_TOOLS, PATTERN_FORM, check_pattern
 
 # Checked in the database too: what psql enters is put into challenges and statements as it is.
 SLUG_FORM = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -24,6 +26,14 @@ def _whole(form: str) -> str:
 SLUG = RegexValidator(_whole(SLUG_FORM), "Lower-case letters, digits and hyphens, at most 63.")
 SCOPE_NAME = RegexValidator(_whole(SCOPE_FORM), 'Printable ASCII without space, " and \\.')
 TOOL_NAME = RegexValidator(_whole(TOOL_FORM), "Letters, digits and _ . / : - only, at most 128.")
+
+
+def validate_pattern(text: str) -> None:
+    """A route's path pattern."""
+    try:
+        check_pattern(text)
+    except ValueError as error:
+        raise ValidationError(f"It must be: {error}.") from None
 
 
 class Backend(models.Model):
@@ -54,6 +64,54 @@ class Backend(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class BackendMark(models.Model):
+    """What staff say of a backend by yes or no. A row of its own, so that logs from before there was such a mark still
+    explain their policy."""
+
+    MARKS = [
+        ("may_search", "may ask which users may use a tool, and which tools a user may use"),
+        ("enforces_mcp_name", "refuses an MCP call whose Mcp-Name header is not the tool that its body names"),
+    ]
+
+    backend = models.ForeignKey(Backend, on_delete=models.CASCADE, related_name="marks")
+    mark = models.CharField(max_length=32, choices=MARKS)
+
+    class Meta:
+        verbose_name = "mark of a backend"
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["backend", "mark"], name="backend_mark_once"),
+            models.CheckConstraint(condition=Q(mark__in=["may_search", "enforces_mcp_name"]), name="backend_mark"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.mark}"
+
+
+class Route(models.Model):
+    """A path of a backend, and the tools of the backend that a request to it stands for: for proxies that ask before
+    they let a request through. A path without a route, and a route without tools, is refused."""
+
+    backend = models.ForeignKey(Backend, on_delete=models.CASCADE, related_name="routes")
+    path = models.CharField(max_length=MOST_PATTERN, validators=[validate_pattern])
+    methods = ArrayField(models.CharField(max_length=7), default=list, blank=True)
+    # By name, since a backend may declare a tool later; until then it is refused as unknown.
+    tools = ArrayField(models.CharField(max_length=128, validators=[TOOL_NAME]), default=list, blank=True)
+
+    class Meta:
+        ordering = ["backend", "path", "methods"]
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["backend", "path", "methods"], name="route_once"),
+            models.CheckConstraint(condition=Q(path__regex=PATTERN_FORM), name="route_path"),
+            models.CheckConstraint(condition=Q(methods__contained_by=list(METHODS)), name="route_methods"),
+            models.CheckConstraint(condition=Q(tools__len__lte=MOST_TOOLS), name="route_tools"),
+        ]
+
+    def __str__(self) -> str:
+        return " ".join([*self.methods, self.path])
 
 
 class BackendKey(models.Model):

@@ -210,4 +210,4 @@ class AcceptedIssuerInline(PolicyInline):
 class BackendWithIssuersAdmin(BackendAdmin):
     """A backend, with the issuers it accepts."""
 
-    inlines = [AcceptedIssuerInline]
+    inlines = [AcceptedIssuerInline, *BackendAdmin.inlines]
