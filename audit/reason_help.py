@@ -45,6 +45,9 @@ HELP: dict[str, Help] = {
         "Have the issuer give this client plain bearer tokens: proofs of a key cannot be checked yet.", NOTHING
     ),
     "proof_invalid": Help(NOTHING, NOTHING),
+    "subject_unknown": Help(
+        "Nothing, unless one backend shows many: then it may name users otherwise than their issuer does.", NOTHING
+    ),
     "client_unknown": Help(
         "If it is one of yours, attach its id to a client in the inbox. It still needs a grant then.", NOTHING
     ),

@@ -68,6 +68,10 @@ _register(
     "The proof that came with the token does not hold.",
 )
 _register(
+    "subject_unknown", 401, "none", "Unknown user",
+    "The user who was named cannot be established.",
+)  # fmt: skip
+_register(
     "client_unknown", 403, "ask_administrator", "Unknown client",
     "The AI client is not registered. It waits in the inbox.",
 )  # fmt: skip

@@ -7,7 +7,7 @@ from hashlib import sha256
 from types import NoneType
 from typing import Any
 
-from audit import details, record_around, record_proof, record_words, search
+from audit import details, question_words, record_around, record_proof, record_words, search
 from audit.models import Batch, Record
 from audit.reasons import REASONS
 from audit.record_words import Statement
@@ -17,7 +17,7 @@ from muniment import merkle, statements
 LABELS = {"role": "Database role", "by": "Looked for by", "found": "Users found", "count": "Records"}
 WORDS = (
     "type", "action", "actor", "access", "backend", "client", "client_id", "decision", "issuer", "parent", "reason",
-    "subject", "tenant", "tool",
+    "search", "subject", "tenant", "tool",
 )  # fmt: skip
 # Members that stand elsewhere on the page than among the facts, or only in the raw statement.
 TOLD = frozenset({
@@ -84,6 +84,8 @@ def _list_of(value: Any, kind: type) -> bool:
 
 def pill(statement: Statement) -> Pill:
     """The decision; for a record without one, its kind."""
+    if statement.get("type") == "evaluation":  # not in the colours of a call: nothing was used
+        return Pill("plain", question_words.pill(statement))
     match statement.get("decision"), bool(statement.get("flagged")):
         case "allow", True:
             return Pill("flag", "Allowed, flagged")
@@ -114,7 +116,8 @@ def row(record: Record, names: Mapping[str, str]) -> Row:
 def page(record: Record, names: Mapping[str, str], viewer: Viewer | None = None) -> dict[str, Any]:
     """The context of the record page, without any detail that only some may see. `viewer` None: no links around it."""
     statement = read(record)
-    is_call = statement.get("type") in ("decision", "evaluation")
+    is_question = statement.get("type") == "evaluation"
+    decided = statement.get("type") == "decision" or (is_question and not question_words.is_search(statement))
     shown, sealing = receipt(record), record_proof.sealing(record)
     verdict = record_proof.verdict(record, sealing, shown["batch"] and shown["batch"].key_id)
     context: dict[str, Any] = {
@@ -122,7 +125,9 @@ def page(record: Record, names: Mapping[str, str], viewer: Viewer | None = None)
         "statement": statement,
         "title": record_words.title(statement, names) if statement else UNREADABLE,
         "pill": (ALTERED if verdict.findings else pill(statement)) if statement else Pill("deny", "Unreadable"),
-        "is_call": is_call,
+        "is_call": decided and not is_question,
+        "is_question": is_question,
+        "decided": decided,
         "facts": facts(statement, names),
         "receipt": shown,
         "sealing": sealing,
@@ -137,7 +142,7 @@ def page(record: Record, names: Mapping[str, str], viewer: Viewer | None = None)
     }
     if statement.get("actor"):
         context["actor"] = record_words.actor_words(str(statement["actor"]))
-    if is_call:
+    if decided:
         context |= call(record, statement, names)
     if statement.get("type") == "policy":
         context["changes"] = [
@@ -171,7 +176,8 @@ def protected(record: Record, statement: Statement) -> Protected:
 def call(record: Record, statement: Statement, names: Mapping[str, str]) -> dict[str, Any]:
     """How a call was decided, what would help, and what came of it."""
     reason = REASONS.get(str(statement.get("reason")))
-    outcome = search.outcome_of(record) if statement.get("decision") == "allow" else None
+    had_outcome = statement.get("type") == "decision" and statement.get("decision") == "allow"
+    outcome = search.outcome_of(record) if had_outcome else None
     return {
         "steps": record_words.steps(statement, names),
         "remedy": record_words.REMEDIES.get(reason.remedy, "") if reason else "",
@@ -213,8 +219,10 @@ class Fact:
 def facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
     """What the statement says, member by member, in the words of people."""
     get = statement.get
-    if get("type") in ("decision", "evaluation"):
+    if get("type") == "decision":
         return _call_facts(statement, names)
+    if get("type") == "evaluation":
+        return _question_facts(statement, names)
     if get("type") == "outcome":
         return [
             Fact("Client", record_words.client_words(statement, names), "client"),
@@ -230,6 +238,25 @@ def facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
         if name not in TOLD and value is not None and not _nested(value)
     ]
     return [*found, Fact("Why", record_words.why(statement, names))] if get("counts") else found
+
+
+def _question_facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
+    """Those of a call, of which a search has fewer; what was not said does not read as if it had failed."""
+    get, searched = statement.get, question_words.is_search(statement)
+    unsaid = {"Client", "OAuth client id"} | (
+        {"Access", "Scopes needed", "In effect", "User", "Tool"} if searched else set()
+    )
+    found = [Fact("Said by", f"{get('backend')}, without a token")]
+    for fact in _call_facts(statement, names):
+        if fact.name == "In the token":
+            scopes = get("token_scopes")
+            found += [] if scopes is None else [Fact("Said to be in the token", " ".join(scopes) or "none")]
+        elif fact.name == "User" and fact.value is None and not searched:
+            found.append(Fact("User", question_words.NOBODY))
+        elif fact.value not in (None, "none") or fact.name not in unsaid:
+            found.append(fact)
+    found += [Fact("Special cases", ", ".join(map(str, get("tools") or [])))] if get("tools") else []
+    return [*found, Fact("Results", question_words.found(statement))] if searched else found
 
 
 def _nested(value: Any) -> bool:

@@ -41,7 +41,7 @@ def lines(records: Sequence[Record], clients: Mapping[str, str], who: Mapping[st
 
 def _line(record: Record, clients: Mapping[str, str], who: Mapping[str, str], outcome: Record | None) -> Line:
     row = record_page.row(record, clients)
-    is_call = record.type in ("decision", "evaluation")
+    is_call = record.type == "decision"
     happened = outcome_words(outcome)
     # What is no call has no columns of its own: its sentence says it all.
     why = capfirst(row.why) if is_call else row.title

@@ -20,7 +20,7 @@ from audit.reasons import REASONS
 from audit.viewer import Viewer, check
 
 DIMENSIONS = ("type", "decision", "reason", "flagged", "backend", "client", "tenant", "tool", "mode")
-CALLS = ("decision", "evaluation")
+CALLS = "decision"  # a question without a token (evaluation) is none
 ORIGIN = datetime(2001, 1, 1, tzinfo=UTC)  # a Monday
 WIDTHS = {"5m": timedelta(minutes=5), "1h": timedelta(hours=1), "1d": timedelta(days=1), "1w": timedelta(days=7)}
 # How long, before the newest record, spans of a width are kept; weeks for ever.
@@ -176,7 +176,7 @@ def series(
     the first and the last may reach beyond the times given.
 
     `filters` are of DIMENSIONS, each one value or a collection of them; an absent value is "". Without `type` calls are
-    counted (decisions and evaluations); `type=None` counts every record. Raises PermissionDenied; ValueError for
+    counted (decisions); `type=None` counts every record. Raises PermissionDenied; ValueError for
     what is not a dimension or more than 2,000 spans; TooMany for more than `most_rows` rows, and for a combination of
     dimensions that no cut has, over days and weeks and not of denials alone (DENIED_ONLY)."""
     start, width = floor(since, span), WIDTHS[span]

@@ -45,6 +45,13 @@ def resolve(issuer: str, sub: str, email: str | None = None) -> str:
     return known.uid
 
 
+def known(issuer: str, sub: str) -> str | None:
+    """The uid of a user who was met before. Nobody is made: for who is only said to be somebody."""
+    if (found := _known.get((issuer, sub))) is not None:
+        return found.uid
+    return Subject.objects.filter(identity_key=identity_key(issuer, sub)).values_list("uid", flat=True).first()
+
+
 def _find(key: bytes, email: str | None) -> Known | None:
     subject = Subject.objects.filter(identity_key=key).first()
     if subject is None:

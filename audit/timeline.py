@@ -11,7 +11,7 @@ from statistics import median
 from muniment.findings import counted
 
 KINDS = ("user", "client", "tool")
-CALLS = frozenset({"decision", "evaluation"})
+CALLS = frozenset({"decision"})  # a question without a token (evaluation) is a line, and no call
 # What is new is told of everything but the timeline's own kind.
 NEW = {"user": ("client", "tool", "mode"), "client": ("tool", "mode"), "tool": ("client", "mode")}
 MINUTE = timedelta(minutes=1)
@@ -36,7 +36,7 @@ class Seen:
 
     @property
     def is_call(self) -> bool:
-        """Whether somebody asked for something."""
+        """Whether somebody, verified, asked for something."""
         return self.type in CALLS
 
 

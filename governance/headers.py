@@ -6,7 +6,7 @@ from csp.middleware import CSPMiddleware
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from governance.shortcut import PREFIX
+from governance.shortcut import PREFIXES
 
 # What a page of ours needs of a browser's powers: to put an id on the clipboard.
 ALLOWED = "clipboard-write=(self)"
@@ -24,11 +24,11 @@ class PageHeaders(CSPMiddleware):
     """Outermost middleware, so that redirects, errors and static files have them too: Content-Security-Policy (W3C
     CSP Level 3), Permissions-Policy, and for the admin Cache-Control: no-store (RFC 9111 section 5.2.2.5), since its
     pages hold evidence that must not be found in a browser's cache once its viewer has signed out. Backends have no
-    browser: what is below /v1/ passes by."""
+    browser: what is theirs passes by."""
 
     def __call__(self, request: HttpRequest) -> Any:
         """Answer a call of the API as it is, and everything else with the headers."""
-        if request.path_info.startswith(PREFIX):
+        if request.path_info.startswith(PREFIXES):
             return self.get_response(request)
         return super().__call__(request)
 

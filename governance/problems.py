@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from rest_framework import exceptions
 
 from audit.recording import QueueFull, Unavailable
+from governance.shortcut import PREFIXES
 
 
 class Problem(Exception):
@@ -78,7 +79,7 @@ def handle(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
 
 def is_api(request: HttpRequest) -> bool:
     """Whether a call is one of a program, which gets problem documents."""
-    return request.path.startswith("/v1/")
+    return request.path.startswith(PREFIXES)
 
 
 def not_found() -> Problem:

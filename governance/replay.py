@@ -147,7 +147,7 @@ def _narrowed(records: QuerySet[Record], grant: GrantPolicy, client: str | None,
         exact["tool__in"] = tools
     if grant.modes:
         exact["mode__in"] = sorted(grant.modes)
-    return records.filter(type__in=("decision", "evaluation"), subject__isnull=False, **exact)
+    return records.filter(type="decision", subject__isnull=False, **exact)
 
 
 def _newest(records: QuerySet[Record]) -> Iterator[tuple[UUID, datetime, bytes]]:

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 
-from governance import contract
+from governance import authzen_contract, contract
 
-TYPES = (contract.Call, contract.Outcome, contract.Declaration)
+TYPES = (contract.Call, contract.Outcome, contract.Declaration, *authzen_contract.TYPES)
 View = Callable[..., Any]
 PUBLIC: list[Any] = [{}]  # no key is needed, against what holds for all others
 STAFF: list[Any] = [{"staffKey": []}]

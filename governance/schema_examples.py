@@ -55,6 +55,24 @@ SEARCHED = {
     "id": RECORD, "index": 81198, "at": "2026-11-23T10:03:58.204117Z", "leaf": DIGEST,
     "statement": {"type": "decision", "decision": "allow", "reason": "granted", "tool": "memory.recall"},
 }  # fmt: skip
+ASKED: dict[str, Any] = {
+    "subject": {"type": "user", "id": "248289761001"},
+    "action": {"name": "tools/call"},
+    "resource": {"type": "tool", "id": "memory.recall"},
+    "context": {"agent": "claude-app"},
+}
+REASONED: dict[str, Any] = {
+    "reason": "granted", "explanation": "Every check passed.", "flagged": False, "record": RECORD,
+    "policy_version": 42,
+}  # fmt: skip
+NOT_GRANTED: dict[str, Any] = {
+    "decision": False,
+    "context": REASONED | {
+        "reason": "not_granted", "remedy": "ask_administrator",
+        "explanation": "No grant lets this client use the scopes that the tool needs. Missing: memory:write.",
+    },
+}  # fmt: skip
+RECORDED = {"record": RECORD, "policy_version": 42}
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
     "verify": {
         "request": {"The least": {"token": "eyJhbGciOi...", "tool": "memory.recall"}, "Everything": CALL},
@@ -64,6 +82,54 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
     "verify_batch": {
         "request": {"Two calls": {"items": [{"token": "eyJhbGciOi...", "tool": "memory.recall"}, CALL]}},
         "200": {"One allowed, one that is not valid": {"items": [ALLOW, WRONG]}},
+    },
+    "evaluation": {
+        "request": {"May this user call this tool, through this client?": ASKED},
+        "200": {"Yes": {"decision": True, "context": REASONED}, "No": NOT_GRANTED},
+    },
+    "evaluations": {
+        "request": {
+            "Two tools": {
+                "subject": ASKED["subject"], "action": ASKED["action"], "context": ASKED["context"],
+                "evaluations": [
+                    {"resource": {"type": "tool", "id": "memory.recall"}},
+                    {"resource": {"type": "tool", "id": "memory.capture"}},
+                ],
+            },
+        },
+        "200": {
+            "One yes, one no": {"evaluations": [{"decision": True, "context": REASONED}, NOT_GRANTED]},
+        },
+    },
+    "search_subject": {
+        "request": {"Who may call it?": ASKED | {"subject": {"type": "user"}, "page": {"limit": 50}}},
+        "200": {
+            "A user, and no more": {
+                "page": {"next_token": "", "count": 1}, "context": RECORDED,
+                "results": [{"type": "user", "id": "usr_7Qm2vTgXn4Ks0LbDx9"}],
+            },
+        },
+    },
+    "search_resource": {
+        "request": {"Which tools may the user call?": ASKED | {"resource": {"type": "tool"}}},
+        "200": {
+            "One tool": {
+                "page": {"next_token": "", "count": 1}, "context": RECORDED,
+                "results": [{"type": "tool", "id": "memory.recall"}],
+            },
+        },
+    },
+    "search_action": {
+        "request": {
+            "What may the user do with a memory?": {
+                "subject": ASKED["subject"], "resource": {"type": "memory", "id": "m_123"},
+            },
+        },
+        "200": {
+            "Recall it": {
+                "page": {"next_token": "", "count": 1}, "context": RECORDED, "results": [{"name": "recall"}],
+            },
+        },
     },
     "report_outcome": {
         "request": {

@@ -7,6 +7,7 @@ from governance.schema_examples import EXAMPLES
 
 TAGS = {
     "verify": "Ask before a tool is served: may this user, through this client, use it? Every answer is on record.",
+    "authzen": "Ask without a token, as OpenID AuthZEN Authorization API 1.0 has it. Users are named, not verified.",
     "tools": "Say which tools a backend offers. New and changed ones wait for staff.",
     "records": "What is on record: search it with a staff key, and report what came of a call that was allowed.",
     "log": "The Merkle tree over all records, for everybody who wants to check it (C2SP tlog-tiles, RFC 9162).",
@@ -17,6 +18,12 @@ SUMMARIES = {
     "verify_batch": "Verify up to 100 calls",
     "report_outcome": "Report what came of an allowed call",
     "declare_tools": "Declare a backend's tools",
+    "evaluation": "Ask whether a user may do something",
+    "evaluations": "Ask up to 100 such questions",
+    "search_subject": "Search the users who may do something",
+    "search_resource": "Search what a user may use",
+    "search_action": "Search what a user may do",
+    "authzen_configuration": "Where the AuthZEN endpoints are",
     "search_records": "Search the records",
     "read_record": "Read one record",
     "keys": "The public keys",
@@ -65,6 +72,39 @@ MEMBERS: dict[str, dict[str, str]] = {
         "scopes": "The scopes that a call needs, all of them.",
         "description": "What it does, for staff who approve it.",
         "input_schema": "Its arguments, as JSON Schema.",
+    },
+    "Evaluation": {
+        "subject": "The user who is asked about.",
+        "action": "`tools/call` for a tool; else it is the tool `<resource.type>.<action.name>`.",
+        "resource": "The tool, or what is used with it.",
+        "context": "Through what the user asks.",
+    },
+    "Evaluations": {
+        "evaluations": "Each as an Evaluation. Left out or empty, the whole is one.",
+        "subject": "For each item that names none; so are the three others.",
+    },
+    "Options": {"evaluations_semantic": "Whether all are answered, or those up to the first denial, or permit."},
+    "AskedSubject": {
+        "type": "`user` or `identity`.",
+        "id": "The user's uid (`usr_...`), else what the issuer calls the user (`sub`).",
+    },
+    "SubjectProperties": {
+        "issuer": "Whose `sub` it is; may be left out where the backend accepts one issuer.",
+        "iss": "The same.",
+        "role": "Roles, one or several.",
+        "roles": "The same.",
+        "iat": "When the user's token was issued, in POSIX seconds. A user who was signed out everywhere is refused"
+        " without it.",
+    },
+    "AskedContext": {
+        "agent": "The OAuth client id. Without it those grants count that are for any client.",
+        "agent_mode": "How the agent runs.",
+        "agent_scopes": "What the agent was handed: it narrows, and never widens.",
+        "scopes": "The scopes of the user's token. Without them consent is not looked at.",
+    },
+    "PageWish": {
+        "token": "`next_token` of the page before, with the same question.",
+        "limit": "Results of a page: 50 if left out, at most 100.",
     },
     "Answer": {
         "decision": "Whether the tool may be served.",

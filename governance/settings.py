@@ -300,6 +300,7 @@ SPECTACULAR_SETTINGS = {
     "SERVE_PERMISSIONS": [],
     "SERVE_AUTHENTICATION": [],
     "SERVE_INCLUDE_SCHEMA": False,
+    "SCHEMA_PATH_PREFIX": "/v1",
     "POSTPROCESSING_HOOKS": ["governance.schema.add_components", "governance.schema_words.add_words"],
 }
 
@@ -313,6 +314,10 @@ MUNIMENT_FAILURES_BURST = env.int("MUNIMENT_FAILURES_BURST", 1000)
 MUNIMENT_QUEUE = env.int("MUNIMENT_QUEUE", 2048)
 MUNIMENT_RECORD_TIMEOUT = env.float("MUNIMENT_RECORD_TIMEOUT", 5.0)
 MUNIMENT_SEALED_WAITERS = env.int("MUNIMENT_SEALED_WAITERS", 4)
+# How the search of AuthZEN names users: by uid, or as their issuer does.
+MUNIMENT_AUTHZEN_SUBJECTS = env.str("MUNIMENT_AUTHZEN_SUBJECTS", "uid")
+if MUNIMENT_AUTHZEN_SUBJECTS not in ("uid", "sub"):
+    raise ImproperlyConfigured("MUNIMENT_AUTHZEN_SUBJECTS must be uid or sub")
 MUNIMENT_REQUEST_DAYS = env.int("MUNIMENT_REQUEST_DAYS", 14)
 if not 1 <= MUNIMENT_REQUEST_DAYS <= 365:
     raise ImproperlyConfigured("MUNIMENT_REQUEST_DAYS must be 1 to 365")

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from django.http import HttpRequest, HttpResponse
 from django.urls import Resolver404, resolve
 
-PREFIX = "/v1/"
+# Where programs call. AuthZEN (Authorization API 1.0, section 10.1) and RFC 8615 fix the last two.
+PREFIXES = ("/v1/", "/access/v1/", "/.well-known/")
 
 
 class ApiShortcut:
-    """Middleware, just inside SecurityMiddleware: a call below /v1/ goes straight to its view, without sessions,
+    """Middleware, just inside SecurityMiddleware: a call of a program goes straight to its view, without sessions,
     CSRF (no cookie authenticates it), messages and Content-Security-Policy, which cost as much as deciding does."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -17,7 +18,7 @@ class ApiShortcut:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """Answer a call of the API; pass on everything else, and what has no view."""
-        if not request.path_info.startswith(PREFIX):
+        if not request.path_info.startswith(PREFIXES):
             return self.get_response(request)
         request.get_host()  # raises DisallowedHost, which Django answers with 400
         try:

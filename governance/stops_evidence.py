@@ -144,7 +144,7 @@ def hits(viewer: Viewer, kind: str, row: Any) -> Hits | None:
 
 def _hits_of_user(viewer: Viewer, uid: str, since: datetime, until: datetime) -> Hits:
     """A user is no dimension of what is counted, so the newest calls are counted here."""
-    records = search.visible(viewer, since, until).filter(subject=uid, type__in=rollups.CALLS)
+    records = search.visible(viewer, since, until).filter(subject=uid, type=rollups.CALLS)
     calls = list(records.order_by("-at").values_list("decision", "tool")[: MOST_CALLS + 1])
     counted = calls[:MOST_CALLS]
     allowed = sum(1 for decision, _ in counted if decision == "allow")

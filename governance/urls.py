@@ -9,6 +9,14 @@ from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView
 
 from governance.api import VerifyBatchView, VerifyView
+from governance.authzen import (
+    ActionSearchView,
+    EvaluationsView,
+    EvaluationView,
+    MetadataView,
+    ResourceSearchView,
+    SubjectSearchView,
+)
 from governance.backend_api import KeysView, ToolsView
 from governance.health import livez, readyz
 from governance.log_api import CheckpointView, ConsistencyView, InclusionView, TileView
@@ -38,6 +46,12 @@ urlpatterns = [
     path("v1/log/", log()),
     path("v1/log/<int:number>/", log(schema=None)),  # described by governance.schema, from the ones above
     path("v1/log/proof/inclusion", InclusionView.as_view()),
+    path("access/v1/evaluation", EvaluationView.as_view()),
+    path("access/v1/evaluations", EvaluationsView.as_view()),
+    path("access/v1/search/subject", SubjectSearchView.as_view()),
+    path("access/v1/search/resource", ResourceSearchView.as_view()),
+    path("access/v1/search/action", ActionSearchView.as_view()),
+    path(".well-known/authzen-configuration", MetadataView.as_view()),
     path("v1/schema", SpectacularAPIView.as_view(), name="schema"),
     path("reference", reference, name="reference"),
     path("livez", livez),

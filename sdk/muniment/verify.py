@@ -285,7 +285,7 @@ class _Verification:
         if said is None or not self.since <= said.at < self.until or not self._asked(said):
             return
         self.facts.matching += 1
-        if said.type in ("decision", "evaluation"):
+        if said.type == "decision":  # what was asked without a token (evaluation) was no call
             self.facts.allowed += said.decision == "allow"
             self.facts.denied += said.decision == "deny"
 
