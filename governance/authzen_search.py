@@ -7,7 +7,7 @@ is no permission: whoever relies on it asks again."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from django.conf import settings
 
@@ -135,7 +135,7 @@ def _found(asking: Asking, who: Who) -> Page:
         case ResourceSearch():
             return _resources(asking, asking.asked, who)
         case _:
-            return _actions(asking, cast(ActionSearch, asking.asked), who)
+            return _actions(asking, asking.asked, who)
 
 
 def _subjects(asking: Asking, asked: SubjectSearch) -> Page:
