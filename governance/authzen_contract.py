@@ -3,12 +3,14 @@
 Unknown members are ignored (section 10.1.1); a known one that is wrong is a ValidationError that names it, never its
 value. What an object's `properties` and the context may hold is free, but for the members that are named here."""
 
-import hmac
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+import secrets
+from base64 import b64decode, urlsafe_b64encode
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec import Meta
 
 from audit.protection import keyed_hash
@@ -23,6 +25,7 @@ ScopeText = Annotated[str, Meta(max_length=4096)]  # as in a token (RFC 6749 sec
 Properties = Annotated[dict[str, Any], Meta(max_length=100)]
 Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"]
 MAX_ITEMS = 100
+NONCE = 12  # bytes
 # The members of an entity that an item of a batch gets from the defaults even if it has the entity itself.
 REQUIRED = {"subject": ("type", "id"), "action": ("name",), "resource": ("type", "id"), "context": ()}
 
@@ -176,27 +179,19 @@ def bound(backend: str, asked: Search) -> bytes:
 
 
 def page_token(question: bytes, after: str) -> str:
-    """The token that leads to what comes after a name."""
-    return f"{_text(after.encode())}.{_text(_mac(question, after))}"
+    """The token that leads to what comes after a name, of a user or a tool, and does not tell it."""
+    nonce = secrets.token_bytes(NONCE)
+    return urlsafe_b64encode(nonce + _cipher().encrypt(nonce, after.encode(), question)).decode()
 
 
 def page_after(question: bytes, token: str) -> str | None:
     """The name after which a page begins; None for a token that was not given to this question."""
-    name, _, mac = token.partition(".")
     try:
-        after, given = _data(name).decode(), _data(mac)
-    except ValueError:
+        data = b64decode(token, altchars=b"-_", validate=True)
+        return _cipher().decrypt(data[:NONCE], data[NONCE:], question).decode()
+    except (InvalidTag, ValueError):
         return None
-    return after if hmac.compare_digest(given, _mac(question, after)) else None
 
 
-def _mac(question: bytes, after: str) -> bytes:
-    return keyed_hash("authzen-page", f"{question.hex()}\x00{after}")[:16]
-
-
-def _text(data: bytes) -> str:
-    return urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def _data(text: str) -> bytes:
-    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
+def _cipher() -> AESGCM:
+    return AESGCM(keyed_hash("authzen-page", ""))

@@ -377,6 +377,22 @@ class TestTheEdge:
                 assert secret not in response.content
         assert not Record.objects.filter(type="evaluation").exists()
 
+    @pytest.mark.parametrize("depth", [50, 400, 700, 900, 990, 1100, 3000])
+    def test_a_body_however_deep_is_answered(self, world: World, depth: int) -> None:
+        deep = json.dumps(question(resource=RECALL | {"properties": {"x": 1}})).replace(
+            "1}", "[" * depth + "]" * depth + "}"
+        )
+        for path in (EVALUATION, EVALUATIONS):
+            assert world.post(path, deep).status_code in (200, 400)
+        items = f'{{"evaluations": [{deep}, {json.dumps(question())}]}}'
+        response = world.post(EVALUATIONS, items)
+        assert response.status_code == 400 or [one["decision"] for one in response.json()["evaluations"]][1] is True
+
+    @pytest.mark.parametrize("digits", [20, 400, 5000])
+    def test_numbers_however_long_are_answered(self, world: World, digits: int) -> None:
+        for body in (question(subject=user(iat=7)), question(resource=RECALL | {"properties": {"n": 7}})):
+            assert world.post(EVALUATION, json.dumps(body).replace("7", "7" * digits)).status_code in (200, 400)
+
     def test_strange_properties_are_no_special_case_and_do_no_harm(self, world: World) -> None:
         strange = {
             "a b": "c d", "": "", "n": None, "f": 1.5, "l": [1], "d": {"x": {}}, "é": "é", "big": 10**30, "neg": -1,
