@@ -2,6 +2,7 @@
 
 import time
 from base64 import b64encode
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -99,15 +100,19 @@ def text(data: bytes) -> str:
 
 def challenge(verdict: Verdict) -> str:
     """A `WWW-Authenticate` value (RFC 6750 section 3, RFC 9728 section 5.1) with all scopes of the operation."""
-    decision = verdict.decision
-    error = ERRORS.get(decision.reason, "invalid_token")
-    required = verdict.snapshot.policy.tools.get((verdict.backend.id, verdict.call.tool))
+    tool = verdict.snapshot.policy.tools.get((verdict.backend.id, verdict.call.tool))
+    return bearer_challenge(verdict.decision.reason, tool.scopes if tool else (), verdict.backend.first_audience)
+
+
+def bearer_challenge(reason: str, scopes: Sequence[str], audience: str) -> str:
+    """The same, of a denial for this reason, by a backend with this audience."""
+    error = ERRORS.get(reason, "invalid_token")
     parts = []
     if error:
-        parts += [f'error="{error}"', f'error_description="{REASONS[decision.reason].sentence}"']
-    if required and required.scopes:
-        parts.append(f'scope="{" ".join(required.scopes)}"')
-    if metadata := resource_metadata(verdict.backend.first_audience):
+        parts += [f'error="{error}"', f'error_description="{REASONS[reason].sentence}"']
+    if scopes:
+        parts.append(f'scope="{" ".join(scopes)}"')
+    if metadata := resource_metadata(audience):
         parts.append(f'resource_metadata="{metadata}"')
     return "Bearer " + ", ".join(parts) if parts else "Bearer"
 

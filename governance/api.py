@@ -5,6 +5,7 @@ api -> verification -> clients.tokens (identity) -> decision -> audit.recording
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +30,7 @@ MAX_ITEMS = 100
 # The one message of msgspec that repeats what was sent.
 ENUM_VALUE = re.compile(r"Invalid enum value .*(?= - at `)", re.DOTALL)
 SEALED = re.compile("sealed")
+Fits = Callable[[BackendPolicy], bool]
 _calls = msgspec.json.Decoder(Calls)
 _call = msgspec.json.Decoder(Call)
 _encode = msgspec.json.Encoder().encode
@@ -97,7 +99,7 @@ class BackendView(APIView):
 
     def credential(self, request: HttpRequest) -> Credential:
         """The backend key that was sent. Raises a 401 Problem, after noting the failure."""
-        credential = credentials.read(request.META.get("HTTP_AUTHORIZATION"))
+        credential = credentials.read(self.presented(request))
         source = request.META.get("REMOTE_ADDR", "")
         spent = budgets.spent("", source)
         try:
@@ -110,6 +112,10 @@ class BackendView(APIView):
             raise not_authenticated() from None
         assert credential is not None
         return credential
+
+    def presented(self, request: HttpRequest) -> str | None:
+        """Where the key is: `Bearer mk_...`."""
+        return request.META.get("HTTP_AUTHORIZATION")
 
     def backend(self, request: HttpRequest) -> BackendPolicy:
         """The backend whose key was sent, for a call that records nothing: a record would refuse a key that was revoked
@@ -190,9 +196,12 @@ def raw_items(body: bytes) -> list[msgspec.Raw]:
         raise
 
 
-def decided(credential: Credential, calls: list[Call], request: HttpRequest) -> list[dict[str, Any] | Problem]:
+def decided(
+    credential: Credential, calls: list[Call], request: HttpRequest, fits: Fits | None = None
+) -> list[dict[str, Any] | Problem]:  # fmt: skip
     """The answers to calls, each recorded; a 429 Problem in the place of one that is beyond a failure budget.
-    Raises a Problem, or what `problems` tells as one, when nothing may be answered."""
+    Raises a Problem, or what `problems` tells as one, when nothing may be answered; and PolicyMoved where the calls do
+    not fit the policy any more, of which there is none without `fits`."""
     snapshot, backend = authenticate(credential)
     sources = [call.request.ip or request.META.get("REMOTE_ADDR", "") for call in calls]
     admitted = [
@@ -202,7 +211,8 @@ def decided(credential: Credential, calls: list[Call], request: HttpRequest) -> 
     if turned_away := admitted.count(False):
         budgets.turned_away(backend.slug, "over_budget", turned_away)
     try:
-        verdicts = verify(credential, [call for call, enters in zip(calls, admitted, strict=True) if enters])
+        entering = [call for call, enters in zip(calls, admitted, strict=True) if enters]
+        verdicts = verify(credential, entering, fits)
     except NotAuthenticated:  # the key was revoked while the call was decided
         raise not_authenticated() from None
     found = iter(verdicts)

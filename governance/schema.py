@@ -10,6 +10,7 @@ from governance import authzen_contract, contract
 
 TYPES = (contract.Call, contract.Outcome, contract.Declaration, *authzen_contract.TYPES)
 View = Callable[..., Any]
+PROXY: list[Any] = [{"proxyKey": []}]
 PUBLIC: list[Any] = [{}]  # no key is needed, against what holds for all others
 STAFF: list[Any] = [{"staffKey": []}]
 _, COMPONENTS = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
@@ -103,7 +104,8 @@ def add_components(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         "securitySchemes": {
             name: {"type": "http", "scheme": "bearer", "bearerFormat": f"{prefix}_<key id>_<secret>"}
             for name, prefix in (("backendKey", "mk"), ("staffKey", "sk"))
-        },
+        }
+        | {"proxyKey": {"type": "apiKey", "in": "header", "name": "X-Muniment-Key"}},
     }
     result["security"] = [{"backendKey": []}]
     _add_older_logs(result["paths"])
@@ -183,6 +185,26 @@ def declare(view: View) -> View:
         operation_id="declare_tools",
         request={"application/json": ref("Declaration")},
         responses=_responses({200: _object(tools={"type": "array", "items": row})}, 400, 401, 413, 429, 503),
+    )(view)
+
+
+def forward_auth(view: View) -> View:
+    """GET /v1/forward-auth, and below it."""
+    headers = [
+        OpenApiParameter(name, str, OpenApiParameter.HEADER, description=words, required=name in _ASKED)
+        for name, words in {**_ASKED, **_PASSED_ON}.items()
+    ]
+    allowed = OpenApiResponse(None, "Every tool of the route is allowed; the headers say who it is.")
+    told = [
+        OpenApiParameter(f"X-Muniment-{name}", str, OpenApiParameter.HEADER, response=True, description=words)
+        for name, words in _IDENTITY.items()
+    ]
+    return extend_schema(
+        operation_id="forward_auth",
+        tags=["forward-auth"],
+        auth=PROXY,
+        parameters=[*headers, *told],
+        responses={200: allowed} | _responses({}, 401, 403, 429, 503),
     )(view)
 
 
@@ -268,6 +290,30 @@ def record(view: View) -> View:
     )(view)
 
 
+_ASKED = {
+    "X-Muniment-Proxy": "`nginx`, `caddy`, `traefik` or `envoy`: it says where the original request stands."
+    " `nginx; assertion=https://db.example` asks for an identity assertion as well.",
+}
+_PASSED_ON = {
+    "X-Original-Method": "The original method, from nginx.",
+    "X-Original-URI": "The original path and query, from nginx and Envoy.",
+    "X-Forwarded-Method": "The original method, from Caddy and Traefik.",
+    "X-Forwarded-Uri": "The original path and query, from Caddy and Traefik.",
+    "Mcp-Protocol-Version": "Of the client, with the next two: of a backend that enforces them, the tool it calls.",
+    "Mcp-Method": "Of the client.",
+    "Mcp-Name": "Of the client.",
+    "X-Real-IP": "The client's address, for the record.",
+}
+_IDENTITY = {
+    "Status": "The status that is meant, where the proxy understands fewer.",
+    "Uid": "By which Muniment knows the user.",
+    "Client": "The AI client's slug.",
+    "Tool": "The tool; of several, all of them with spaces between.",
+    "Scopes": "With which the request may be served, with spaces between.",
+    "Record": "The record of the decision; of several, in the order of the tools.",
+    "Tenant": "The user's tenant, percent-encoded.",
+    "Assertion": "The signed JWT that was asked for, where one tool was.",
+}
 _moment = {"type": "string", "format": "date-time"}
 _hash = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
 # The parameters of a search; that they are those that `governance.records_api` takes is tested.

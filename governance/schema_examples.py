@@ -131,6 +131,14 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
             },
         },
     },
+    "forward_auth": {
+        "403": {
+            "A path without a route": {
+                "type": "urn:muniment:problem:no-route", "title": "No route", "status": 403,
+                "detail": "No tool is served at this path with this method.",
+            },
+        },
+    },
     "report_outcome": {
         "request": {
             "It went well": {

@@ -8,6 +8,8 @@ from governance.schema_examples import EXAMPLES
 TAGS = {
     "verify": "Ask before a tool is served: may this user, through this client, use it? Every answer is on record.",
     "authzen": "Ask without a token, as OpenID AuthZEN Authorization API 1.0 has it. Users are named, not verified.",
+    "forward-auth": "For a proxy that asks before it lets a request through: nginx, Caddy, Traefik, Envoy. Which tools"
+    " a path stands for is in the policy, as routes of the backend.",
     "tools": "Say which tools a backend offers. New and changed ones wait for staff.",
     "records": "What is on record: search it with a staff key, and report what came of a call that was allowed.",
     "log": "The Merkle tree over all records, for everybody who wants to check it (C2SP tlog-tiles, RFC 9162).",
@@ -18,6 +20,7 @@ SUMMARIES = {
     "verify_batch": "Verify up to 100 calls",
     "report_outcome": "Report what came of an allowed call",
     "declare_tools": "Declare a backend's tools",
+    "forward_auth": "Ask for a proxy, before it lets a request through",
     "evaluation": "Ask whether a user may do something",
     "evaluations": "Ask up to 100 such questions",
     "search_subject": "Search the users who may do something",
@@ -37,6 +40,7 @@ SUMMARIES = {
 }
 KEYS = {
     "backendKey": "A backend's key, made by staff under Backend keys, or by `manage.py backend_key create`.",
+    "proxyKey": "A key of the backend that is behind the proxy, in a header of its own: `Authorization` is the user's.",
     "staffKey": "A key of a member of staff, with that person's roles, made by `manage.py staff_key create`.",
 }
 # Members of the types, by path; what a name says by itself has no words.

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib import admin
-from django.urls import URLPattern, include, path
+from django.urls import URLPattern, include, path, re_path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView
 
@@ -18,6 +18,7 @@ from governance.authzen import (
     SubjectSearchView,
 )
 from governance.backend_api import KeysView, ToolsView
+from governance.forward_auth import ForwardAuthView
 from governance.health import livez, readyz
 from governance.log_api import CheckpointView, ConsistencyView, InclusionView, TileView
 from governance.outcomes import OutcomeView
@@ -42,6 +43,8 @@ urlpatterns = [
     path("v1/records/<uuid:record>", RecordView.as_view()),
     path("v1/records/<uuid:record>/outcome", OutcomeView.as_view()),
     path("v1/tools", ToolsView.as_view()),
+    path("v1/forward-auth", ForwardAuthView.as_view()),
+    re_path("^v1/forward-auth/", ForwardAuthView.as_view(schema=None)),  # Envoy: the original path follows
     path("v1/keys", KeysView.as_view()),
     path("v1/log/", log()),
     path("v1/log/<int:number>/", log(schema=None)),  # described by governance.schema, from the ones above

@@ -5,7 +5,7 @@ from the newer policy. Nothing is answered that is not recorded.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -74,16 +74,21 @@ def authenticate(credential: Credential | None, look: bool = True) -> tuple[Snap
     return snapshot, backend
 
 
-def verify(credential: Credential | None, calls: Sequence[Call]) -> list[Verdict]:
+def verify(
+    credential: Credential | None, calls: Sequence[Call], fits: Callable[[BackendPolicy], bool] | None = None
+) -> list[Verdict]:  # fmt: skip
     """Decide and record calls of one backend; the verdicts in the calls' order. One without a receipt could not be
-    recorded, and must not be answered.
+    recorded, and must not be answered. `fits` says whether the calls are still those that a policy asks for.
 
-    Raises NotAuthenticated, QueueFull or Unavailable; then nothing may be answered."""
+    Raises NotAuthenticated, QueueFull or Unavailable, and PolicyMoved where they do not fit any more; then nothing may
+    be answered."""
     verdicts: list[Verdict | None] = [None] * len(calls)
     states = [UNTOUCHED] * len(calls)
     waiting = list(range(len(calls)))
     for _ in range(ATTEMPTS):
         snapshot, backend = authenticate(credential)
+        if fits is not None and not fits(backend):
+            raise PolicyMoved
         try:
             made = [prepared(snapshot, backend, calls[position], states[position]) for position in waiting]
         except PolicyMoved:
