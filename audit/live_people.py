@@ -150,7 +150,7 @@ def _own(holder: str, said: dict[str, Any]) -> bool:
     """Whether the details of such a record may be under this key: one that was destroyed for another's sake would hide
     them."""
     subject = _text(said.get("subject"))
-    called = said.get("type") in ("decision", "evaluation", "outcome")
+    called = said.get("type") in ("decision", "evaluation", "introspection", "outcome")
     return holder == subject or not (holder.startswith(USER) or (subject and called))
 
 

@@ -57,7 +57,7 @@ def around(viewer: Viewer, record: Record, statement: Mapping[str, Any], client:
         found += link(f"All calls of {record.tool}", "admin:timeline", "tool", name, query=query)
     found += same(record, window)
     version = (statement.get("policy") or {}).get("version")
-    if record.type in ("decision", "evaluation") and isinstance(version, int):
+    if record.type in ("decision", "evaluation", "introspection") and isinstance(version, int):
         if policy := policy_record(viewer, version, record.at):
             found += link(f"What made policy version {version}", "admin:record", policy.id)
         found += explain(statement)

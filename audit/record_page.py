@@ -64,7 +64,7 @@ def _well_formed(statement: Statement) -> bool:
     get, agent = statement.get, statement.get("agent") or {}
     if not all(isinstance(get(name), (str, NoneType)) for name in WORDS):
         return False
-    texts = [get(name) for name in ("required", "token_scopes", "effective", "roles", "_sd")]
+    texts = [get(name) for name in ("required", "token_scopes", "effective", "roles", "tools", "_sd")]
     tables = [agent, *(get(name) for name in ("policy", "outcome", "counts"))]
     if not all(isinstance(table, dict) for table in tables if table is not None):
         return False
@@ -86,6 +86,8 @@ def pill(statement: Statement) -> Pill:
     """The decision; for a record without one, its kind."""
     if statement.get("type") == "evaluation":  # not in the colours of a call: nothing was used
         return Pill("plain", question_words.pill(statement))
+    if statement.get("type") == "introspection":
+        return Pill("plain", "Token active" if statement.get("decision") == "allow" else "Token refused")
     match statement.get("decision"), bool(statement.get("flagged")):
         case "allow", True:
             return Pill("flag", "Allowed, flagged")
@@ -223,6 +225,10 @@ def facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
         return _call_facts(statement, names)
     if get("type") == "evaluation":
         return _question_facts(statement, names)
+    if get("type") == "introspection":
+        untold = ("Tool", "Access", "Scopes needed")
+        said = [fact for fact in _call_facts(statement, names) if fact.name not in untold]
+        return [*said, Fact("Answer", record_words.why(statement, names))]
     if get("type") == "outcome":
         return [
             Fact("Client", record_words.client_words(statement, names), "client"),

@@ -13,7 +13,8 @@ from audit.reasons import REASONS
 
 Statement = Mapping[str, Any]
 TYPES = {
-    "decision": "Call", "evaluation": "Question", "outcome": "Outcome", "policy": "Policy change",
+    "decision": "Call", "evaluation": "Question", "introspection": "Token check", "outcome": "Outcome",
+    "policy": "Policy change",
     "request": "Request", "review": "Access review", "staff": "Staff action", "signal": "Signal",
     "denials": "Calls turned away", "ungoverned": "Call without us", "key": "Key", "notice": "Notice",
     "retention": "Retention", "hold": "Hold", "erasure": "Erasure",
@@ -97,6 +98,8 @@ def title(statement: Statement, names: Mapping[str, str]) -> str:
             return _decision(statement, names)
         case "evaluation":
             return question_words.title(statement, client_words(statement, names), _user(statement))
+        case "introspection":
+            return _token_check(statement, names)
         case "outcome":
             return _outcome(statement, names)
         case "policy":
@@ -111,6 +114,13 @@ def title(statement: Statement, names: Mapping[str, str]) -> str:
         case "notice" | "key":
             return _notice(statement)
     return f"{TYPES.get(str(statement.get('type')), str(statement.get('type')).capitalize())}"
+
+
+def _token_check(statement: Statement, names: Mapping[str, str]) -> str:
+    """A backend asked what a token is good for; no tool was named, and none was called."""
+    user, client = statement.get("subject"), client_words(statement, names)
+    whose = f"a token of {_user(statement)}" if user else "a token of nobody known"
+    return f"{statement.get('backend') or 'A backend'} checked {whose}{f' from {client}' if client else ''}"
 
 
 NOTICES = {
@@ -222,7 +232,9 @@ def why(statement: Statement, names: Mapping[str, str]) -> str:
         return f"{amount(found, 'user')} found"
     if kind == "evaluation" and question_words.is_search(statement):
         return question_words.found(statement)
-    if kind not in ("decision", "evaluation"):
+    if kind == "introspection" and statement.get("decision") == "allow":
+        return f"active, for {' '.join(statement.get('effective') or []) or 'no scope'}"
+    if kind not in ("decision", "evaluation", "introspection"):
         return ""
     if statement.get("decision") == "allow":
         grants = statement.get("grants") or []

@@ -168,6 +168,33 @@ def decide(policy: Policy, question: Question, subject: SubjectState, now: float
     )
 
 
+def decide_any_tool(policy: Policy, question: Question, subject: SubjectState, now: float) -> Decision:
+    """Rows 9 to 11, where a token was shown and no tool named. `effective` are those of its scopes that grants cover
+    whatever the tool, less those that a deny grant names; one that denies all, whatever the tool, denies here too."""
+    decision = Decision(token_scopes=question.token_scopes)
+    if question.client_id is not None:
+        decision.client = policy.clients.get((question.issuer, question.client_id))
+    return _client(decision, question) or _subject(decision, question, subject) or _any(decision, policy, question, now)
+
+
+def _any(decision: Decision, policy: Policy, question: Question, now: float) -> Decision:
+    assert decision.client is not None  # row 9 held
+    candidates = policy.grants_of_client.get(decision.client.id, ()) + policy.grants_of_client.get(None, ())
+    matching = [grant for grant in candidates if grant.tool_id is None and _applies(grant, question, None, now)]
+    denying = [grant for grant in matching if grant.effect == "deny"]
+    allowing = [grant for grant in matching if grant.effect != "deny"]
+    granted = frozenset().union(*(policy.closure(grant.scopes) for grant in allowing))
+    denied = frozenset().union(*(grant.scopes for grant in denying))
+    decision.granted = tuple(sorted(granted))
+    decision.effective = tuple(sorted((granted & policy.closure(question.token_scopes)) - denied))
+    if total := [grant.id for grant in denying if not grant.scopes]:
+        decision.grants, decision.effective = tuple(total), ()
+        return decision.stop("grants", "grant_denied", f"Grant {total[0]} forbids it.")
+    decision.grants = tuple(grant.id for grant in allowing)
+    decision.flagged = any(grant.effect == "flag" for grant in allowing)
+    return decision
+
+
 def _client(decision: Decision, question: Question) -> Decision | None:
     """Row 9."""
     client = decision.client

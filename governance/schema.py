@@ -168,6 +168,19 @@ def verify_batch(view: View) -> View:
     )(view)
 
 
+def introspect(view: View) -> View:
+    """POST /v1/introspect."""
+    form = _object(token=_text, token_type_hint=_text, client_id=_text, client_secret=_text)
+    names = dict.fromkeys(("scope", "client_id", "token_type", "sub", "aud", "iss", "jti", "uid"), _text)
+    found = _object(active={"type": "boolean"}, **names, exp=_count, iat=_count, act={"type": "object"})
+    return extend_schema(
+        operation_id="introspect",
+        tags=["verify"],
+        request={"application/x-www-form-urlencoded": form | {"required": ["token"]}},
+        responses=_responses({200: found | {"required": ["active"]}}, 400, 401, 413, 429, 503),
+    )(view)
+
+
 def outcome(view: View) -> View:
     """POST /v1/records/{record}/outcome."""
     body = _object(record=_text, parent=_text, first={"type": "boolean"})

@@ -18,6 +18,7 @@ TAGS = {
 SUMMARIES = {
     "verify": "Verify one call",
     "verify_batch": "Verify up to 100 calls",
+    "introspect": "Look at a token (RFC 7662)",
     "report_outcome": "Report what came of an allowed call",
     "declare_tools": "Declare a backend's tools",
     "forward_auth": "Ask for a proxy, before it lets a request through",

@@ -20,6 +20,7 @@ from governance.authzen import (
 from governance.backend_api import KeysView, ToolsView
 from governance.forward_auth import ForwardAuthView
 from governance.health import livez, readyz
+from governance.introspection import IntrospectView
 from governance.log_api import CheckpointView, ConsistencyView, InclusionView, TileView
 from governance.outcomes import OutcomeView
 from governance.records_api import RecordsView, RecordView
@@ -39,6 +40,7 @@ def log(**initial: Any) -> tuple[list[URLPattern], None, None]:
 urlpatterns = [
     path("v1/verify", VerifyView.as_view()),
     path("v1/verify/batch", VerifyBatchView.as_view()),
+    path("v1/introspect", IntrospectView.as_view()),
     path("v1/records", RecordsView.as_view(), name="api_records"),
     path("v1/records/<uuid:record>", RecordView.as_view()),
     path("v1/records/<uuid:record>/outcome", OutcomeView.as_view()),

@@ -195,12 +195,18 @@ def to_entry(verdict: Verdict) -> Entry:
     """The record of a decision: its statement, and what of it is private (DESIGN.md section 6)."""
     if verdict.decision.reason in ("client_unknown", "tool_unknown"):
         note_unknown(verdict)
+    holder, bound = bound_of(verdict)
+    return entry(statement(verdict), private(verdict), holder, **bound)
+
+
+def bound_of(verdict: Verdict) -> tuple[str, dict[str, Any]]:
+    """Under whose key the private members fall, and what the recording transaction is to check."""
     # Callers that could not be established fall under a key of the backend's day, with a retention of its own.
     holder = verdict.uid or f"backend:{verdict.backend.slug}:{datetime.now(UTC):%Y-%m-%d}"
     bound: dict[str, Any] = {"version": verdict.snapshot.version, "established": verdict.uid is not None}
     if verdict.uid:
         bound |= {"subject": verdict.uid, "subject_state": verdict.state}
-    return entry(statement(verdict), private(verdict), holder, **bound)
+    return holder, bound
 
 
 def statement(verdict: Verdict) -> dict[str, Any]:

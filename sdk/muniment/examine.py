@@ -206,7 +206,7 @@ class Examiner:
 
     def _heed(self, entry: Entry, kind: str, said: dict[str, Any]) -> None:
         """What a record of this type means for those that follow. Types that are not known are left alone."""
-        if kind in ("decision", "evaluation"):
+        if kind in ("decision", "evaluation", "introspection"):
             self._decision(entry, said)
         elif kind == "policy":
             self._apply(entry, said)
