@@ -64,7 +64,7 @@ class AuthzenView(BackendView):
     def within_budget(self, request: HttpRequest, credential: Credential) -> None:
         """Raises a 429 Problem where this backend, or this source, has named too many users who are none."""
         _, backend = authenticate(credential)
-        if budgets.spent(backend.slug, request.META.get("REMOTE_ADDR", "")):
+        if budgets.spent(*account(request, backend.slug)):
             budgets.turned_away(backend.slug, "over_budget")
             raise too_many()
 
@@ -75,11 +75,17 @@ def request_id(request: HttpRequest) -> str | None:
     return given if 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable() else None
 
 
+def account(request: HttpRequest, backend: str) -> tuple[str, str]:
+    """Whose budget of failures it is: one of its own, so that forged tokens, which anybody can send to a backend, do
+    not stop the backend's own questions."""
+    return f"{backend} authzen", request.META.get("REMOTE_ADDR", "")
+
+
 def charge(request: HttpRequest, found: list[Found]) -> None:
     """Draw on the budget for users who could not be established."""
     failed = [one for one in found if isinstance(one, Verdict) and REASONS[one.decision.reason].status == 401]
     if failed:
-        budgets.charge(failed[0].backend.slug, request.META.get("REMOTE_ADDR", ""), len(failed))
+        budgets.charge(*account(request, failed[0].backend.slug), len(failed))
 
 
 def question(item: Any, kind: type[T]) -> T:

@@ -343,6 +343,14 @@ class TestTheEdge:
         seen = [world.post(EVALUATION, question(subject=user("usr_guess"))).status_code for _ in range(5)]
         assert seen == [200, 200, 200, 429, 429]
         assert world.post(EVALUATIONS, {"evaluations": [question()]}).status_code == 429
+        assert world.verify()["decision"] == "allow", "calls have a budget of their own"
+
+    def test_forged_tokens_do_not_stop_questions(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(budgets, "burst", 3)
+        monkeypatch.setattr(budgets, "rate", 0)
+        forged = [world.post("/v1/verify", {"token": "x.y.z", "tool": "memory.recall"}).status_code for _ in range(4)]
+        assert forged[-1] == 429
+        assert ask(world)["decision"] is True
 
     def test_other_methods_and_paths(self, world: World) -> None:
         for path in (EVALUATION, EVALUATIONS, "/access/v1/search/subject"):

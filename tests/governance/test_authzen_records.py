@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from django.test import Client as HttpClient
 from django.utils import timezone
+from hypothesis import given
+from hypothesis import strategies as st
 
-from audit import person_report, question_words, record_words, rollups, timeline_reading, verification
+from audit import person_report, question_words, record_page, record_words, rollups, timeline_reading, verification
 from audit.models import Record
 from audit.person_report import Period
 from audit.record_page import pill
@@ -163,3 +165,24 @@ def test_an_old_question_of_staff_reads_as_it_did() -> None:
     statement = {"type": "evaluation", "decision": "allow", "reason": "granted", "client": "claude", "subject": "usr_1"}
     words = dict(record_words.rules(statement, {"claude": "Claude"}))
     assert words["client"] == "It was issued to Claude, an active client"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+MEMBERS = (
+    "decision", "reason", "search", "results", "looked", "tools", "asserted", "backend", "client", "subject", "tenant",
+    "tool", "issuer", "token_scopes", "required", "effective", "grants", "roles", "agent", "policy", "flagged",
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(MEMBERS), JSON))
+def test_whatever_somebody_wrote_over_a_question_is_shown_without_failing(members: dict[str, Any]) -> None:
+    statement = {"type": "evaluation", "asserted": True, **members}
+    if record_page._well_formed(statement):  # else it is shown as unreadable
+        assert isinstance(record_words.title(statement, {}), str) and isinstance(record_words.why(statement, {}), str)
+        assert all(isinstance(step.words, str) for step in record_words.steps(statement, {}))
+        assert all(isinstance(fact.name, str) for fact in record_page.facts(statement, {}))
+        assert pill(statement).kind == "plain"
