@@ -55,6 +55,13 @@ def found(statement: Statement) -> str:
     return f"{number:,} {FOUND[kind] if number == 1 else MANY[kind]} found"
 
 
+def unverified(statement: Statement) -> frozenset[str]:
+    """The rules that nothing has shown to hold: a question has no token, and often no scopes of one."""
+    if not statement.get("asserted"):
+        return frozenset()
+    return frozenset({"token"} if statement.get("token_scopes") is not None else {"token", "consent"})
+
+
 def rules(statement: Statement, client: str | None, user: str | None) -> dict[str, str]:
     """The words of those rules that hold otherwise than of a call."""
     backend = statement.get("backend")

@@ -263,6 +263,7 @@ def steps(statement: Statement, names: Mapping[str, str]) -> list[Step]:
     reason = str(statement.get("reason"))
     stop = _stopped_at(statement, reason)
     sentence = refusal(statement, names)
+    unverified = question_words.unverified(statement)
     found: list[Step] = []
     for rule, words in rules(statement, names):
         if rule == stop:
@@ -270,7 +271,7 @@ def steps(statement: Statement, names: Mapping[str, str]) -> list[Step]:
             found.append(Step("unknown", "What would have come after it was not checked."))
             return found
         if words:
-            found.append(Step("passed", words))
+            found.append(Step("unknown" if rule in unverified else "passed", words))
     if statement.get("decision") != "allow":  # a reason that this version does not know
         found.append(Step("stopped", sentence))
     return found

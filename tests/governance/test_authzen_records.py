@@ -155,6 +155,8 @@ class TestWords:
         statement = said(ask(world, context=CLAUDE | {"scopes": "memory:read"}))
         words = [step.words for step in record_words.steps(statement, {})]
         assert "inner said that the token carries memory:read" in words
+        states = [step.state for step in record_words.steps(statement, {})]
+        assert states == ["unknown", *["passed"] * (len(states) - 1)], "only the token is not shown to hold"
         statement = said(ask(world, subject=user("usr_nobody")))
         assert [step.state for step in record_words.steps(statement, {})] == ["stopped", "unknown"]
         assert pill(statement).words == "Asked: no"
