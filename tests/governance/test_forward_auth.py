@@ -74,8 +74,8 @@ def test_a_denial_is_403_with_the_challenge_and_names_nobody(world: World) -> No
     response = ask(world, "/memories", "POST", token(scope="memory:read"))
     assert response.status_code == 403
     assert response.headers["WWW-Authenticate"] == (
-        'Bearer error="insufficient_scope", error_description="The user\'s token does not carry the scopes that the tool'
-        ' needs.", scope="memory:write", '
+        'Bearer error="insufficient_scope", error_description="The user\'s token does not carry the scopes that the'
+        ' tool needs.", scope="memory:write", '
         'resource_metadata="https://inner.example/.well-known/oauth-protected-resource/mcp"'
     )
     assert {name: response.headers[name] for name in NOBODY} == NOBODY
@@ -184,8 +184,9 @@ class TestRoutes:
         assert entry.statement["counts"] == {"no_route": 1} and entry.statement["backend"] == "inner"
 
     @pytest.mark.parametrize(
-        "uri", ["/memories/../closed/x", "//memories", "/memories/%2e%2e/x", "/memories/secret%2f", "/memories/secret;a",
-                "/memories%00", "/memories/7%0d%0a", "http://inner.example/memories", "memories", "/memories/%252e"]
+        "uri", ["/memories/../closed/x", "//memories", "/memories/%2e%2e/x", "/memories/secret%2f", "/memories%00",
+                "/memories/secret;a", "/memories/7%0d%0a", "http://inner.example/memories", "memories",
+                "/memories/%252e"]
     )  # fmt: skip
     def test_a_path_that_can_be_read_in_two_ways_is_refused(self, world: World, uri: str) -> None:
         response = ask(world, uri)
@@ -266,8 +267,9 @@ class TestTheProxy:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("X-Forwarded-Uri", "/memories/secret"), ("X-Forwarded-Method", "POST"), ("X-Original-URL", "/memories/secret"),
-         ("X-Rewrite-URL", "/memories/secret"), ("X-HTTP-Method-Override", "DELETE")],
+        [("X-Forwarded-Uri", "/memories/secret"), ("X-Forwarded-Method", "POST"),
+         ("X-Original-URL", "/memories/secret"), ("X-Rewrite-URL", "/memories/secret"),
+         ("X-HTTP-Method-Override", "DELETE")],
     )  # fmt: skip
     def test_headers_that_contradict_each_other_are_refused(self, world: World, name: str, value: str) -> None:
         response = ask(world, **{name: value})
