@@ -25,10 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, JsonResponse
-from django.urls import path
-from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_GET, require_POST
+from django.http import JsonResponse
 
 from governance import devkeys
 
@@ -42,7 +39,7 @@ USERS = ("alice", "bob")
 CLIENT_IDS = {"chatgpt": "chatgpt-app", "claude": "claude-app", "inner-ios": "inner-ios-app"}
 LIFETIME = 8 * 3600  # seconds
 MAX_LIFETIME = 24 * 3600
-_CLIENT = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_CLIENT = re.compile(r"[A-Za-z0-9._-]{1,100}|https://[A-Za-z0-9._~:/%-]{1,240}")
 _SCOPES = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]{0,1000}")  # RFC 6749 section 3.3
 
 
@@ -96,52 +93,22 @@ def mint(user: str, client: str, scope: str, *, lifetime: int = LIFETIME, **clai
     return jwt.encode(payload | claims, private_key(), algorithm="RS256", headers=headers)
 
 
-@require_GET
-def discovery(request: HttpRequest) -> JsonResponse:
-    """OpenID Connect Discovery 1.0, section 3, and RFC 8414."""
-    return JsonResponse(
-        {
-            "issuer": issuer(),
-            "jwks_uri": f"{issuer()}/jwks",
-            "token_endpoint": f"{issuer()}/token",
-            "response_types_supported": [],
-            "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["RS256"],
-            "service_documentation": "A demo: it gives tokens to anybody who asks. Not for production.",
-        }
-    )
+def is_client_id(text: str) -> bool:
+    """A client's slug, or an OAuth client id, which may be a URL (OAuth Client ID Metadata Document)."""
+    return bool(_CLIENT.fullmatch(text))
 
 
-@require_GET
-def jwks(request: HttpRequest) -> JsonResponse:
-    """Its public key."""
-    return JsonResponse(key_set())
+def is_scope(text: str) -> bool:
+    """RFC 6749 section 3.3, or nothing."""
+    return bool(_SCOPES.fullmatch(text))
 
 
-@csrf_exempt
-@require_POST
-def token(request: HttpRequest) -> JsonResponse:
-    """A form of `user`, `client_id` and `scope`, as RFC 6749 section 4.4 but for the user, who is simply
-    believed. Another site's page can send the form, but cannot read what comes back."""
-    user, client = request.POST.get("user", ""), request.POST.get("client_id", "")
-    scope = request.POST.get("scope", "")
-    if user not in USERS:
-        return _error("invalid_grant", f"the demo's users are {' and '.join(USERS)}")
-    if not _CLIENT.fullmatch(client):
-        return _error("invalid_request", "client_id must be a client's slug or an OAuth client id")
-    if not _SCOPES.fullmatch(scope):
-        return _error("invalid_scope", "scope must be scope names with spaces between")
-    answer = {"access_token": mint(user, client, scope), "token_type": "Bearer", "expires_in": LIFETIME}
+def granted(user: str, client: str, scope: str, **claims: Any) -> JsonResponse:
+    """RFC 6749 section 5.1."""
+    answer = {"access_token": mint(user, client, scope, **claims), "token_type": "Bearer", "expires_in": LIFETIME}
     return JsonResponse(answer | {"scope": scope}, headers={"Cache-Control": "no-store"})
 
 
-def _error(code: str, description: str) -> JsonResponse:
+def error(code: str, description: str) -> JsonResponse:
     """RFC 6749 section 5.2."""
     return JsonResponse({"error": code, "error_description": description}, status=400)
-
-
-urlpatterns = [
-    path(".well-known/openid-configuration", discovery),
-    path("jwks", jwks),
-    path("token", token),
-]

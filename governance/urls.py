@@ -65,7 +65,7 @@ urlpatterns = [
     path("", RedirectView.as_view(url="/admin/")),
 ]
 if settings.MUNIMENT_DEMO:
-    urlpatterns.append(path("demo-issuer/", include("governance.demo_issuer")))
+    urlpatterns.append(path("", include("governance.demo_urls")))
 
 handler400 = "governance.error_pages.bad_request"
 handler403 = "governance.error_pages.denied"
