@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.test import Client as HttpClient
 from django.utils import timezone
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit import person_report, question_words, record_page, record_words, rollups, timeline_reading, verification
@@ -180,6 +180,7 @@ MEMBERS = (
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(MEMBERS), JSON))
 def test_whatever_somebody_wrote_over_a_question_is_shown_without_failing(members: dict[str, Any]) -> None:
     statement = {"type": "evaluation", "asserted": True, **members}
