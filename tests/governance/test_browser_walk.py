@@ -23,7 +23,7 @@ from governance import demo, navigation
 from tests.audit.sealers import sealed, sealing
 from tests.browser import PASSWORD, Visitor
 from tests.world import World
-from tools.models import Backend, Scope, Tool
+from tools.models import Backend, Route, Scope, Tool
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 LONG = "The assistant of the department for exceptionally long names of things, third edition, EMEA and beyond"
@@ -58,6 +58,7 @@ def long_names() -> None:
     OAuthClientId.objects.create(client=client, issuer=Issuer.objects.get(), oauth_id="x" * 120)
     Client.objects.create(slug="z" * 63, name="z" * 120, status="suspended")
     backend = Backend.objects.create(slug="y" * 63, name=LONG, audiences=["https://example.com/" + "a" * 200])
+    Route.objects.create(backend=backend, path=f"/{'r' * 250}/**", tools=["tool." + "t" * 110])
     scope = Scope.objects.create(name="scope:" + "z" * 110, description=LONG, sensitive=True)
     tool = Tool.objects.create(backend=backend, name="tool." + "t" * 110, access="read", status="active")
     tool.scopes.add(scope)

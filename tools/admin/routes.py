@@ -37,8 +37,11 @@ class RouteForm(PlainModelForm):
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        for name in ("methods", "tools"):
-            self.fields[name].widget.attrs["aria-label"] = name.capitalize()
+        # Who may only look has no such fields.
+        for name, words in (("path", "/notes/*"), ("methods", "any method"), ("tools", "closed: no tool")):
+            if name in self.fields:
+                label = {"aria-label": name.capitalize(), "placeholder": words, "rows": 2}
+                self.fields[name].widget.attrs.update(label)
 
     def clean_methods(self) -> list[str]:
         """In one order, so that the same methods are the same route."""
