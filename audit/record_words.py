@@ -54,6 +54,12 @@ TABLES = {
     "tools_backendkey": "backend key", "tools_scope": "scope", "tools_scope_implies": "implication of a scope",
     "tools_pinnedscope": "pin of a scope", "tools_tool": "tool", "tools_tool_scopes": "scope of a tool",
 }  # fmt: skip
+# Why calls were answered without a record of their own.
+TURNED_AWAY = {code: reason.title for code, reason in REASONS.items()} | {
+    "over_budget": "Too many failures", "backend_key": "No valid key of a backend",
+    "staff_key": "No valid key of staff",
+    "no_route": "A path without a route", "path_ambiguous": "A path that can be read in two ways",
+}  # fmt: skip
 OPERATIONS = {"insert": "added", "update": "changed", "delete": "removed"}
 # Reasons of the rows 1 to 8 of the decision table: who calls could not be established.
 NOT_ESTABLISHED = frozenset(
@@ -227,7 +233,7 @@ def why(statement: Statement, names: Mapping[str, str]) -> str:
         return f"policy version {version}"
     if kind == "denials":
         counts = statement.get("counts") or {}
-        return ", ".join(f"{REASONS[c].title if c in REASONS else c}: {n:,}" for c, n in sorted(counts.items()))
+        return ", ".join(f"{TURNED_AWAY.get(c, c)}: {n:,}" for c, n in sorted(counts.items()))
     if isinstance(found := statement.get("found"), int):
         return f"{amount(found, 'user')} found"
     if kind == "evaluation" and question_words.is_search(statement):

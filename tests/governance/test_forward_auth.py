@@ -6,11 +6,13 @@ from urllib.parse import unquote
 
 import jwt
 import pytest
+from django.test import RequestFactory
 
 from audit.models import Record
 from clients.models import Client, Grant, Issuer, KeySet
 from governance.budgets import Budgets
 from governance.forward_auth_answer import NOBODY
+from governance.forward_auth_request import info
 from governance.verification import verify
 from tests.staff import statement
 from tests.world import World, build, token
@@ -269,7 +271,7 @@ class TestTheProxy:
         ("name", "value"),
         [("X-Forwarded-Uri", "/memories/secret"), ("X-Forwarded-Method", "POST"),
          ("X-Original-URL", "/memories/secret"), ("X-Rewrite-URL", "/memories/secret"),
-         ("X-HTTP-Method-Override", "DELETE")],
+         ("X-HTTP-Method-Override", "DELETE"), ("X-Method-Override", "DELETE")],
     )  # fmt: skip
     def test_headers_that_contradict_each_other_are_refused(self, world: World, name: str, value: str) -> None:
         response = ask(world, **{name: value})
@@ -279,6 +281,19 @@ class TestTheProxy:
     def test_an_audience_that_is_not_registered_gets_no_assertion(self, world: World) -> None:
         response = ask(world, X_Muniment_Proxy='nginx; assertion="https://elsewhere.example"')
         assert (response.status_code, response.headers["X-Muniment-Assertion"]) == (200, "")
+
+
+@pytest.mark.parametrize(
+    ("sent", "ip"),
+    [({"X-Real-IP": "203.0.113.7"}, "203.0.113.7"), ({"X-Forwarded-For": "192.0.2.1, 203.0.113.7"}, "203.0.113.7"),
+     ({"X-Real-IP": "2001:DB8::1"}, "2001:db8::1"), ({"X-Real-IP": "fe80::1%eth0"}, None), ({"X-Real-IP": "x"}, None),
+     ({}, None)],
+)  # fmt: skip
+def test_what_is_recorded_of_where_it_came_from(sent: dict[str, str], ip: str | None) -> None:
+    more = {"User-Agent": "Example/1", "X-Request-Id": "r1", "Traceparent": "00-ab", "Mcp-Session-Id": "s" * 257}
+    found = info(RequestFactory().get(PATH, headers=sent | more))
+    assert (found.ip, found.user_agent, found.id, found.trace_id) == (ip, "Example/1", "r1", "00-ab")
+    assert found.session_id is None  # longer than a record holds
 
 
 class TestStatuses:

@@ -1,5 +1,8 @@
 """A backend's marks and routes: policy like any other, in the policy file, on the backend's page."""
 
+import re
+from pathlib import Path
+
 import psycopg
 import pytest
 from django.db import connection
@@ -15,6 +18,7 @@ from tests.world import World, build
 from tools.models import Backend, BackendMark, Route
 from tools.routes import segments_of
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEAD = 'backends: [{slug: inner, name: Inner, audiences: ["https://inner.example/mcp"], assertion_audiences: ["https://db.example"]'
 FILE = (
     HEAD
@@ -136,6 +140,14 @@ def test_a_policy_file_says_where_a_route_is_wrong(world: World) -> None:
         with pytest.raises(PolicyFileError) as refused:
             parse(HEAD + f", routes: [{route}]}}]")
         assert problem in str(refused.value) or problem.split(":")[-1].strip() in str(refused.value), str(refused.value)
+
+
+@pytest.mark.parametrize("page", ["configuration.md", "integrations/forward-auth.md"])
+def test_the_routes_that_the_documents_show_are_taken(world: World, page: str) -> None:
+    [shown] = re.findall(r"```yaml\n(backends:.*?)```", (DOCS / page).read_text(), re.S)
+    result = apply(parse(shown), page)
+    assert result.notices == [] and Route.objects.count() == 3
+    assert tools("/mcp", "POST") == ("memory.capture", "memory.recall")
 
 
 def test_a_route_to_a_tool_that_there_is_not_is_said(world: World) -> None:
