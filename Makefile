@@ -17,7 +17,7 @@ test: .venv/.installed
 check: .venv/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	.ci/with_settings $(BIN)/mypy governance clients tools audit sdk/muniment
+	.ci/with_settings $(BIN)/mypy governance clients tools audit sdk/muniment examples
 	$(BIN)/lint-imports
 	.ci/with_settings $(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 	.ci/with_settings $(BIN)/python manage.py check --deploy --fail-level WARNING

@@ -48,7 +48,7 @@ LONGEST_FUNCTION, LONGEST_FILE = 45, 450
 
 
 def sources() -> list[Path]:
-    folders = [*ORDER, "sdk/muniment", "bench"]
+    folders = [*ORDER, "sdk/muniment", "bench", "examples"]
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return [path for path in found if "migrations" not in path.parts]
 

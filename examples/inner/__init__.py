@@ -1,0 +1,1 @@
+"""Inner: a memory service, guarded by Muniment. See README.md."""
