@@ -1,9 +1,11 @@
 """The demo issuer's authorization code flow (RFC 6749 section 4.1, with PKCE, RFC 7636): enough of an authorization
 server that real OAuth clients find their way from a guarded server to a token, and to more scopes.
 
-It signs nobody in: whoever asks is alice or bob, as `login_hint` or a click says, and consents to everything. A GET
-is enough, since it changes nothing that is anybody's: the code goes to the client's own address, and is worth a demo
-token.
+It signs nobody in: whoever asks is alice or bob, as `login_hint` or a click says, and consents to everything. So
+there is no form and nothing to protect from being sent by another site: a GET changes nothing, and its code, worth a
+demo token, goes to this machine or to the client's own address, for whoever has the verifier. What a client's metadata
+document (of a client id that is a URL) says is not fetched, since the demo contacts nobody; an address off this machine
+must be one that Claude and ChatGPT publish.
 """
 
 import re
@@ -14,25 +16,34 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import redis
+from django.conf import settings
 from django.core import signing
-from django.core.cache import cache
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect, JsonResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
 from governance import demo_issuer
+from governance.idempotency import store
 from tools.models import Backend, Scope
 
 CODE_LIFE = 60  # seconds
 _SALT = "muniment.demo-issuer.code"
 _CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")  # of S256, RFC 7636 section 4.2
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-# Where Claude and ChatGPT have their codes sent.
-CALLBACKS = re.compile(
-    r"https://claude\.(ai|com)/api/mcp/auth_callback"
-    r"|https://chatgpt\.com/(connector_platform_oauth_redirect|connector/oauth/[A-Za-z0-9_-]{1,100})"
+_LOOPBACK = re.compile(r"http://(?:127\.0\.0\.1|localhost|\[::1\]):[1-9][0-9]{0,4}(?:[/?][\x21-\x7e]{0,400})?")
+# Whose codes are sent off this machine, and where to.
+_CALLBACKS = (
+    (
+        re.compile(r"claude-app|https://claude\.(?:ai|com)/.*"),
+        re.compile(r"https://claude\.(?:ai|com)/api/mcp/auth_callback"),
+    ),
+    (
+        re.compile(r"chatgpt-app|https://chatgpt\.com/.*"),
+        re.compile(r"https://chatgpt\.com/(?:connector_platform_oauth_redirect|connector/oauth/[A-Za-z0-9_-]{1,100})"),
+    ),
 )
+_RESOURCE = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +74,7 @@ def metadata() -> dict[str, Any]:
         "authorization_response_iss_parameter_supported": True,
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["RS256"],
-        "service_documentation": "A demo: it gives tokens to anybody who asks. Not for production.",
+        "service_documentation": f"{settings.MUNIMENT_URL}/reference",
     }
 
 
@@ -73,7 +84,7 @@ def authorize(request: HttpRequest) -> HttpResponse:
     9207)."""
     given = request.GET
     client, target = given.get("client_id", ""), given.get("redirect_uri", "")
-    if not demo_issuer.is_client_id(client) or not is_redirect_uri(target):
+    if not demo_issuer.is_client_id(client) or not is_redirect_uri(target, client):
         return HttpResponseBadRequest(
             "client_id or redirect_uri is not one that the demo issuer knows.\n", "text/plain"
         )
@@ -92,16 +103,11 @@ def authorize(request: HttpRequest) -> HttpResponse:
     return back(asked, given.get("state"), code=code)
 
 
-def is_redirect_uri(text: str) -> bool:
-    """Whether a code may be sent there: this machine, or the callback of a client that the demo knows."""
-    try:
-        parts = urlsplit(text)
-        local = parts.scheme == "http" and parts.netloc.rpartition(":")[0] in LOOPBACK and (parts.port or 0) > 0
-    except ValueError:
-        return False
-    return len(text) <= 500 and text.isascii() and text.isprintable() and not parts.fragment and (
-        local or CALLBACKS.fullmatch(text) is not None
-    )  # fmt: skip
+def is_redirect_uri(text: str, client: str) -> bool:
+    """Whether this client's codes may be sent there: to this machine, or to its published callback."""
+    if _LOOPBACK.fullmatch(text):
+        return "#" not in text  # RFC 6749 section 3.1.2
+    return any(whose.fullmatch(client) and where.fullmatch(text) for whose, where in _CALLBACKS)
 
 
 def fault(asked: Asked, kind: str, method: str) -> str:
@@ -117,7 +123,8 @@ def fault(asked: Asked, kind: str, method: str) -> str:
 
 def is_audience(resource: str) -> bool:
     """Whether a backend of the instance has this audience."""
-    return Backend.objects.filter(enabled=True, audiences__contains=[resource]).exists()
+    known = Backend.objects.filter(enabled=True, audiences__contains=[resource])
+    return bool(_RESOURCE.fullmatch(resource)) and known.exists()
 
 
 def back(asked: Asked, state: str | None, **answer: str) -> HttpResponse:
@@ -145,6 +152,13 @@ def exchange(request: HttpRequest) -> JsonResponse:
         return demo_issuer.error("invalid_grant", "code_verifier is not that of the code")
     if form.get("resource", asked.resource) != asked.resource:
         return demo_issuer.error("invalid_target", "the code was for another resource")
-    if not cache.add(f"demo-issuer-code:{identifier}", "used", CODE_LIFE * 2):
-        return demo_issuer.error("invalid_grant", "the code was used before")
-    return demo_issuer.granted(user, asked.client, asked.scope, aud=asked.resource)
+    return _once(identifier) or demo_issuer.granted(user, asked.client, asked.scope, aud=asked.resource)
+
+
+def _once(identifier: str) -> JsonResponse | None:
+    """The error for a code that was used before, in whichever process. What cannot be known is refused."""
+    try:
+        first = store().set(f"muniment:demo-issuer:{identifier}", "used", nx=True, ex=CODE_LIFE * 2)
+    except redis.RedisError:
+        return demo_issuer.error("temporarily_unavailable", "Redis is away", 503)
+    return None if first else demo_issuer.error("invalid_grant", "the code was used before")

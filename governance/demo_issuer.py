@@ -1,5 +1,5 @@
-"""The demo's own authorization server: discovery, keys, and tokens for anybody who asks. Never in production:
-importing this module there stops the process.
+"""The demo's own issuer: its name, its key, and tokens for anybody who asks (`governance/demo_authorization.py` has its
+code flow, `governance/demo_urls.py` serves both). Never in production: importing this module there stops the process.
 
 Its name has the port in it, as its discovery document must be found under it (OpenID Connect Discovery 1.0,
 section 4.3); an instance that moves to another port is another issuer, and `demo_load` tells the database.
@@ -109,6 +109,7 @@ def granted(user: str, client: str, scope: str, **claims: Any) -> JsonResponse:
     return JsonResponse(answer | {"scope": scope}, headers={"Cache-Control": "no-store"})
 
 
-def error(code: str, description: str) -> JsonResponse:
+def error(code: str, description: str, status: int = 400) -> JsonResponse:
     """RFC 6749 section 5.2."""
-    return JsonResponse({"error": code, "error_description": description}, status=400)
+    answer = {"error": code, "error_description": description}
+    return JsonResponse(answer, status=status, headers={"Cache-Control": "no-store"})

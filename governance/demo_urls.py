@@ -12,7 +12,7 @@ from governance.demo_issuer import USERS, error, granted, is_client_id, is_scope
 @require_GET
 def discovery(request: HttpRequest) -> JsonResponse:
     """Where everything is."""
-    return JsonResponse(demo_authorization.metadata(), headers={"Access-Control-Allow-Origin": "*"})
+    return JsonResponse(demo_authorization.metadata())
 
 
 @require_GET
