@@ -4,7 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from muniment import __version__
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return witness.run(given)
     try:
-        return _verify(given)
+        return _receipts(given) if given.command == "receipts" else _verify(given)
     except UsageError as error:
         sys.stderr.write(f"muniment: {_plain(str(error))}\n")
         return 2
@@ -51,6 +52,11 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     verify.add_argument("--from", dest="since", metavar="TIME", help="the bundle must show all records from here on")
     verify.add_argument("--to", dest="until", metavar="TIME", help="to before here (ISO 8601)")
     verify.add_argument("--json", action="store_true", help="for machines")
+    receipts = commands.add_parser("receipts", help="verify the receipts that a backend kept")
+    receipts.add_argument("folder", type=Path, metavar="FOLDER")
+    receipts.add_argument("--trust", type=Path, required=True, metavar="FILE", help="as for verify")
+    receipts.add_argument("--bundle", type=Path, metavar="BUNDLE", help="the log of that time, to compare them with")
+    receipts.add_argument("--json", action="store_true", help="for machines")
     witness = commands.add_parser("witness", help="cosign checkpoints of a log, on a machine of its own")
     if "witness" in words[:1]:  # only who runs it needs its modules
         from muniment.witness import add_arguments
@@ -70,13 +76,40 @@ def _verify(given: argparse.Namespace) -> int:
             report = verify_file(file, trust, held, since, until)
     except OSError as error:
         raise UsageError(f"{given.bundle.name} cannot be read: {error.strerror}") from None
-    lines = [json.dumps(told(report), indent=1)] if given.json else map(_plain, _words(report))
+    _print([json.dumps(told(report), indent=1)] if given.json else map(_plain, _words(report)))
+    return 0 if report.ok else 1
+
+
+def _receipts(given: argparse.Namespace) -> int:
+    from muniment import verify_receipts as receipts  # only who keeps receipts needs it
+    from muniment.receipts import writer_keys
+
+    text = _read(given.trust, MAX_BYTES)
+    try:
+        trust, keys = Trust.parse(text), writer_keys(text)
+    except TrustError as error:
+        raise UsageError(f"{given.trust.name}: {error}") from None
+    try:
+        with given.bundle.open("rb") if given.bundle else nullcontext() as bundle:
+            report, facts = receipts.verify_receipts(given.folder, trust, keys, bundle)
+    except OSError as error:
+        name = Path(error.filename or given.folder).name
+        raise UsageError(f"{name} cannot be read: {error.strerror}") from None
+    if report.ok and not facts.receipts:
+        raise UsageError(f"{given.folder.name} holds no receipts")
+    if given.json:
+        _print([json.dumps(receipts.told(report, facts), indent=1)])
+    else:
+        _print(map(_plain, receipts.words(report, facts)))
+    return 0 if report.ok else 1
+
+
+def _print(lines: Iterable[str]) -> None:
     try:
         sys.stdout.writelines(f"{line}\n" for line in lines)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads it has seen enough; the interpreter must not try again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0 if report.ok else 1
 
 
 def _plain(line: str) -> str:

@@ -41,6 +41,10 @@ CODES = {
     "keys-untrusted": "No key that you trust was given, so nothing is proved yet.",
     "checkpoint-incomparable": "The bundle cannot be compared with a checkpoint that you hold.",
     "seam-broken": "A log was closed and the next opened, but the record of it does not account for both.",
+    "receipt-malformed": "A receipt that was kept cannot be read.",
+    "receipt-broken": "A receipt that was kept does not lead to what a writer signed.",
+    "receipt-untimely": "A receipt is signed by a key that was not valid when it was answered.",
+    "receipt-contradicted": "A call was answered with a receipt, and the log does not have it as it was answered.",
 }
 
 
