@@ -42,8 +42,9 @@ _decoder = msgspec.json.Decoder(dict[str, Any])
 
 class Facts(Struct):
     """What was looked at. `torn`: lines that were cut off. Times are when the first and the last were kept. Where there
-    is a bundle: how many of the receipts it shows (`shown`), as open records (`opened`), how many of these records were
-    deleted by rule (`deleted`), and how many receipts are of records outside of it (`outside`)."""
+    is a bundle: how many of the receipts it shows (`shown`), as open records (`opened`), how many of these records are
+    gone from the log (`deleted`; the bundle must account for it), and how many receipts are of records outside of it
+    (`outside`)."""
 
     receipts: int = 0
     torn: int = 0
@@ -320,5 +321,5 @@ def words(report: Report, facts: Facts) -> Iterator[str]:
         return
     yield (
         f"The bundle shows {counted(facts.shown, 'record')} as answered, {facts.opened:,} of them open and "
-        f"{facts.deleted:,} deleted by rule; {counted(facts.outside, 'receipt')} are of records outside of its range."
+        f"{facts.deleted:,} deleted since; {counted(facts.outside, 'receipt')} are of records outside of its range."
     )
