@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -265,6 +266,14 @@ class Muniment:
         from muniment import isolation  # only who has PostgreSQL needs it
 
         return isolation.as_caller(connection, caller or current_caller())
+
+    def check_receipt(self, decision: Decision, trust: str) -> None:
+        """Whether the receipt of a decision holds: its record is in a batch that a writer signed. `trust`: the text of
+        a saved GET /v1/keys, or vkeys, one a line; keys that are fetched for the purpose prove nothing. Raises
+        `receipts.ReceiptError`, and `keys.TrustError` for what names no writer."""
+        from muniment import receipts  # only who checks them needs it
+
+        receipts.check(decision.answer.get("receipt"), receipts.writer_keys(trust), time.time_ns() // 1000)
 
     # --- telling the platform -----------------------------------------------------------------------------
 

@@ -5,12 +5,16 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from audit.models import Record
 from muniment import Denied, Misconfigured, Muniment, current_caller, touched
+from muniment.receipts import ReceiptError
 from tests import world as worlds
 from tests.served import platform
 from tests.world import World, token
@@ -181,6 +185,21 @@ def test_a_nested_request_does_not_inherit_the_outer_caller(guard: Muniment) -> 
 
     with guard.request(token()):
         recall()
+
+
+def test_receipts_are_kept_and_checked_on_request(world: World, url: str, tmp_path: Path) -> None:
+    with Muniment(url, world.key, receipts=tmp_path / "receipts") as guard:
+        decision = guard.verify(token(), tool="memory.recall")
+        trust = httpx2.get(f"{url}/v1/keys").text  # as somebody saved it once
+        guard.verify(None, tool="memory.recall")
+        guard.check_receipt(decision, trust)
+        other = guard.verify(token(sub="bob"), tool="memory.recall")
+        forged = {**other.answer["receipt"], "leaf": decision.answer["receipt"]["leaf"]}
+        with pytest.raises(ReceiptError):
+            guard.check_receipt(replace(other, answer={**other.answer, "receipt": forged}), trust)
+    kept = "".join(path.read_text() for path in sorted((tmp_path / "receipts").iterdir()) if path.is_file())
+    assert kept.count(decision.record) == 1 and kept.count('"deny"') == 1
+    assert "alice" not in kept and decision.require().uid not in kept
 
 
 @pytest.mark.parametrize(
