@@ -135,6 +135,7 @@ def test_a_guard_that_keeps_receipts_takes_no_answer_without_one(world: World, t
         start("200 OK", [("Content-Type", "application/json")])
         return [json.dumps(answer).encode()]
 
-    with served(application) as url, Muniment(url, world.key, receipts=tmp_path / "kept") as guard:
-        pytest.raises(ReceiptError, guard.verify, token(), "memory.recall")
-    assert list(Store(tmp_path / "kept")) == []
+    kept = tmp_path / "kept"
+    with served(application) as url, Muniment(url, world.key, receipts=kept) as guard, pytest.raises(ReceiptError):
+        guard.verify(token(), "memory.recall")
+    assert list(Store(kept)) == []
