@@ -12,7 +12,7 @@ from rest_framework.views import APIView
 
 from audit.models import PublishedKey
 from governance import schema
-from governance.api import BackendView, decode, json_response
+from governance.api import BackendView, decode, invalid_parameter, json_response, values
 from governance.budgets import Budgets
 from governance.contract import Declaration
 from governance.problems import Problem
@@ -54,20 +54,30 @@ class KeysView(APIView):
 
     @schema.keys
     def get(self, request: Request) -> HttpResponse:
-        """A JWKS (RFC 7517, RFC 8037) in which each key also has its use, validity and C2SP vkey."""
-        return json_response({"keys": [_jwk(key) for key in PublishedKey.objects.order_by("not_before", "key_id")]})
+        """A JWKS (RFC 7517, RFC 8037) in which each key also has its use, validity and C2SP vkey.
+
+        With `use=assertion` one as JOSE libraries expect it: of the keys that sign assertions now, and of no others,
+        since to such a library a key is a key.
+        """
+        keys, asked = PublishedKey.objects.order_by("not_before", "key_id"), values(request, "use")
+        if asked == ["assertion"]:
+            return json_response({"keys": [_jose(key) for key in keys.filter(use="assertion", not_after=None)]})
+        if asked:
+            raise invalid_parameter("use", "`assertion`, or leave it out")
+        return json_response({"keys": [_jwk(key) for key in keys]})
+
+
+def _jose(key: PublishedKey) -> dict[str, str]:
+    """The members of RFC 7517 section 4 alone, with the `use` that it knows for signatures."""
+    public = base64.urlsafe_b64encode(bytes(key.public)).rstrip(b"=").decode()
+    return {"kty": "OKP", "crv": "Ed25519", "x": public, "kid": key.key_id, "alg": "EdDSA", "use": "sig"}
 
 
 def _jwk(key: PublishedKey) -> dict[str, Any]:
-    public = bytes(key.public)
     return {
-        "kty": "OKP",
-        "crv": "Ed25519",
-        "x": base64.urlsafe_b64encode(public).rstrip(b"=").decode(),
-        "kid": key.key_id,
-        "alg": "EdDSA",
+        **_jose(key),
         "use": key.use,
-        "vkey": Key(_name(key.use), ED25519, public).vkey,
+        "vkey": Key(_name(key.use), ED25519, bytes(key.public)).vkey,
         "not_before": key.not_before.isoformat(),
         "not_after": key.not_after.isoformat() if key.not_after else None,
     }

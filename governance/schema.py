@@ -226,10 +226,18 @@ def keys(view: View) -> View:
     key = _object(
         kty=_text, crv=_text, x=_text, kid=_text, use=_text, vkey=_text, not_before=_text, not_after=_nullable
     )
+    use = OpenApiParameter(
+        "use",
+        str,
+        enum=["assertion"],
+        description="With `assertion`: the keys that sign identity assertions now, each with `use` `sig`, as JOSE"
+        " libraries expect it, and without `vkey`, `not_before` and `not_after`.",
+    )
     return extend_schema(
         operation_id="keys",
         auth=PUBLIC,
-        responses={(200, "application/json"): _object(keys={"type": "array", "items": key})},
+        parameters=[use],
+        responses=_responses({200: _object(keys={"type": "array", "items": key})}, 400),
     )(view)
 
 

@@ -5,11 +5,13 @@ The assertions are the platform's own, and so are the keys, over a real HTTP ser
 
 import asyncio
 import json
+import re
 import threading
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -18,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.conf import settings
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,6 +107,43 @@ class TestThePlatformsOwn:
         for kid in (writer.key_id, PublishedKey.objects.get(use="assertion").key_id):
             with pytest.raises(AssertionRefused):
                 verifier.verify(assertion(writer.private, header={"kid": kid}))
+
+    def test_a_jose_library_finds_the_keys_for_assertions_and_no_others(self, world: World) -> None:
+        from governance.wsgi import application
+
+        answer = world.verify(assertion=AUDIENCE)
+        with served(application) as url:
+            found = jwt.PyJWKClient(f"{url}/v1/keys?use=assertion")
+            key = found.get_signing_key_from_jwt(answer["assertion"])
+            claims = jwt.decode(answer["assertion"], key, algorithms=["EdDSA"], audience=AUDIENCE)
+            assert [one.key_id for one in found.get_signing_keys()] == [signer("ASSERTION_KEY", "assertion").key_id]
+        assert claims["sub"] == answer["subject"]["uid"]
+        PublishedKey.objects.filter(use="assertion").update(not_after=timezone.now())
+        assert world.http.get("/v1/keys?use=assertion").json() == {"keys": []}
+        assert {key["use"] for key in world.http.get("/v1/keys").json()["keys"]} == {"writer", "assertion"}
+
+    def test_the_documented_services_accept_it_and_refuse_a_users_token(self, world: World, settings: Any) -> None:
+        from governance.wsgi import application
+
+        page = (Path(__file__).resolve().parents[2] / "docs/integrations/assertions.md").read_text()
+        _, service, library = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+        with served(application) as url:
+            settings.MUNIMENT_URL = url
+            shown = world.verify(assertion=AUDIENCE)["assertion"]
+            found: dict[str, Any] = {}
+            for snippet in (service, library):
+                exec(snippet.replace(PLATFORM, url), found)
+            assert found["who_calls"](f"Bearer {shown}") == found["claims"](shown)["sub"] != ""
+            with pytest.raises(AssertionRefused):
+                found["who_calls"](f"Bearer {worlds.token()}")
+            with pytest.raises(jwt.PyJWTError):
+                found["claims"](worlds.token())
+            found["verifier"].close()
+
+    @pytest.mark.parametrize("query", ["use=", "use=writer", "use=sig", "use=assertion&use=assertion", "use=%00"])
+    def test_keys_of_another_use_are_not_given_to_a_jose_library(self, world: World, query: str) -> None:
+        refused = world.http.get(f"/v1/keys?{query}")
+        assert (refused.status_code, refused.json()["type"]) == (400, "urn:muniment:problem:invalid-parameter")
 
     def test_it_is_no_access_token(self, world: World) -> None:
         made = world.verify(assertion=AUDIENCE)["assertion"]
