@@ -147,9 +147,10 @@ class Memories(APIView):
         """Says who asks, by all that knows it."""
         touched("memory", memory_id)
         user: Any = request.user
+        caller: Any = request.auth
         return Response(
             {"user": who(), "uid": user.uid, "in": user.is_authenticated, "staff": user.is_staff,
-             "same": user.uid == request.auth.uid == request._request.META["throttled"]}
+             "same": user.uid == caller.uid == request._request.META["throttled"]}
         )  # fmt: skip
 
     def put(self, request: Request, memory_id: str) -> Response:

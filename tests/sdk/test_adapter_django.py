@@ -161,7 +161,7 @@ def test_what_is_recorded_of_a_request_comes_from_its_headers(http: httpx2.Clien
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = bearer() | {
         "X-Request-ID": "req-1", "traceparent": f"00-{trace}-00f067aa0ba902b7-01", "User-Agent": "Example/1",
-        "X-Forwarded-For": "10.9.9.9, 203.0.113.7", "X-Agent": "planner",
+        "X-Forwarded-For": "10.9.9.9, 203.0.113.7", "X_Forwarded_For": "198.51.100.9", "X-Agent": "planner",
     }  # fmt: skip
     assert http.get("/recall", headers=headers).json()["request"] == {
         "id": "req-1", "trace_id": trace, "ip": "203.0.113.7", "user_agent": "Example/1",

@@ -56,7 +56,7 @@ class MunimentMiddleware:
             case "http" if found := self._metadata.answer(scope["method"], *_paths(scope)):
                 await respond(found, send, head=scope["method"] == "HEAD")
             case "http":
-                await self._serve(Http(send, self.guard), scope, receive)
+                await self._serve(Http(send, self.guard, scope["method"] == "HEAD"), scope, receive)
             case "websocket":
                 await self._serve(WebSocket(send, self.guard, scope), scope, receive)
             case _:
@@ -119,8 +119,8 @@ class Http:
     """The answer to one HTTP request. A whole 500 is held back until the application has returned: frameworks send one
     for any exception that they do not know, before they pass the exception on."""
 
-    def __init__(self, send: Send, guard: Muniment) -> None:
-        self._send, self._guard = send, guard
+    def __init__(self, send: Send, guard: Muniment, head: bool) -> None:
+        self._send, self._guard, self._head = send, guard, head
         self._held: list[Message] = []
         self._begun = False
 
@@ -147,7 +147,7 @@ class Http:
         if self._begun:
             return False
         self._held, self._begun = [], True
-        await respond(refusal(error, self._guard), self._send)
+        await respond(refusal(error, self._guard), self._send, self._head)
         return True
 
 
