@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ from tests.staff import drained
 from tests.world import World, token
 
 LOG_KEY = Ed25519PrivateKey.generate()
+
+
+@pytest.fixture(scope="module")
+def url(migrated: None) -> Iterator[str]:
+    with platform() as found:
+        yield found
 
 
 @pytest.fixture
@@ -118,8 +125,8 @@ def test_a_key_that_was_retired_before_is_found_by_its_validity(
     assert [one.code for one in report.findings] == ["receipt-untimely"] * 8
 
 
-def test_a_guard_keeps_the_receipt_of_every_answer(world: World, tmp_path: Path) -> None:
-    with platform() as url, Muniment(url, world.key, receipts=tmp_path / "kept") as guard:
+def test_a_guard_keeps_the_receipt_of_every_answer(url: str, world: World, tmp_path: Path) -> None:
+    with Muniment(url, world.key, receipts=tmp_path / "kept") as guard:
         allowed, denied = guard.verify(token(), "memory.recall"), guard.verify(None, "memory.recall")
     kept = list(Store(tmp_path / "kept"))
     assert [(str(one.record), one.decision) for one in kept] == [(allowed.record, "allow"), (denied.record, "deny")]
