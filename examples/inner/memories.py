@@ -8,7 +8,7 @@ own key.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
@@ -134,8 +134,3 @@ class Memories:
 def _iso(row: tuple[datetime] | None) -> str:
     assert row is not None  # what was inserted is returned
     return row[0].isoformat()
-
-
-def as_json(memory: Memory) -> dict[str, str]:
-    """As REST answers it."""
-    return asdict(memory)

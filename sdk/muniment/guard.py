@@ -199,6 +199,10 @@ class Muniment:
         if self._declaring:
             self.background.add(Job("declaring tools", self.declare), once=True)
 
+    def fail_mode(self, tool: str) -> FailMode:
+        """What happens to calls of a tool, known or not, while the platform is away."""
+        return self.tools[tool].fail if tool in self.tools else "closed"
+
     def _guarded(self, tool: Tool, function: Callable[P, R]) -> Callable[P, R]:
         if inspect.iscoroutinefunction(function):
 
