@@ -20,6 +20,7 @@ from audit.models import Record
 from governance import process
 from tests import world as worlds
 from tests.reset import reset
+from tests.sdk.outcomes import last_outcome
 from tests.served import platform
 from tests.world import World, token
 
@@ -80,19 +81,6 @@ def refused(response: httpx2.Response, status: int, reason: str) -> str:
     challenge: str = response.headers["www-authenticate"]
     assert challenge.endswith(f'resource_metadata="{METADATA}"')
     return challenge
-
-
-def last_outcome(tool: str) -> str:
-    """The status that was reported of the last call of a tool."""
-    call = str(Record.objects.filter(type="decision", tool=tool).latest("index").id)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        rows = [json.loads(bytes(row.statement)) for row in Record.objects.filter(type="outcome")]
-        if found := [row["outcome"]["status"] for row in rows if row["parent"] == call]:
-            [status] = found
-            return str(status)
-        time.sleep(0.02)
-    raise AssertionError("no outcome")
 
 
 def test_a_decorated_view_runs_as_the_user_of_the_request(http: httpx2.Client) -> None:

@@ -1,26 +1,27 @@
 """FastAPI with guarded endpoints: by a dependency, and by the decorator; served by uvicorn, the platform behind it."""
 
 import asyncio
-import json
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
 import httpx2
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.middleware.base import BaseHTTPMiddleware
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from audit.models import Record
 from governance import process
 from muniment import Caller, Misconfigured, Muniment, current_caller, touched
 from muniment.adapters.asgi import MunimentMiddleware
 from muniment.adapters.fastapi import guarded
 from tests import world as worlds
 from tests.reset import reset
+from tests.sdk.outcomes import last_outcome
 from tests.served import asgi, platform
 from tests.world import World, token
 
@@ -43,9 +44,16 @@ def see(where: str) -> None:
     seen.append((where, who()))
 
 
+async def passing(request: Request, call_next: Any) -> Any:
+    return await call_next(request)
+
+
 def application(guard: Muniment) -> FastAPI:
     app = FastAPI()
+    # Each runs what is inside of it in a task of its own.
+    app.add_middleware(BaseHTTPMiddleware, dispatch=passing)
     app.add_middleware(MunimentMiddleware, guard=guard)
+    app.add_middleware(BaseHTTPMiddleware, dispatch=passing)
     reading = guarded(guard, "memory.recall", scopes="memory:read", resource=lambda memory_id: ("memory", memory_id))
     Reader = Annotated[Caller, Depends(reading)]
 
@@ -72,6 +80,27 @@ def application(guard: Muniment) -> FastAPI:
             yield f"{who()}"
 
         return StreamingResponse(parts(), background=tasks)
+
+    @app.get("/endless/{memory_id}")
+    async def endless(memory_id: str, caller: Reader) -> StreamingResponse:
+        async def parts() -> AsyncIterator[str]:
+            try:
+                while True:
+                    yield f"{who()} "
+                    await asyncio.sleep(0.005)
+            finally:
+                see("end of a stream")
+
+        return StreamingResponse(parts())
+
+    @app.get("/task/{memory_id}")
+    async def task(memory_id: str, caller: Reader) -> dict[str, Any]:
+        async def later() -> None:
+            await asyncio.sleep(0.05)
+            see("task of the body")
+
+        app.state.task = asyncio.create_task(later())
+        return {}
 
     @app.get("/fails/{memory_id}")
     async def fails(memory_id: str, caller: Reader) -> None:
@@ -138,20 +167,11 @@ def bearer(sub: str = "alice", **claims: Any) -> dict[str, str]:
     return {"Authorization": f"Bearer {token(sub=sub, **claims)}"}
 
 
-def last_outcome(guard: Muniment) -> dict[str, Any]:
-    assert guard.flush()
-    found = json.loads(bytes(Record.objects.filter(type="outcome").latest("index").statement))
-    parent: dict[str, Any] = json.loads(bytes(Record.objects.get(id=found["parent"]).statement))
-    outcome: dict[str, Any] = found["outcome"]
-    return outcome | {"tool": parent["tool"], "of": parent["type"]}
-
-
 @pytest.mark.parametrize("path", ["/memories/m_1", "/threaded/m_1"])
-def test_an_endpoint_gets_the_verified_caller(http: httpx2.Client, guard: Muniment, path: str) -> None:
+def test_an_endpoint_gets_the_verified_caller(http: httpx2.Client, path: str) -> None:
     answer = http.get(path, headers=bearer("bob")).json()
     assert (answer["caller"], answer["current"]) == ("bob", "bob")
-    outcome = last_outcome(guard)
-    assert (outcome["status"], outcome["tool"], outcome["of"]) == ("ok", "memory.recall", "decision")
+    assert last_outcome("memory.recall") == "ok"
 
 
 def test_a_denial_is_answered_before_the_endpoint_runs(http: httpx2.Client) -> None:
@@ -166,11 +186,9 @@ def test_a_denial_is_answered_before_the_endpoint_runs(http: httpx2.Client) -> N
 
 
 @pytest.mark.parametrize(("path", "status"), [("/fails/m_1", 404), ("/number/m_1", 422)])
-def test_an_endpoint_that_fails_is_reported_as_one(
-    http: httpx2.Client, guard: Muniment, path: str, status: int
-) -> None:  # fmt: skip
+def test_an_endpoint_that_fails_is_reported_as_one(http: httpx2.Client, path: str, status: int) -> None:
     assert http.get(path, headers=bearer()).status_code == status
-    assert last_outcome(guard)["status"] == "error"
+    assert last_outcome("memory.recall") == "error"
 
 
 def test_a_decorated_endpoint_is_guarded_in_its_thread_and_keeps_its_parameters(http: httpx2.Client) -> None:
@@ -180,22 +198,43 @@ def test_a_decorated_endpoint_is_guarded_in_its_thread_and_keeps_its_parameters(
     assert http.get("/decorated").status_code == http.get("/decorated/threaded").status_code == 401
 
 
-def test_with_the_dependency_what_is_streamed_and_done_afterwards_runs_as_the_caller(
-    http: httpx2.Client, guard: Muniment
-) -> None:
+def test_with_the_dependency_what_is_streamed_and_done_afterwards_runs_as_the_caller(http: httpx2.Client) -> None:
     seen.clear()
     assert http.get("/stream/m_1", headers=bearer("bob")).text == "bob bob"
-    assert last_outcome(guard)["status"] == "ok"
+    assert last_outcome("memory.recall") == "ok"
     assert seen == [("task of the dependency", "bob")]
 
 
-def test_with_the_decorator_what_is_streamed_and_done_afterwards_runs_as_nobody(
-    http: httpx2.Client, guard: Muniment
-) -> None:
+def test_with_the_decorator_what_is_streamed_and_done_afterwards_runs_as_nobody(http: httpx2.Client) -> None:
     seen.clear()
     assert http.get("/decorated", headers=bearer("bob")).json()["current"] == "bob"
     assert http.get("/decorated/stream", headers=bearer("bob")).text == "None"
     assert seen == [("task of the decorated", None)]
+
+
+def test_a_client_that_goes_away_ends_the_call(http: httpx2.Client) -> None:
+    seen.clear()
+    with http.stream("GET", "/endless/m_1", headers=bearer("bob")) as response:
+        assert next(response.iter_text()).startswith("bob ")
+    wait_for("end of a stream")
+    assert seen == [("end of a stream", "bob")]
+    assert last_outcome("memory.recall") == "ok", "Starlette ends such a response without an error"
+    assert http.get("/decorated", headers=bearer("ann")).json()["current"] == "ann"
+
+
+def test_a_task_that_the_body_starts_keeps_the_caller(http: httpx2.Client) -> None:
+    seen.clear()
+    assert http.get("/task/m_1", headers=bearer("bob")).status_code == 200
+    assert http.get("/memories/m_1", headers=bearer("ann")).json()["current"] == "ann"
+    wait_for("task of the body")
+    assert seen == [("task of the body", "bob")]
+
+
+def wait_for(where: str) -> None:
+    deadline = time.monotonic() + 5
+    while where not in [place for place, _ in seen]:
+        assert time.monotonic() < deadline, f"never seen: {where}"
+        time.sleep(0.01)
 
 
 def test_users_at_the_same_time_never_mix(http: httpx2.Client) -> None:
