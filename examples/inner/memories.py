@@ -17,7 +17,7 @@ from psycopg_pool import ConnectionPool
 
 from examples.inner.embedding import Embedding, as_text, embed, keyed
 from muniment import current_caller, touched
-from muniment.encryption import Vault
+from muniment.encryption import PostgresKeys, UserVault, Vault
 from muniment.isolation import as_caller
 
 MAX_TEXT = 8_000  # characters
@@ -41,43 +41,16 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class UserKeys:
-    """The wrapped keys of users (`muniment.encryption.KeyStore`), in a table of which each sees one row."""
-
-    connection: Connection
-
-    def get(self, uid: str) -> bytes | None:
-        """The user's wrapped key."""
-        row = self.connection.execute("SELECT wrapped FROM user_keys WHERE uid = %s", (uid,)).fetchone()
-        return None if row is None else bytes(row[0])
-
-    def add(self, uid: str, wrapped: bytes) -> bytes:
-        """Keep it where there is none; the one that is kept then."""
-        insert = "INSERT INTO user_keys (uid, wrapped) VALUES (%s, %s) ON CONFLICT DO NOTHING"
-        self.connection.execute(insert, (uid, wrapped))
-        return self.get(uid) or wrapped
-
-    def replace(self, uid: str, wrapped: bytes) -> None:
-        """Another wrapping of it."""
-        self.connection.execute("UPDATE user_keys SET wrapped = %s WHERE uid = %s", (wrapped, uid))
-
-    def delete(self, uid: str) -> None:
-        """Destroy it, and with it all that the user ever captured."""
-        self.connection.execute("DELETE FROM user_keys WHERE uid = %s", (uid,))
-
-
-@dataclass(frozen=True)
 class Desk:
     """One transaction of the verified user."""
 
-    uid: str
     connection: Connection
-    vault: Vault
+    vault: UserVault
     embedding: Embedding
 
     def meaning(self, text: str) -> str:
         """What a text is about, turned by the user's key, as pgvector reads it."""
-        return as_text(keyed(self.vault.subkey(self.uid, "meaning"), self.embedding(text)))
+        return as_text(keyed(self.vault.subkey("meaning"), self.embedding(text)))
 
 
 class Memories:
@@ -93,7 +66,8 @@ class Memories:
         if caller is None:
             raise PermissionError("memories are those of a verified user")
         with self.pool.connection() as connection, as_caller(connection):
-            yield Desk(caller.uid, connection, Vault(self.root, UserKeys(connection)), self.embedding)
+            vault = Vault(self.root, PostgresKeys(connection)).user(caller.uid)
+            yield Desk(connection, vault, self.embedding)
 
     def capture(self, text: str, feeling: str = "") -> Memory:
         """Keep an experience. ValueError for one that is empty or too long."""
@@ -101,7 +75,7 @@ class Memories:
             raise ValueError(f"a memory has 1 to {MAX_TEXT} characters")
         id = uuid4()
         with self._desk() as desk:
-            content = desk.vault.encrypt(desk.uid, str(id), json.dumps({"text": text, "feeling": feeling}))
+            content = desk.vault.encrypt(id, json.dumps({"text": text, "feeling": feeling}))
             row = desk.connection.execute(KEEP, (id, content, desk.meaning(f"{text} {feeling}"))).fetchone()
         touched("memory", str(id))
         return Memory(str(id), _iso(row), text, feeling)
@@ -116,7 +90,7 @@ class Memories:
         return found
 
     def _read(self, desk: Desk, id: UUID, at: datetime, content: bytes) -> Memory:
-        told = json.loads(desk.vault.decrypt(desk.uid, str(id), content))
+        told = json.loads(desk.vault.decrypt(id, content))
         return Memory(str(id), at.isoformat(), told["text"], told["feeling"])
 
     def forget(self, id: str) -> None:

@@ -130,13 +130,13 @@ def _kind(connection: Any) -> Literal["sync", "async", "django"]:
 def _in_psycopg(connection: psycopg.Connection[Any], uid: str) -> Iterator[Any]:
     with connection.transaction() as transaction:
         # What the transaction itself says, not what was looked up before it: another thread may have begun one since.
-        before = _own(_rows(connection, _GET), uid) if transaction.savepoint_name else None
-        _rows(connection, _SET, uid)
+        before = _own(fetched(connection, _GET), uid) if transaction.savepoint_name else None
+        fetched(connection, _SET, uid)
         yield connection
         # A commit ends the setting, and a rollback takes it back; what a savepoint sets stays when it is released.
         # Where a statement failed and nobody said so, this raises, so that a rollback does not pass for a commit.
         if before is not None or _failed(connection):
-            _rows(connection, _SET, before or "")
+            fetched(connection, _SET, before or "")
 
 
 @asynccontextmanager
@@ -156,11 +156,11 @@ def _in_django(connection: Any, uid: str) -> Iterator[Any]:
 
     nested = connection.in_atomic_block or not connection.get_autocommit()
     with transaction.atomic(using=connection.alias):
-        before = _own(_rows(connection, _GET), uid) if nested else ""
-        _rows(connection, _SET, uid)
+        before = _own(fetched(connection, _GET), uid) if nested else ""
+        fetched(connection, _SET, uid)
         yield connection
         if not connection.needs_rollback:
-            _rows(connection, _SET, before)
+            fetched(connection, _SET, before)
 
 
 def _own(rows: Sequence[Sequence[Any]], uid: str) -> str:
@@ -175,8 +175,9 @@ def _failed(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) 
     return connection.info.transaction_status.name == "INERROR"
 
 
-def _rows(connection: Any, statement: str, *values: str) -> list[Any]:
-    """The rows, whatever kind of cursor and of rows the connection makes; nothing is prepared on the server."""
+def fetched(connection: Any, statement: str, *values: str | bytes) -> list[Any]:
+    """The rows of a statement as tuples, whatever kind of cursor and of rows a connection makes (psycopg's, sync, or
+    Django's); nothing is prepared on the server."""
     if _kind(connection) == "django":
         with connection.cursor() as cursor:
             cursor.execute(statement, values)
@@ -203,7 +204,7 @@ def policy_sql(table: str, column: str = "uid") -> list[str]:
     the second policy binds even where somebody adds one that is more generous. Names are taken as they are written,
     capitals included; a dot stands between schema and table. They may be run again, in one transaction; each partition
     that can be read by itself needs its own. Raises ValueError for what is no name."""
-    name, owner = _quoted(table), _quoted(column)
+    name, owner = quoted(table), quoted(column)
     own = f"({owner} = {UID_SQL})"
     return [
         f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY",
@@ -216,7 +217,7 @@ def policy_sql(table: str, column: str = "uid") -> list[str]:
     ]
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """An identifier, or several joined by dots, as SQL. Raises ValueError for what can be none."""
     parts = name.split(".")
     if not all(parts) or "\x00" in name or len(parts) > 3:
@@ -229,11 +230,11 @@ def assert_protected(connection: Any, *tables: str) -> None:
     `policy_sql`, or where the role is not bound by that: a superuser, one that bypasses row-level security, or one that
     can change into such a role. For the start of a service; psycopg's sync connections, or Django's."""
     for table in tables:
-        rows = _rows(connection, _PROTECTED, _quoted(table), _POLICY)
+        rows = fetched(connection, _PROTECTED, quoted(table), _POLICY)
         open_ones = [name for name, protected in rows if not protected]
         if open_ones or not rows:
             raise Misconfigured(
                 f"Row-level security is not on for {', '.join(open_ones) or table}: see muniment.isolation.policy_sql."
             )
-    if _rows(connection, _UNBOUND)[0][0]:
+    if fetched(connection, _UNBOUND)[0][0]:
         raise Misconfigured("The database role bypasses row-level security: connect as one that is bound by it.")

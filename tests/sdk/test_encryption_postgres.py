@@ -1,0 +1,105 @@
+"""Users' keys in PostgreSQL: each caller reaches one's own alone, and who destroys it destroys what it opens."""
+
+import os
+import threading
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from muniment.encryption import PostgresKeys, Undecryptable, Vault
+from muniment.isolation import as_caller, assert_protected, policy_sql
+from tests.sdk.test_isolation import ALICE, BOB, ROLE, Notes, notes  # noqa: F401  # fixture
+
+# ruff: noqa: F811
+ROOT = bytes(range(32))
+TABLE = "keys of 100%s"  # whatever it is called
+
+
+@pytest.fixture(scope="module")
+def url(notes: Notes) -> Iterator[str]:
+    with psycopg.connect(notes.owner, autocommit=True) as owner:
+        owner.execute(f'CREATE TABLE "{TABLE}" (uid text PRIMARY KEY, wrapped bytea NOT NULL)')
+        for statement in policy_sql(TABLE):
+            owner.execute(statement.encode())
+        owner.execute(f'GRANT SELECT, INSERT, UPDATE, DELETE ON "{TABLE}" TO {ROLE}'.encode())
+        yield notes.url
+        owner.execute(f'DROP TABLE "{TABLE}"')
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(url, autocommit=True) as found:
+        for caller in (ALICE, BOB):
+            with as_caller(found, caller):
+                found.execute(f'DELETE FROM "{TABLE}"')
+        yield found
+
+
+def vault(connection: psycopg.Connection, *roots: bytes) -> Vault:
+    return Vault(list(roots) or ROOT, PostgresKeys(connection, TABLE))
+
+
+def test_each_callers_key_is_made_kept_wrapped_again_and_destroyed(connection: psycopg.Connection) -> None:
+    assert_protected(connection, TABLE)
+    connection.row_factory = dict_row  # type: ignore[assignment]
+    with as_caller(connection, ALICE):
+        stored = vault(connection).encrypt("usr_alice", 1, "of alice")
+    with as_caller(connection, BOB):
+        of_bob = vault(connection).encrypt("usr_bob", 1, "of bob")
+    new = os.urandom(32)
+    with as_caller(connection, ALICE):
+        assert vault(connection, new, ROOT).rewrap("usr_alice")
+        assert vault(connection, new).decrypt("usr_alice", 1, stored) == b"of alice"
+        vault(connection, new).destroy("usr_alice")
+        with pytest.raises(Undecryptable):
+            vault(connection, new, ROOT).decrypt("usr_alice", 1, stored)
+    with as_caller(connection, BOB):
+        assert vault(connection).decrypt("usr_bob", 1, of_bob) == b"of bob"
+
+
+def test_another_callers_key_is_not_reached(connection: psycopg.Connection) -> None:
+    with as_caller(connection, ALICE):
+        stored = vault(connection).encrypt("usr_alice", 1, "x")
+    with as_caller(connection, BOB):
+        with pytest.raises(Undecryptable):
+            vault(connection).decrypt("usr_alice", 1, stored)
+        assert not vault(connection, os.urandom(32), ROOT).rewrap("usr_alice")
+        vault(connection).destroy("usr_alice")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), as_caller(connection, BOB):
+        vault(connection).encrypt("usr_alice", 1, "forged")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        vault(connection).encrypt("usr_alice", 1, "nobody's")
+    with as_caller(connection, ALICE):
+        assert vault(connection).decrypt("usr_alice", 1, stored) == b"x"
+
+
+def test_two_who_encrypt_a_first_time_at_once_use_one_key(connection: psycopg.Connection, url: str) -> None:
+    first = threading.Barrier(4)
+    found: list[bytes] = []
+
+    def work(number: int) -> None:
+        with psycopg.connect(url, autocommit=True) as own:
+            first.wait(10)
+            with as_caller(own, ALICE):
+                found.append(vault(own).encrypt("usr_alice", number, "x"))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(found) == 4 and len({stored[1:9] for stored in found}) == 1
+    with as_caller(connection, ALICE):
+        assert all(vault(connection).is_current("usr_alice", stored) for stored in found)
+
+
+def test_it_goes_over_djangos_connection_too(db: None, url: str) -> None:
+    from django.db import connections
+
+    django = connections["owner"]
+    with as_caller(django, ALICE):
+        one = Vault(ROOT, PostgresKeys(django, TABLE))
+        assert one.decrypt("usr_alice", 1, one.encrypt("usr_alice", 1, "x")) == b"x"
+        one.destroy("usr_alice")
