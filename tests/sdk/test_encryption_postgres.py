@@ -1,13 +1,18 @@
 """Users' keys in PostgreSQL: each caller reaches one's own alone, and who destroys it destroys what it opens."""
 
+import base64
 import os
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg.rows import dict_row
 
+from muniment.calls import calling
 from muniment.encryption import PostgresKeys, Undecryptable, Vault
 from muniment.isolation import as_caller, assert_protected, policy_sql
 from tests.sdk.test_isolation import ALICE, BOB, ROLE, Notes, notes  # noqa: F401  # fixture
@@ -103,3 +108,28 @@ def test_it_goes_over_djangos_connection_too(db: None, url: str) -> None:
         one = Vault(ROOT, PostgresKeys(django, TABLE))
         assert one.decrypt("usr_alice", 1, one.encrypt("usr_alice", 1, "x")) == b"x"
         one.destroy("usr_alice")
+
+
+def test_the_documented_service_works(notes: Notes, superuser_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/integrations/postgresql.md").read_text()
+    found: dict[str, Any] = {}
+    for snippet in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S):
+        exec(snippet.replace("inner_serving", ROLE), found)
+    monkeypatch.setenv("MUNIMENT_ROOT_KEYS", base64.b64encode(ROOT).decode())
+    found["migrate"](notes.owner)
+    try:
+        with psycopg.connect(notes.url) as connection:
+            found["start"](connection)
+            with calling(ALICE):
+                id = found["capture"](connection, "the sea")
+                assert found["recall"](connection) == ["the sea"]
+                assert found["ids"].__wrapped__(connection) == [id]
+            with calling(BOB):
+                assert found["recall"](connection) == []
+        with psycopg.connect(superuser_url) as thief:
+            stolen = str(thief.execute("SELECT * FROM memories, user_keys").fetchall())
+        assert "usr_alice" in stolen and "sea" not in stolen
+    finally:
+        found["guard"].close()
+        with psycopg.connect(notes.owner) as owner:
+            owner.execute("DROP TABLE memories, user_keys")

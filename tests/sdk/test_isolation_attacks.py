@@ -12,8 +12,9 @@ from psycopg import sql
 from psycopg.rows import class_row, dict_row, namedtuple_row, scalar_row
 from psycopg_pool import ConnectionPool
 
-from muniment import Misconfigured
+from muniment import Misconfigured, Muniment
 from muniment.assertion import AssertedCaller
+from muniment.calls import calling
 from muniment.isolation import OtherCaller, as_caller, assert_protected, policy_sql
 from tests.sdk.test_isolation import ALICE, BOB, ROLE, Notes, connection, notes, seen  # noqa: F401  # fixtures
 
@@ -190,6 +191,14 @@ class TestConnections:
 
         asyncio.run(wrong(connection.info.dsn + " password=x"))
 
+    def test_are_those_of_the_guards_caller(self, connection: psycopg.Connection) -> None:
+        with Muniment("http://127.0.0.1:9", "mk_1_x") as guard:
+            for caller in (ALICE, BOB):
+                with calling(caller), guard.as_caller(connection):
+                    assert seen(connection) == [f"of {caller.uid}"]
+            with guard.as_caller(connection):
+                assert seen(connection) == []
+
     def test_are_those_of_the_caller_of_an_assertion_too(self, connection: psycopg.Connection) -> None:
         with as_caller(connection, AssertedCaller("usr_bob", "claude", "notes.read", (), "r", "i", 0)):
             assert seen(connection) == ["of usr_bob"]
@@ -305,9 +314,9 @@ class TestAtTheStart:
         table = changed(notes.owner, f"{made}; GRANT SELECT ON whole TO {ROLE}", "DROP TABLE whole")
         with table, psycopg.connect(notes.url, autocommit=True) as bound:
             assert_protected(bound, "whole")  # nobody but its owner can read the part
-            with changed(notes.owner, f"GRANT SELECT ON part TO {ROLE}", ";".join(policy_sql("part"))):
-                with pytest.raises(Misconfigured, match="part"):
-                    assert_protected(bound, "whole")
+            change = changed(notes.owner, f"GRANT SELECT ON part TO {ROLE}", ";".join(policy_sql("part")))
+            with change, pytest.raises(Misconfigured, match="part"):
+                assert_protected(bound, "whole")
             assert_protected(bound, "whole")
 
     @pytest.mark.parametrize("power", ["BYPASSRLS", "SUPERUSER"])
