@@ -80,6 +80,15 @@ def test_another_callers_key_is_not_reached(connection: psycopg.Connection) -> N
         assert vault(connection).decrypt("usr_alice", 1, stored) == b"x"
 
 
+def test_a_key_is_replaced_only_where_it_is_still_the_one_that_was_read(connection: psycopg.Connection) -> None:
+    with as_caller(connection, ALICE):
+        keys = PostgresKeys(connection, TABLE)
+        assert keys.get("usr_alice") is None and not keys.replace("usr_alice", b"old", b"new")
+        assert keys.add("usr_alice", b"kept") == b"kept" == keys.add("usr_alice", b"too late")
+        assert not keys.replace("usr_alice", b"old", b"new") and keys.get("usr_alice") == b"kept"
+        assert keys.replace("usr_alice", b"kept", b"new") and keys.get("usr_alice") == b"new"
+
+
 def test_two_who_encrypt_a_first_time_at_once_use_one_key(connection: psycopg.Connection, url: str) -> None:
     first = threading.Barrier(4)
     found: list[bytes] = []

@@ -59,6 +59,26 @@ class TestAfterAFailedStatement:
             with as_caller(connection, ALICE):
                 assert uid_of(connection) == "usr_alice"
 
+    def test_async_connections_end_as_the_others_do(self, notes: Notes) -> None:
+        async def ends() -> None:
+            async with await psycopg.AsyncConnection.connect(notes.url) as found:
+
+                async def uid() -> tuple[str] | None:
+                    return await (await found.execute("SELECT current_setting('muniment.uid', true)")).fetchone()
+
+                assert await uid() in ((None,), ("",))  # opens a transaction
+                async with as_caller(found, ALICE):
+                    assert await uid() == ("usr_alice",)
+                assert await uid() == ("",)
+                await found.commit()
+                with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+                    async with as_caller(found, ALICE):
+                        with pytest.raises(psycopg.errors.DivisionByZero):
+                            await found.execute("SELECT 1 / 0")
+                assert found.info.transaction_status.name == "IDLE"
+
+        asyncio.run(ends())
+
     def test_a_lost_connection_is_an_error_of_the_database(self, notes: Notes) -> None:
         with psycopg.connect(notes.url, autocommit=True) as lost:
             with pytest.raises(psycopg.OperationalError), as_caller(lost, ALICE):
