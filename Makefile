@@ -3,10 +3,14 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test check bench bench-search soak pictures
+.PHONY: run inner test check bench bench-search soak pictures
 
 run: .venv/.installed
 	@$(BIN)/python -m governance.supervisor
+
+# The memory service of docs/inner.md, beside an instance that `make run` started.
+inner: .venv/.installed
+	@$(BIN)/python -m examples.inner
 
 # Three at once, since many wait for a process or a browser. In the order of the folders: files of few long tests, as
 # those in a browser are, must not come last, one after another.

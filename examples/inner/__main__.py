@@ -8,8 +8,10 @@ until Ctrl-C. Exit status: 0 after Ctrl-C, 1 when something does not run, 2 when
 
 import http.client
 import os
+import secrets
 import subprocess
 import sys
+from base64 import b64encode
 from contextlib import ExitStack
 from pathlib import Path
 from string import Template
@@ -92,6 +94,11 @@ def prepare_policy(folder: Path) -> str:
     return devkeys.read_or_make(path, lambda: manage("backend_key", "create", "inner", "--label", "make inner"))
 
 
+def new_root_key() -> str:
+    """The key that wraps the users' keys: 32 bytes, base64."""
+    return b64encode(secrets.token_bytes(32)).decode()
+
+
 def settle(folder: Path, cleanup: ExitStack) -> None:
     """Everything that the server reads from its environment; what is set already is left so."""
     if not is_ready(platform_url()):
@@ -106,7 +113,7 @@ def settle(folder: Path, cleanup: ExitStack) -> None:
     os.environ.setdefault("MUNIMENT_RESOURCE", resource())
     os.environ.setdefault("MUNIMENT_AUTHORIZATION_SERVERS", f"{platform_url()}/demo-issuer")
     os.environ.setdefault("MUNIMENT_SPOOL", str(folder / "spool"))
-    os.environ.setdefault("INNER_ROOT_KEY", devkeys.password(folder / "keys", "root"))
+    os.environ.setdefault("INNER_ROOT_KEY", devkeys.read_or_make(folder / "keys" / "root", new_root_key))
 
 
 def main() -> int:

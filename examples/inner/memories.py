@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
+from mcp.server.mcpserver.exceptions import ToolError
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
@@ -26,8 +27,8 @@ FIND = "SELECT id, at, content FROM memories ORDER BY meaning <=> %s::vector LIM
 KEEP = "INSERT INTO memories (id, content, meaning) VALUES (%s, %s, %s::vector) RETURNING at"
 
 
-class NotFound(LookupError):
-    """The user has no such memory."""
+class NotFound(ToolError):
+    """The user has no such memory. As a ToolError its words, and no more, reach the AI client."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Memories:
     `embedding` makes a text a vector: put a real model there."""
 
     def __init__(self, pool: ConnectionPool, root: str, embedding: Embedding = embed) -> None:
+        Vault(root)  # what is no key is told at the start
         self.pool, self.root, self.embedding = pool, root, embedding
 
     @contextmanager

@@ -8,7 +8,8 @@ from examples.inner import rest
 from examples.inner.memories import Memories, Memory
 from muniment.adapters.mcp import GuardedServer
 
-server = GuardedServer("inner", instructions="Keeps what moved its user, and finds it again when it matters.")
+ABOUT = "Keeps what moved its user, and finds it again when it matters."
+server = GuardedServer("inner", instructions=ABOUT, log_level="WARNING")
 memories = Memories(ConnectionPool(os.environ["INNER_DATABASE_URL"], open=True), os.environ["INNER_ROOT_KEY"])
 
 

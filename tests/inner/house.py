@@ -2,9 +2,7 @@
 
 import importlib
 import os
-import secrets
 import sys
-from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from string import Template
 from typing import Any
 from unittest import mock
 
+import psycopg
 from django.test import override_settings
 
 from clients import policyfile, policyfile_apply
@@ -59,7 +58,7 @@ def house(superuser_url: str, folder: Path) -> Iterator[House]:
         given = {
             "MUNIMENT_URL": url, "MUNIMENT_KEY": here.key, "MUNIMENT_RESOURCE": here.mcp,
             "MUNIMENT_AUTHORIZATION_SERVERS": here.issuer, "INNER_DATABASE_URL": here.database,
-            "INNER_ROOT_KEY": b64encode(secrets.token_bytes(32)).decode(), 
+            "INNER_ROOT_KEY": inner.new_root_key(),
         }  # fmt: skip
         with mock.patch.dict(os.environ, given):
             sys.modules.pop("examples.inner.server", None)
@@ -70,3 +69,5 @@ def house(superuser_url: str, folder: Path) -> Iterator[House]:
         finally:
             here.module.memories.pool.close()
             sys.modules.pop("examples.inner.server", None)
+            with psycopg.connect(superuser_url, autocommit=True) as connection:
+                connection.execute(f'DROP DATABASE "{database.NAME}" WITH (FORCE)')

@@ -162,8 +162,11 @@ class Requests:
 
 def anonymous(guard: Muniment) -> Answer:
     """The answer to a request without a token: 401, with the way to the metadata, and no error code, since nothing was
-    tried (RFC 6750 section 3)."""
-    headers = {"WWW-Authenticate": challenge(None, guard), "Content-Type": "application/problem+json"}
+    tried (RFC 6750 section 3). Its scopes are those of the tools that only read: enough to begin with, and clients ask
+    for more when a tool needs it (MCP authorization, scope selection and step-up)."""
+    scopes = sorted({scope for tool in list(guard.tools.values()) if tool.access == "read" for scope in tool.scopes})
+    given = f'Bearer scope="{" ".join(scopes)}"' if scopes else None
+    headers = {"WWW-Authenticate": challenge(given, guard), "Content-Type": "application/problem+json"}
     body = {"type": "about:blank", "title": "This server needs an access token.", "status": 401}
     return Answer(401, headers, json.dumps(body).encode())
 
