@@ -29,7 +29,8 @@ LOCK = """BEGIN; SELECT policy, next, drained, encode(batch, 'hex'), (extract(ep
     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM audit_head FOR UPDATE"""
 SUBJECTS = """SELECT uid, blocked_at IS NOT NULL, signed_out_at, erased_at IS NOT NULL
     FROM audit_subject WHERE uid = ANY($1::text[])"""
-OUTCOMES = "SELECT parent, id FROM audit_record WHERE parent = ANY($1::uuid[]) AND type = 'outcome'"
+OUTCOMES = """SELECT parent, id FROM audit_record WHERE parent = ANY($1::uuid[])
+    AND type IN ('outcome', 'ungoverned')"""
 COLUMNS = {
     "id": wire.UUID_, "index": wire.BIGINT, "at": wire.TIMESTAMPTZ, "type": wire.TEXT, "decision": wire.TEXT,
     "reason": wire.TEXT, "flagged": wire.BOOLEAN, "backend": wire.TEXT, "client": wire.TEXT,

@@ -24,7 +24,8 @@ OF_STAFF = frozenset({"policy", "staff", "request", "review", "key", "notice", "
 # Members that say something of a user, wherever they stand.
 PERSONAL = frozenset({
     "sub", "email", "request_id", "trace_id", "session_id", "ip", "user_agent", "resource", "resources",
-    "arguments_digest", "asked_tenant", "named", "named_issuer", "named_client",
+    "arguments_digest", "asked_tenant", "named", "named_issuer", "named_client", "claimed_issuer", "claimed_sub",
+    "claimed_client",
 })  # fmt: skip
 LABELS = {
     "sub": "Identifier at the issuer (sub)", "email": "E-mail address", "request_id": "Request id",
@@ -32,7 +33,8 @@ LABELS = {
     "resource": "What was asked for", "resources": "What was touched", "arguments_digest": "Digest of the arguments",
     "asked_tenant": "Tenant that was asked for", "actor_name": "Name", "reason": "Reason", "reasons": "Reasons",
     "note": "Note", "answer": "Answer", "named": "Who was named", "named_issuer": "Issuer that was named",
-    "named_client": "Client that was named",
+    "named_client": "Client that was named", "claimed_issuer": "Issuer, as claimed", "claimed_sub": "User, as claimed",
+    "claimed_client": "Client, as claimed",
 }  # fmt: skip
 IDS = frozenset({
     "sub", "request_id", "trace_id", "session_id", "ip", "arguments_digest", "resource", "resources",

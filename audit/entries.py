@@ -34,8 +34,8 @@ class Entry:
     """One record to be. `statement` lacks what only the recording transaction knows: id, at and _sd.
 
     `version` is the policy version that it was decided under (None: not a decision); `subject_state` is what the
-    decision assumed of the subject, to be checked by the recording transaction; `parent` marks an outcome, of
-    which only the first counts.
+    decision assumed of the subject, to be checked by the recording transaction; `parent` marks an outcome, or
+    a line of a backend's spool, of which only the first counts.
     """
 
     statement: dict[str, Any]

@@ -22,7 +22,7 @@ EVENTS = "SELECT * FROM audit_outbox WHERE record_index IS NULL AND version IS N
 CHANGES = """SELECT * FROM audit_outbox WHERE record_index IS NULL AND version > %(drained)s
     AND version <= %(drained)s + 20 ORDER BY version, id"""
 # Records of these types come from nowhere but a web process that decided.
-DECIDED = frozenset({"decision", "evaluation", "introspection", "outcome", "denials", "policy"})
+DECIDED = frozenset({"decision", "evaluation", "introspection", "outcome", "denials", "policy", "ungoverned"})
 # A policy record stays well below the statement's bound; a larger change is told in parts.
 PART_BYTES = 48_000
 

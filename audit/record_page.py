@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from types import NoneType
 from typing import Any
@@ -136,7 +137,7 @@ def page(record: Record, names: Mapping[str, str], viewer: Viewer | None = None)
         "verdict": verdict,
         "protected": protected(record, statement),
         "window": record_around.window_of(record.at),
-        "parent_url": next(iter(record_around.link("", "admin:record", statement.get("parent"))), None),
+        "parent_url": next(iter(record_around.link("", "admin:record", parent_of(statement))), None),
         "around": record_around.around(viewer, record, statement, record_words.client_words(statement, names))
         if viewer and statement
         else [],
@@ -236,6 +237,8 @@ def facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
             Fact("User", get("subject"), "subject", mono=True),
             Fact("Backend", get("backend"), "backend"),
         ]
+    if get("type") == "ungoverned":
+        return _ungoverned_facts(statement, names)
     user = get("subject")
     found = [Fact("User", user, "subject", mono=True)] if isinstance(user, str) else []
     found += [
@@ -263,6 +266,34 @@ def _question_facts(statement: Statement, names: Mapping[str, str]) -> list[Fact
             found.append(fact)
     found += [Fact("Special cases", ", ".join(map(str, get("tools") or [])))] if get("tools") else []
     return [*found, Fact("Results", question_words.found(statement))] if searched else found
+
+
+def _by_their_clock(microseconds: Any) -> str | None:
+    """A time that somebody else's clock told; None for what is none."""
+    if type(microseconds) is not int or not 0 <= microseconds < 2**53:
+        return None
+    return f"{datetime.fromtimestamp(microseconds / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC, by the backend's clock"
+
+
+def parent_of(statement: Statement) -> Any:
+    """The record that this one belongs to. That of an ungoverned call names its place in the spool, and no record."""
+    return None if statement.get("type") == "ungoverned" else statement.get("parent")
+
+
+def _ungoverned_facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
+    """Of a call that a backend let through without us: all of it is the backend's word."""
+    get = statement.get
+    chain = (get("agent") or {}).get("chain") or []
+    return [
+        Fact("Said by", f"{get('backend')}, afterwards"),
+        Fact("User, as claimed", get("subject") or "nobody known", "subject" if get("subject") else None, mono=True),
+        Fact("Client, as claimed", record_words.client_words(statement, names), "client"),
+        Fact("Tool", get("tool"), "tool"),
+        Fact("Called at", _by_their_clock(get("called_at"))),
+        Fact("Why without us", str(get("cause")).replace("_", " ")),
+        Fact("Agents", " → ".join(map(str, chain)) or None),
+        Fact("In the backend's spool", f"line {get('sequence')} of {get('spool')}", mono=True),
+    ]
 
 
 def _nested(value: Any) -> bool:

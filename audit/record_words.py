@@ -16,7 +16,7 @@ TYPES = {
     "decision": "Call", "evaluation": "Question", "introspection": "Token check", "outcome": "Outcome",
     "policy": "Policy change",
     "request": "Request", "review": "Access review", "staff": "Staff action", "signal": "Signal",
-    "denials": "Calls turned away", "ungoverned": "Call without us", "key": "Key", "notice": "Notice",
+    "denials": "Calls turned away", "ungoverned": "Ungoverned call", "key": "Key", "notice": "Notice",
     "retention": "Retention", "hold": "Hold", "erasure": "Erasure",
 }  # fmt: skip
 REMEDIES = {
@@ -116,7 +116,9 @@ def title(statement: Statement, names: Mapping[str, str]) -> str:
             counts = statement.get("counts") or {}
             return f"{sum(counts.values()):,} calls of {statement.get('backend') or 'no backend'} were turned away"
         case "ungoverned":
-            return f"{statement.get('backend') or 'A backend'} let a call of {statement.get('tool')} through without us"
+            user = f" of {_user(statement)}" if statement.get("subject") else ""
+            through = f"let a call of {statement.get('tool')}{user} through while Muniment was away"
+            return f"{statement.get('backend') or 'A backend'} {through}"
         case "notice" | "key":
             return _notice(statement)
     return f"{TYPES.get(str(statement.get('type')), str(statement.get('type')).capitalize())}"
@@ -238,6 +240,8 @@ def why(statement: Statement, names: Mapping[str, str]) -> str:
         return f"{amount(found, 'user')} found"
     if kind == "evaluation" and question_words.is_search(statement):
         return question_words.found(statement)
+    if kind == "ungoverned":
+        return f"reported afterwards; the user is claimed, not verified ({statement.get('cause')})"
     if kind == "introspection" and statement.get("decision") == "allow":
         return f"active, for {' '.join(statement.get('effective') or []) or 'no scope'}"
     if kind not in ("decision", "evaluation", "introspection"):

@@ -15,6 +15,9 @@ ScopeName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[\x21\
 TypeName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9_.:/-]+\Z")]
 Digest = Annotated[str, Meta(max_length=160, pattern=r"\A[a-z0-9-]{1,16}:[A-Za-z0-9+/=_-]{16,128}\Z")]
 Address = Annotated[str, Meta(max_length=45, pattern=r"\A[0-9A-Fa-f:.]{2,45}\Z")]
+Sha256 = Annotated[str, Meta(max_length=64, pattern=r"\A[0-9a-f]{64}\Z")]
+SpoolName = Annotated[str, Meta(max_length=32, pattern=r"\A[0-9a-f]{32}\Z")]
+ClaimText = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 Mode = Literal["interactive", "subagent", "background", "api"]
 
 
@@ -92,3 +95,33 @@ class Declaration(msgspec.Struct):
     """All tools of a backend."""
 
     tools: Annotated[list[DeclaredTool], Meta(max_length=200)]
+
+
+class Report(msgspec.Struct):
+    """Calls that ran without us: lines of a backend's spool, as they were written (`muniment.spool`)."""
+
+    spool: SpoolName
+    entries: Annotated[list[Annotated[str, Meta(min_length=2, max_length=16_384)]], Meta(min_length=1, max_length=100)]
+
+
+class Claimed(msgspec.Struct):
+    """Whom an unverified token said that it is of."""
+
+    iss: ClaimText | None = None
+    sub: ClaimText | None = None
+    client_id: ClaimText | None = None
+
+
+class SpoolLine(msgspec.Struct):
+    """One line: a call that a backend let through. `at` is in microseconds since 1970, by the backend's clock."""
+
+    spool: SpoolName
+    sequence: Annotated[int, Meta(ge=1, le=2**53 - 1)]
+    previous: Sha256
+    at: Annotated[int, Meta(ge=0, le=2**53 - 1)]
+    tool: ToolName
+    cause: Annotated[str, Meta(max_length=32, pattern=r"\A[a-z0-9_]{1,32}\Z")]
+    token: Sha256 | None = None
+    claimed: Claimed | None = None
+    request: RequestInfo = msgspec.field(default_factory=RequestInfo)
+    agent: Annotated[list[Name], Meta(max_length=8)] = []

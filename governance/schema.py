@@ -8,7 +8,7 @@ from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_sche
 
 from governance import authzen_contract, contract
 
-TYPES = (contract.Call, contract.Outcome, contract.Declaration, *authzen_contract.TYPES)
+TYPES = (contract.Call, contract.Outcome, contract.Declaration, contract.Report, *authzen_contract.TYPES)
 View = Callable[..., Any]
 PROXY: list[Any] = [{"proxyKey": []}]
 PUBLIC: list[Any] = [{}]  # no key is needed, against what holds for all others
@@ -188,6 +188,16 @@ def outcome(view: View) -> View:
         operation_id="report_outcome",
         request={"application/json": ref("Outcome")},
         responses=_responses({200: body, 201: body}, 400, 401, 404, 409, 413, 429, 503),
+    )(view)
+
+
+def ungoverned(view: View) -> View:
+    """POST /v1/ungoverned."""
+    return extend_schema(
+        operation_id="report_ungoverned",
+        tags=["records"],
+        request={"application/json": ref("Report")},
+        responses=_responses({200: _object(spool=_text, taken=_count, recorded=_count)}, 400, 401, 409, 413, 429, 503),
     )(view)
 
 

@@ -20,6 +20,7 @@ SUMMARIES = {
     "verify_batch": "Verify up to 100 calls",
     "introspect": "Look at a token (RFC 7662)",
     "report_outcome": "Report what came of an allowed call",
+    "report_ungoverned": "Report calls that ran without Muniment",
     "declare_tools": "Declare a backend's tools",
     "forward_auth": "Ask for a proxy, before it lets a request through",
     "evaluation": "Ask whether a user may do something",

@@ -25,6 +25,7 @@ from governance.log_api import CheckpointView, ConsistencyView, InclusionView, T
 from governance.outcomes import OutcomeView
 from governance.records_api import RecordsView, RecordView
 from governance.reference import reference
+from governance.ungoverned import UngovernedView
 
 
 def log(**initial: Any) -> tuple[list[URLPattern], None, None]:
@@ -40,6 +41,7 @@ def log(**initial: Any) -> tuple[list[URLPattern], None, None]:
 urlpatterns = [
     path("v1/verify", VerifyView.as_view()),
     path("v1/verify/batch", VerifyBatchView.as_view()),
+    path("v1/ungoverned", UngovernedView.as_view()),
     path("v1/introspect", IntrospectView.as_view()),
     path("v1/records", RecordsView.as_view(), name="api_records"),
     path("v1/records/<uuid:record>", RecordView.as_view()),

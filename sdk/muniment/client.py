@@ -218,7 +218,7 @@ def _object(response: httpx2.Response) -> dict[str, Any] | None:
         return None
     try:
         found = _json.decode(response.content)
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):  # msgspec.DecodeError is a ValueError
         return None
     return found if isinstance(found, dict) else None
 

@@ -130,6 +130,7 @@ REFUSALS: dict[str, tuple[Answer, type[Exception]]] = {
     "redirect": (answered("302 Found", b"", Location="https://elsewhere.example/"), Refused),
     "404 of another server": (answered("404 Not Found", b"<html>", "text/html"), Refused),
     "a page": (answered("200 OK", b"<html>welcome</html>", "text/html"), Refused),
+    "no UTF-8": (answered("200 OK", b"{\"decision\": \"\xff\"}"), Refused),
     "a list": (answered("200 OK", []), Refused),
     "an allow of nobody": (answered("200 OK", ALLOW | {"subject": None}), Refused),
     "an allow without a uid": (answered("200 OK", ALLOW | {"subject": ALLOW["subject"] | {"uid": ""}}), Refused),  # type: ignore[operator]

@@ -1,0 +1,96 @@
+"""Calls of tools that fail open: written down before they run, reported in order once the platform is back."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from muniment import client
+from muniment.background import logger
+from muniment.calls import Incoming
+from muniment.errors import Refused
+from muniment.spool import File, SpoolDamaged, files, prepared, told
+from muniment.tools import Finish
+
+PATH = "/v1/ungoverned"
+
+
+class OpenCalls:
+    """The open calls of one backend, over a folder that its processes share; each writes a file of its own, and reports
+    what others left behind. Raises Misconfigured for a folder that is not private."""
+
+    def __init__(self, folder: Path, platform: client.Platform) -> None:
+        self._folder, self._platform = prepared(folder), platform
+        self._lock = threading.Lock()
+        self._reporting = threading.Lock()
+        self._own: File | None = None
+        self._process = os.getpid()
+        self.waiting = bool(files(self._folder))
+
+    def began(self, tool: str, given: Incoming, cause: str, report: Callable[[], Any]) -> Finish:
+        """A call is about to run: it is on disk when this returns. `report` asks for a report, soon. What comes of the
+        call is kept nowhere: nobody verified it. Raises SpoolFailed; then it must not run."""
+        members = told(tool, given, cause)
+        with self._lock:
+            if self._own is None or self._own.finished or self._process != os.getpid():
+                self._own, self._process = File.new(self._folder), os.getpid()
+            self._own.append(members)
+            self.waiting = True
+        logger.warning("%s runs without the platform (%s); the call is in the spool", tool, cause)
+        report()
+        return lambda outcome: None
+
+    def report(self) -> int:
+        """Report what waits, each file in order; how many calls were reported. Raises Unavailable while the platform is
+        away, and what else keeps it from taking them."""
+        with self._reporting:
+            count = sum(self._report(file) for file in self._left())
+            own = self._own
+            if own is not None and self._process == os.getpid():
+                count += self._report(own)
+            with self._lock:
+                self.waiting = self._own is not None and self._own.waiting > 0
+            return count
+
+    def _left(self) -> list[File]:
+        """What processes left that are no more."""
+        found = []
+        for path in files(self._folder):
+            if self._own is not None and path == self._own.path:
+                continue
+            try:
+                file = File.adopt(path)
+            except SpoolDamaged as error:
+                logger.error("a file of the spool is damaged after line %d, and was put aside", error.sequence)
+                continue
+            found += [file] if file else []
+        return found
+
+    def _report(self, file: File) -> int:
+        count = 0
+        try:
+            while not file.finished:
+                for batch in file.batches():
+                    entries = [line.data.decode() for line in batch]
+                    self._platform.send(client.request("POST", PATH, {"spool": file.spool, "entries": entries}))
+                    file.taken(batch)
+                    count += len(batch)
+                with self._lock:  # a call that begins now is written before this, or into another file
+                    file.finish()
+        except Refused as error:
+            logger.error("the platform does not take a file of the spool (%s); it was put aside", error.problem)
+            file.refuse()
+        finally:
+            if file is not self._own:
+                file.close()
+        return count
+
+    def close(self) -> None:
+        """Let go of the file; what is left in it is reported by the next process."""
+        with self._lock:
+            if self._own is not None:
+                self._own.close()
+                self._own = None
