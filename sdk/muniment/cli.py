@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return witness.run(given)
     try:
-        return _receipts(given) if given.command == "receipts" else _verify(given)
+        return {"receipts": _receipts, "spool": _spool, "verify": _verify}[given.command](given)
     except UsageError as error:
         sys.stderr.write(f"muniment: {_plain(str(error))}\n")
         return 2
@@ -57,6 +57,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     receipts.add_argument("--trust", type=Path, required=True, metavar="FILE", help="as for verify")
     receipts.add_argument("--bundle", type=Path, metavar="BUNDLE", help="the log of that time, to compare them with")
     receipts.add_argument("--json", action="store_true", help="for machines")
+    spool = commands.add_parser("spool", help="list the calls that wait to be reported")
+    spool.add_argument("folder", type=Path, metavar="FOLDER")
     witness = commands.add_parser("witness", help="cosign checkpoints of a log, on a machine of its own")
     if "witness" in words[:1]:  # only who runs it needs its modules
         from muniment.witness import add_arguments
@@ -78,6 +80,17 @@ def _verify(given: argparse.Namespace) -> int:
         raise UsageError(f"{given.bundle.name} cannot be read: {error.strerror}") from None
     _print([json.dumps(told(report), indent=1)] if given.json else map(_plain, _words(report)))
     return 0 if report.ok else 1
+
+
+def _spool(given: argparse.Namespace) -> int:
+    from muniment import spool  # only a backend has one
+
+    try:
+        found = spool.look(given.folder)
+    except OSError as error:
+        raise UsageError(f"{given.folder.name} cannot be read: {error.strerror}") from None
+    _print([words for words, _ in found] or ["Nothing waits."])
+    return 0 if all(holds for _, holds in found) else 1
 
 
 def _receipts(given: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -254,3 +255,25 @@ def files(folder: Path) -> list[Path]:
     """The files of the spool, the oldest first."""
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: (path.stat().st_mtime_ns if path.exists() else 0, path.name))
+
+
+def look(folder: Path) -> list[tuple[str, bool]]:
+    """Each file of a folder in a line of words, and whether it is as it must be: what waits, what is damaged, what was
+    put aside. Nothing is changed. Raises OSError."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".damaged", ".refused"):
+            found.append((f"{path.name}: put aside, to be looked at", False))
+        elif _NAME.fullmatch(path.name):
+            found.append(_seen(path))
+    return found
+
+
+def _seen(path: Path) -> tuple[str, bool]:
+    try:
+        lines, _ = lines_of(path.read_bytes(), path.stem)
+    except SpoolDamaged as error:
+        return f"{path.name}: damaged after line {error.sequence}", False
+    times = [msgspec.json.decode(line.data).get("at", 0) for line in lines]
+    since = f", since {datetime.fromtimestamp(min(times) / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC" if times else ""
+    return f"{path.name}: {len(lines)} calls wait{since}", True

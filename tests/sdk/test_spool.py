@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from muniment import Misconfigured
 from muniment.calls import Incoming
+from muniment.cli import main
 from muniment.spool import (
     File,
     SpoolDamaged,
@@ -198,3 +199,31 @@ def test_a_link_among_the_files_is_not_followed(folder: Path, tmp_path: Path) ->
     link = folder / f"{'a' * 32}.spool"
     os.symlink(target, link)
     assert File.adopt(link) is None
+
+
+def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    status = main(["spool", *arguments])
+    told = capsys.readouterr()
+    return status, told.out + told.err
+
+
+def test_the_command_lists_what_waits_and_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(str(folder), capsys=capsys) == (0, "Nothing waits.\n")
+    file = filled(folder, 3)
+    before = file.path.read_bytes()
+    status, words = run(str(folder), capsys=capsys)
+    assert status == 0 and f"{file.spool}.spool: 3 calls wait, since 20" in words
+    assert file.path.read_bytes() == before
+
+
+def test_the_command_tells_what_is_damaged_or_put_aside(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = filled(folder, 2)
+    file.path.write_bytes(file.path.read_bytes().replace(b"unreachable", b"unreachabel", 1))
+    (folder / f"{'b' * 32}.refused").write_bytes(b"")
+    status, words = run(str(folder), capsys=capsys)
+    assert status == 1 and "damaged after line 1" in words and "put aside" in words
+
+
+def test_the_command_says_in_a_line_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, words = run(str(tmp_path / "nowhere"), capsys=capsys)
+    assert status == 2 and words.count("\n") == 1 and "cannot be read" in words
