@@ -71,7 +71,7 @@ def take_apart(token: str | None) -> Parts:
     """Row 1: the parts of a compact JWS with a JSON payload; raises Refused. The text is taken as it is: nothing is
     stripped, so one token has one SHA-256."""
     if token is None or token == "":
-        raise Refused("token_missing", "the call has no token")
+        raise Refused("token_missing", "")
     if not isinstance(token, str) or len(token) > MAX_TOKEN:
         raise Refused("token_malformed", f"the token is not a text of at most {MAX_TOKEN} characters")
     match = _COMPACT.fullmatch(token)
