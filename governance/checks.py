@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,12 +19,16 @@ from governance.oidc_provider import is_address
 LONGEST_COOLDOWN = 30
 LONGEST_STALE = 7 * 24 * 3600
 LONGEST_IDLE = 2 * 3600
+LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?/?")
 
 
 @register(Tags.security)
 def mode_is_whole(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
     """E001: demo mode hands out tokens and logins, and serves loopback only; it takes no public names."""
-    if settings.MUNIMENT_DEMO and (os.environ.get("MUNIMENT_HOSTS") or os.environ.get("MUNIMENT_URL")):
+    # A shell in which a backend runs has the URL of the demo as MUNIMENT_URL, for the SDK.
+    url = os.environ.get("MUNIMENT_URL")
+    named = os.environ.get("MUNIMENT_HOSTS") or (url and not LOOPBACK.fullmatch(url))
+    if settings.MUNIMENT_DEMO and named:
         hint = "Unset MUNIMENT_HOSTS and MUNIMENT_URL, or set MUNIMENT_MODE=production."
         return [Error("Demo mode is on together with a public name.", hint=hint, id="muniment.E001")]
     return []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from governance import settings, supervisor_plan
+from governance import checks, settings, supervisor_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = base64.b64encode(bytes(32)).decode()
@@ -210,3 +210,25 @@ def test_demo_mode_takes_no_public_name_and_is_not_deployed() -> None:
     assert found.returncode != 0
     assert "muniment.E001" in found.stderr
     assert "muniment.E002" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_refused"),
+    [
+        ("MUNIMENT_URL", "http://127.0.0.1:8000", False),
+        ("MUNIMENT_URL", "http://localhost:8000/", False),
+        ("MUNIMENT_URL", "http://[::1]:8000", False),
+        ("MUNIMENT_URL", "http://127.0.0.1.muniment.example", True),
+        ("MUNIMENT_URL", "http://127.0.0.1@muniment.example", True),
+        ("MUNIMENT_URL", "https://muniment.example", True),
+        ("MUNIMENT_URL", "muniment.example", True),
+        ("MUNIMENT_HOSTS", "127.0.0.1", True),
+    ],
+)
+def test_demo_mode_starts_in_the_shell_of_a_backend_that_uses_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, is_refused: bool
+) -> None:
+    monkeypatch.delenv("MUNIMENT_URL", raising=False)
+    monkeypatch.delenv("MUNIMENT_HOSTS", raising=False)
+    monkeypatch.setenv(name, value)
+    assert [found.id for found in checks.mode_is_whole(None)] == (["muniment.E001"] if is_refused else [])
