@@ -31,12 +31,13 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to the platform. `once` makes a retry safe (Idempotency-Key)."""
+    """One request to the platform. `once` makes a retry safe (Idempotency-Key); `kind` is the content type."""
 
     method: str
     path: str
-    body: bytes
+    body: bytes = field(repr=False)
     once: str | None = field(default_factory=lambda: secrets.token_urlsafe(16))
+    kind: str = "application/json"
 
 
 def request(method: str, path: str, body: Any) -> Request:
@@ -65,7 +66,6 @@ class Platform:
             "timeout": httpx2.Timeout(timeout, connect=min(timeout, 2.0)),
             "headers": {
                 "Authorization": f"Bearer {key}",
-                "Content-Type": "application/json",
                 "Accept": "application/json",
                 "User-Agent": f"muniment/{__version__}",
             },
@@ -179,7 +179,7 @@ class Platform:
 
 
 def _headers(made: Request) -> dict[str, str]:
-    return {} if made.once is None else {"Idempotency-Key": made.once}
+    return {"Content-Type": made.kind} | ({} if made.once is None else {"Idempotency-Key": made.once})
 
 
 def _pause() -> float:

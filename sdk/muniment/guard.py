@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, cast
+from typing import Any, Literal, ParamSpec, Self, TypeVar, cast
 
 from muniment import client
 from muniment.background import Background, Job, logger
@@ -131,6 +131,12 @@ class Muniment:
             return Prepared(tool, await self.averify(given.token, tool, **self._about(tool, given, arguments or {})))
         except Unavailable as outage:
             return Prepared(tool, outage)
+
+    def settle(self, prepared: Prepared, status: Literal["ok", "error"] = "error") -> None:
+        """What came of a prepared call that no guarded function took; one that was taken reports for itself."""
+        taken = prepared.take(prepared.tool)
+        if isinstance(taken, Decision) and taken.allowed:
+            self._report(taken.record, {"status": status})
 
     def _about(self, name: str, given: Incoming, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """What is told of a call beside token and tool."""
