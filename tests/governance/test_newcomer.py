@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.governance.test_supervisor import UP, Run, free_port, marked
+from tests.governance.test_supervisor import ROOT, UP, Run, free_port, marked, newcomers_environment
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -130,3 +132,29 @@ def test_from_the_printed_call_to_the_revoked_grant_and_back_again(runs: list[Ru
     again = start(runs, place, port)
     assert call(*printed_call(again.said))["reason"] == "not_granted", "the data are still there"
     assert allowed["record"] in log_in(again).get(f"/admin/records/{allowed['record']}/")
+    walk_through_inner(runs, again)
+
+
+def walk_through_inner(runs: list[Run], beside: Run) -> None:
+    """`make inner`, the story that it offers, and Ctrl-C."""
+    where = {"INNER_PORT": str(free_port())}
+    inner = Run(beside.var, beside.port, "examples.inner", **where)
+    runs.append(inner)
+    inner.wait_for("Ctrl-C stops it.")
+    environment = newcomers_environment() | where
+    environment |= {"MUNIMENT_VAR": str(beside.var), "MUNIMENT_PORT": str(beside.port)}
+    told = subprocess.run(
+        [sys.executable, "-m", "examples.inner.story"], env=environment, cwd=ROOT, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "steps up: memory:write" in told.stdout and "forbidden by a block" in told.stdout
+    inner.process.send_signal(signal.SIGINT)
+    assert inner.process.wait(60) == 0, inner.said
+    assert marked(beside.var / "inner") == {}
+
+
+def test_inner_says_in_a_line_that_the_platform_must_run_first(tmp_path: Path) -> None:
+    run = Run(tmp_path / "var", free_port(), "examples.inner")
+    assert run.process.wait(60) == 2
+    assert run.said.startswith("inner: Muniment does not run at") and run.said.count("\n") == 1

@@ -26,15 +26,15 @@ URLS = Urls(database="postgresql://d", owner="postgresql://o", redis="redis://r"
 
 
 class Run:
-    """One supervisor in a process of its own, with its output in a file."""
+    """One supervisor in a process of its own, with its output in a file; or another program, such as `make inner`'s."""
 
-    def __init__(self, var: Path, port: int, **variables: str) -> None:
+    def __init__(self, var: Path, port: int, module: str = "governance.supervisor", **variables: str) -> None:
         self.var, self.port = var, port
-        self.output = var.parent / f"{var.name}.output"
+        self.output = var.parent / f"{var.name}.{module}.output"
         given = {"MUNIMENT_VAR": str(var), "MUNIMENT_PORT": str(port), "MUNIMENT_WEB_PROCESSES": "1"}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "governance.supervisor"],
+                [sys.executable, "-m", module],
                 cwd=ROOT,
                 env=newcomers_environment() | given | variables,
                 stdout=output,
