@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
+from mcp_types.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
@@ -117,8 +118,8 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         prepared: Prepared | None = None
+        message = Message("GET", None) if scope["method"] == "GET" else Message(None, None)
         try:
-            message = Message("GET", None) if scope["method"] == "GET" else Message(None, None)
             if scope["method"] == "POST":
                 body = await whole(receive)
                 message = message_of(body)
@@ -128,7 +129,7 @@ class Endpoint:
         except Bad as error:
             refused = error.answer
         except MunimentError as error:
-            refused = refusal(error, self.guard)
+            refused = in_words(refusal(error, self.guard), message)
         if refused is not None:
             await respond(refused, send, head=scope["method"] == "HEAD")
             return
@@ -146,7 +147,7 @@ class Endpoint:
             scope[PREPARED] = (message.id, prepared)
             return None, prepared
         if given.token is None:
-            return unauthorized(self.guard), None
+            return in_words(unauthorized(self.guard), message), None
         if isinstance(scope.get("user"), AuthenticatedUser):  # a verifier of the server's own looked at it
             return None, None
         try:
@@ -156,7 +157,7 @@ class Endpoint:
                 raise
             return None, None  # so that tools that fail open are reached
         if known is None:
-            return unauthorized(self.guard, "invalid_token"), None
+            return in_words(unauthorized(self.guard, "invalid_token"), message), None
         become(scope, known)
         return None, None
 
@@ -201,6 +202,18 @@ def told(given: Incoming, scope: Scope, message: Message) -> Incoming:
     more = request_info(id=str(message.id), session_id=first(header(scope, SESSION)))
     agent = given.agent if message.agent == Agent() else message.agent
     return replace(given, request={**more, **given.request}, agent=agent)
+
+
+def in_words(refused: Answer, message: Message) -> Answer:
+    """A problem document as a JSON-RPC error: MCP clients show its sentence, and nothing of any other body."""
+    document = json.loads(refused.body)
+    error = {
+        "code": INTERNAL_ERROR if refused.status >= 500 else INVALID_REQUEST,
+        "message": document["title"],
+        "data": document,
+    }
+    body = json.dumps({"jsonrpc": "2.0", "id": message.id, "error": error}, separators=(",", ":"))
+    return Answer(refused.status, refused.headers | {"Content-Type": "application/json"}, body.encode())
 
 
 def unauthorized(guard: Muniment, error: str | None = None) -> Answer:
