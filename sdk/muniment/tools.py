@@ -22,6 +22,8 @@ Resource = tuple[str, str]
 # What the platform takes; told when a tool is defined rather than when it is declared.
 TOOL_NAME = re.compile(r"[A-Za-z0-9_./:-]{1,128}")
 SCOPE_NAME = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
+RESOURCE_TYPE = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
+RESOURCE_ID = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
 MAX_TOUCHED = 100
 MAX_DESCRIPTION = 2000
 Result = TypeVar("Result")
@@ -75,14 +77,16 @@ class Tool:
             return {}
 
     def about(self, arguments: Mapping[str, Any]) -> dict[str, str] | None:
-        """The resource of a call. What cannot be told is left out: it is a note, no rule."""
+        """The resource of a call. What cannot be told is left out: it is a note, no rule, and made of what a caller
+        sent, who must not spoil the call by it."""
         if self.resource is None:
             return None
         try:
             found = self.resource(**arguments)
+            kind, id = (str(found[0]), str(found[1])) if found is not None else ("", "")
         except Exception:
             return None
-        return None if found is None else {"type": str(found[0]), "id": str(found[1])}
+        return {"type": kind, "id": id} if RESOURCE_TYPE.fullmatch(kind) and RESOURCE_ID.fullmatch(id) else None
 
 
 def access_of(scopes: Sequence[str]) -> Access:

@@ -229,28 +229,29 @@ def test_a_server_without_the_endpoint_is_not_served_unguarded(guard: Muniment) 
         guard_endpoint([Route("/other", other)], "/mcp", guard)
 
 
+@pytest.fixture(scope="module")
+def away(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        spool: Path = tmp_path_factory.mktemp("spool")
+        guard = Muniment(url, "mk_x_y", resource=RESOURCE, spool=spool, timeout=1)
+        server = GuardedServer("inner", guard=guard, log_level="ERROR")
+        tools(server)
+
+        @server.tool("memory.open", scopes="memory:read", fail="open")
+        def open_tool() -> str:
+            return "somebody" if current_caller() else "nobody"
+
+        app = server.streamable_http_app(json_response=True)
+        with asgi(app, lifespan="on") as found, httpx2.Client(base_url=found, headers=HEADERS) as client:
+            yield client
+            assert guard.background.wait(0.01) is False  # the declaration still waits
+            guard.background._jobs.clear()
+
+
 class TestWhileThePlatformIsAway:
     """Closed tools answer 503, open ones run as nobody and are kept for later."""
-
-    @pytest.fixture(scope="class")
-    def away(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
-        with socket.socket() as nobody:
-            nobody.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-            spool: Path = tmp_path_factory.mktemp("spool")
-            guard = Muniment(url, "mk_x_y", resource=RESOURCE, spool=spool, timeout=1)
-            server = GuardedServer("inner", guard=guard, log_level="ERROR")
-            tools(server)
-
-            @server.tool("memory.open", scopes="memory:read", fail="open")
-            def open_tool() -> str:
-                return "somebody" if current_caller() else "nobody"
-
-            app = server.streamable_http_app(json_response=True)
-            with asgi(app, lifespan="on") as found, httpx2.Client(base_url=found, headers=HEADERS) as client:
-                yield client
-                assert guard.background.wait(0.01) is False  # the declaration still waits
-            guard.background._jobs.clear()
 
     def test_a_closed_tool_is_a_503_with_retry_after(self, away: httpx2.Client) -> None:
         done = len(ran)

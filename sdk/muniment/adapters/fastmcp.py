@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from fastmcp import FastMCP
 from fastmcp.server.auth import AccessToken, AuthContext, TokenVerifier
+from fastmcp.server.providers.base import Provider
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from muniment.adapters.asgi import MunimentMiddleware
@@ -58,7 +59,7 @@ class Described:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
         if scope["type"] == "lifespan":
-            for listed in await self.server.list_tools(run_middleware=False):
+            for listed in await Provider.list_tools(self.server):  # all of them, whatever their `auth` hides
                 if (spec := self.guard.tools.get(listed.name)) is not None:
                     spec.input_schema = spec.input_schema or listed.parameters
                     spec.description = spec.description or (listed.description or "")[:MAX_DESCRIPTION]
