@@ -18,7 +18,8 @@ from tests import world
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "sdk/README.md")),
+    ROOT / "examples/inner/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PACKAGES = ("governance", "clients", "tools", "audit", "bench")
@@ -62,7 +63,7 @@ def section(document: str, title: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 class TestEveryDocument:
     def test_its_links_lead_somewhere(self, path: Path) -> None:
         for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text())):

@@ -438,7 +438,7 @@ def test_the_calls_that_the_documents_show_are_answered(world: World) -> None:
     """Each fenced curl, sent as it stands."""
     BackendMark.objects.create(backend=world.backend, mark="may_search")
     met(world)
-    shown = re.findall(r"^```\n(curl .*?)^```", text("docs/integrations/authzen.md"), re.M | re.S)
+    shown = re.findall(r"^```bash\n(curl .*?)^```", text("docs/integrations/authzen.md"), re.M | re.S)
     assert len(shown) == 4
     for command in shown:
         given = shlex.split(command.replace("$MUNIMENT_KEY", world.key).replace("\\\n", " "))

@@ -63,7 +63,10 @@ def traefik(method: str, uri: str, client: Headers, key: str) -> tuple[str, str,
 def envoy(method: str, uri: str, client: Headers, key: str) -> tuple[str, str, Headers]:
     """The request of Envoy's ext_authz: the original method and the prefixed path, with Host, Content-Length: 0,
     Authorization, what is allowed of the client's headers as the filter before it left them, and what is added."""
-    [mutation, authorization, _] = blocks("envoy.md")[0]["http_filters"]
+    filters, manager = blocks("envoy.md")
+    [mutation, authorization, _] = filters["http_filters"]
+    refused = manager["path_with_escaped_slashes_action"], manager["common_http_protocol_options"]
+    assert refused == ("REJECT_REQUEST", {"headers_with_underscores_action": "REJECT_REQUEST"})
     for one in mutation["typed_config"]["mutations"]["request_mutations"]:
         if "remove" in one:
             client = without(client, one["remove"])

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.docs.markdown import shown
 from tests.governance.test_supervisor import ROOT, UP, Run, free_port, marked, newcomers_environment
 
 pytestmark = pytest.mark.timeout(300)
@@ -136,7 +137,8 @@ def test_from_the_printed_call_to_the_revoked_grant_and_back_again(runs: list[Ru
 
 
 def walk_through_inner(runs: list[Run], beside: Run) -> None:
-    """`make inner`, the story that it offers, and Ctrl-C."""
+    """`make inner`, the story that it offers, as docs/inner.md shows it, and Ctrl-C."""
+    assert shown("inner.md", "bash") == ["make inner\n", ".venv/bin/python -m examples.inner.story\n"]
     where = {"INNER_PORT": str(free_port())}
     inner = Run(beside.var, beside.port, "examples.inner", **where)
     runs.append(inner)
@@ -148,6 +150,8 @@ def walk_through_inner(runs: list[Run], beside: Run) -> None:
         timeout=120, check=False,
     )  # fmt: skip
     assert told.returncode == 0, told.stdout + told.stderr
+    [excerpt] = shown("inner.md", "text")
+    assert [line for line in excerpt.splitlines() if line not in told.stdout.splitlines()] == []
     assert "steps up: memory:write" in told.stdout and "forbidden by a block" in told.stdout
     inner.process.send_signal(signal.SIGINT)
     assert inner.process.wait(60) == 0, inner.said

@@ -126,13 +126,15 @@ class TestThePlatformsOwn:
         from governance.wsgi import application
 
         page = (Path(__file__).resolve().parents[2] / "docs/integrations/assertions.md").read_text()
-        _, service, library = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+        tool, service, library = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
         with served(application) as url:
             settings.MUNIMENT_URL = url
-            shown = world.verify(assertion=AUDIENCE)["assertion"]
             found: dict[str, Any] = {}
-            for snippet in (service, library):
-                exec(snippet.replace(PLATFORM, url), found)
+            for snippet in (tool, service, library):
+                exec(snippet.replace(PLATFORM, url).replace("mk_1_secret", world.key), found)
+            with found["guard"].request(worlds.token()):
+                shown = found["recall"]("sea")["Authorization"].removeprefix("Bearer ")
+            found["guard"].close()
             assert found["who_calls"](f"Bearer {shown}") == found["claims"](shown)["sub"] != ""
             with pytest.raises(AssertionRefused):
                 found["who_calls"](f"Bearer {worlds.token()}")
