@@ -7,34 +7,62 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from muniment.errors import Denied, Unavailable
 
 # What the platform takes of a request (DESIGN: POST /v1/verify), so that a header of a stranger cannot spoil the call.
 REQUEST_BOUNDS: Final = {"id": 256, "trace_id": 256, "session_id": 256, "ip": 45, "user_agent": 1024}
 MAX_TOKEN: Final = 16_384  # characters; a longer one is refused as malformed, and so is one that was cut here
+MAX_TENANT: Final = 256
+MAX_AGENTS, MAX_SCOPES = 8, 100  # of one call
+AGENT_NAME: Final = re.compile(r"(?=.{1,128}\Z)[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
+SCOPE_NAME: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")  # RFC 6749 section 3.3
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]+")
+_NO_CHARACTER: Final = "\ufffd"
 _ADDRESS: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}")
 
 Mode = Literal["interactive", "subagent", "background", "api"]
+MODES: Final = frozenset(get_args(Mode))
 
 
 @dataclass(frozen=True, slots=True)
 class Agent:
     """The agents that a call went through, outermost first, and the scopes that the last one was handed (None: all of
-    the token's). Names are claims of the backend; scopes only narrow."""
+    the token's). Names are claims of the backend; scopes only narrow. Raises ValueError for what the platform would not
+    take: it says so where the agent is made, not where a user calls."""
 
     mode: Mode = "interactive"
     chain: tuple[str, ...] = ()
     scopes: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"The mode of an agent is one of {', '.join(get_args(Mode))}.")
+        if len(self.chain) > MAX_AGENTS or not all(AGENT_NAME.fullmatch(name) for name in self.chain):
+            raise ValueError(f"A chain has {MAX_AGENTS} agents at most, named with 1 to 128 characters of ASCII.")
+        scopes = self.scopes or ()
+        if len(scopes) > MAX_SCOPES or not all(SCOPE_NAME.fullmatch(scope) for scope in scopes):
+            raise ValueError(f"An agent is handed {MAX_SCOPES} scopes at most, named as RFC 6749 section 3.3 has it.")
+
     def delegate(self, name: str, scopes: tuple[str, ...] | None, mode: Mode) -> Agent:
         """The agent that this one hands work to: one more name, and never a scope that this one was not handed. They
-        are compared as names, since only the platform knows what a scope implies."""
-        if self.scopes is not None:
-            scopes = self.scopes if scopes is None else tuple(scope for scope in scopes if scope in self.scopes)
-        return Agent(mode, (*self.chain, name), scopes)
+        are compared as names, since only the platform knows what a scope implies. Raises ValueError, for the ninth name
+        too: an agent that hands on without end is stopped here."""
+        return Agent(mode, (*self.chain, name), self._no_more_than(scopes))
+
+    def joined(self, claimed: Agent) -> Agent:
+        """This agent, and then those that a client claims that it went through: these only narrow. Raises
+        ValueError."""
+        if claimed == Agent():
+            return self
+        mode = claimed.mode if self.mode == "interactive" else self.mode
+        return Agent(mode, (*self.chain, *claimed.chain), self._no_more_than(claimed.scopes))
+
+    def _no_more_than(self, scopes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if self.scopes is None or scopes is None:
+            return scopes if self.scopes is None else self.scopes
+        return tuple(scope for scope in scopes if scope in self.scopes)
 
     def body(self) -> dict[str, Any]:
         """The member `agent` of a verify call."""
@@ -99,12 +127,15 @@ class Decision:
         return self.caller
 
 
-def decision_of(answer: Mapping[str, Any], agent: Agent) -> Decision:
-    """A verify answer, read. Raises KeyError, TypeError or ValueError for what is none: then nothing was decided."""
+def decision_of(answer: Mapping[str, Any], agent: Agent, tool: str) -> Decision:
+    """The answer to a verify call of a tool, read. Raises KeyError, TypeError or ValueError for what is none, also for
+    an allow of another tool: then nothing was decided."""
     scopes = answer["scopes"]
     allowed = answer["decision"] == "allow"
     if answer["decision"] not in ("allow", "deny") or (allowed and not (answer["subject"] and answer["client"])):
         raise ValueError("neither an allow of somebody nor a denial")
+    if allowed and answer["tool"]["name"] != tool:
+        raise ValueError("an allow of another tool")
     return Decision(
         decision=answer["decision"],
         reason=str(answer["reason"]),
@@ -153,10 +184,15 @@ class Prepared:
     tool: str
     result: Decision | Unavailable
     used: bool = False
+    _left: list[bool] = field(default_factory=lambda: [True], repr=False)
 
     def take(self, tool: str) -> Decision | Unavailable | None:
         """What came of it, once, for that tool; else None."""
-        if self.used or self.tool != tool:
+        if self.tool != tool:
+            return None
+        try:
+            self._left.pop()  # at once, whatever other thread asks
+        except IndexError:
             return None
         self.used = True
         return self.result
@@ -188,6 +224,14 @@ def request_info(**given: str | None) -> dict[str, str]:
 def sendable(token: str | None) -> str | None:
     """A token as it can be sent: one that no JWS can be stays one that none can be."""
     return None if token is None else token[: MAX_TOKEN + 1].encode("ascii", "replace").decode("ascii")
+
+
+def sendable_tenant(tenant: str | None) -> str | None:
+    """A tenant as it can be sent. It is a rule of the call: one that no tenant can be, perhaps of a stranger's header,
+    must neither fail the call as a fault of the backend nor be left out, so it stays one that no user is of."""
+    if tenant is None or (0 < len(tenant) <= MAX_TENANT and not _CONTROL.search(tenant)):
+        return tenant
+    return f"{_CONTROL.sub(_NO_CHARACTER, tenant)[: MAX_TENANT - 1]}{_NO_CHARACTER}"
 
 
 NOBODY = Incoming(None)

@@ -5,6 +5,7 @@ A call of a guarded tool is verified before its body runs, runs as the verified 
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import os
@@ -31,6 +32,7 @@ from muniment.calls import (
     receiving,
     request_info,
     sendable,
+    sendable_tenant,
 )
 from muniment.errors import Misconfigured, Refused, Unavailable
 from muniment.tools import (
@@ -100,16 +102,16 @@ class Muniment:
         session_id, ip, user_agent), `arguments_digest`, `assertion` (an audience). A denial is returned, not raised;
         raises Unavailable in an outage, and Throttled, Refused or Misconfigured where nothing was decided."""
         made, agent = _call(token, tool, **more)
-        return self._decided(self.platform.send(made), agent)
+        return self._decided(self.platform.send(made), agent, tool)
 
     async def averify(self, token: str | None, tool: str, **more: Any) -> Decision:
         """`verify`, for an event loop."""
         made, agent = _call(token, tool, **more)
-        return self._decided(await self.platform.asend(made), agent)
+        return self._decided(await self.platform.asend(made), agent, tool)
 
-    def _decided(self, answer: dict[str, Any], agent: Agent) -> Decision:
+    def _decided(self, answer: dict[str, Any], agent: Agent, tool: str) -> Decision:
         try:
-            decision = decision_of(answer, agent)
+            decision = decision_of(answer, agent, tool)
         except (KeyError, TypeError, ValueError):
             raise Refused("not-a-decision", "What answers at the URL is not Muniment") from None
         if self._receipts is not None:
@@ -240,6 +242,8 @@ class Muniment:
         given = incoming()
         if (result := _taken(given, tool)) is None:
             result = (await self.aprepare(tool.name, given, arguments)).result
+        if isinstance(result, Unavailable) and tool.fail == "open":  # it is written to a disk before it runs
+            return await asyncio.to_thread(self._admitted, tool, given, result)
         return self._admitted(tool, given, result)
 
     def _admitted(self, tool: Tool, given: Incoming, result: Decision | Unavailable) -> ToolCall:
@@ -303,7 +307,8 @@ class Muniment:
         return self._told(self.platform.send(self._declaration()))
 
     def _declaration(self) -> client.Request:
-        return client.request("PUT", "/v1/tools", {"tools": [tool.declaration() for tool in self.tools.values()]})
+        tools = [tool.declaration() for tool in list(self.tools.values())]  # a copy: one may be added meanwhile
+        return client.request("PUT", "/v1/tools", {"tools": tools}, of="report")
 
     def _told(self, answer: Mapping[str, Any]) -> dict[str, str]:
         self.declared = {str(row["name"]): str(row["status"]) for row in answer.get("tools", [])}
@@ -319,7 +324,7 @@ class Muniment:
                 self._report_spool()
 
     def _report(self, record: str, outcome: dict[str, Any]) -> None:
-        made = client.request("POST", f"/v1/records/{record}/outcome", outcome)
+        made = client.request("POST", f"/v1/records/{record}/outcome", outcome, of="report")
         self.background.add(Job("reporting an outcome", functools.partial(self.platform.send, made)))
 
     def _report_spool(self) -> None:
@@ -339,7 +344,7 @@ class Muniment:
 
     async def aclose(self, seconds: float = 5.0) -> None:
         """`close`, and the connections of this event loop."""
-        self.close(seconds)
+        await asyncio.to_thread(self.close, seconds)
         await self.platform.aclose()
 
     def __enter__(self) -> Self:
@@ -367,7 +372,7 @@ def _call(
     if isinstance(resource, tuple):
         resource = {"type": resource[0], "id": resource[1]}
     more = {
-        "tenant": tenant,
+        "tenant": sendable_tenant(tenant),
         "resource": resource,
         "request": dict(request or {}) or None,
         "arguments_digest": arguments_digest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from muniment import statements
-from muniment.calls import Caller, calling
+from muniment.background import logger
+from muniment.calls import SCOPE_NAME, Caller, calling
 
 Access = Literal["read", "write", "destructive"]
 FailMode = Literal["closed", "open"]
 Resource = tuple[str, str]
 # What the platform takes; told when a tool is defined rather than when it is declared.
 TOOL_NAME = re.compile(r"[A-Za-z0-9_./:-]{1,128}")
-SCOPE_NAME = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 RESOURCE_TYPE = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 RESOURCE_ID = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
 MAX_TOUCHED = 100
@@ -86,7 +86,12 @@ class Tool:
             kind, id = (str(found[0]), str(found[1])) if found is not None else ("", "")
         except Exception:
             return None
-        return {"type": kind, "id": id} if RESOURCE_TYPE.fullmatch(kind) and RESOURCE_ID.fullmatch(id) else None
+        return {"type": kind, "id": id} if tellable(kind, id) else None
+
+
+def tellable(kind: str, id: str) -> bool:
+    """Whether the platform takes the type and id of a resource."""
+    return RESOURCE_TYPE.fullmatch(kind) is not None and RESOURCE_ID.fullmatch(id) is not None
 
 
 def access_of(scopes: Sequence[str]) -> Access:
@@ -146,7 +151,11 @@ class ToolCall:
         return self
 
     def returned(self, result: Result) -> Result:
-        """Note what the body returned; of a list, how many."""
+        """Note what the body returned; of a list, how many. Raises TypeError for what would run after the call."""
+        if isinstance(result, Coroutine | Generator | AsyncGenerator):
+            if not isinstance(result, AsyncGenerator):
+                result.close()
+            raise TypeError("A guarded function must return a value: a coroutine or a generator runs after the call.")
         if isinstance(result, list | tuple) and self.count is None:
             self.count = len(result)
         return result
@@ -163,7 +172,10 @@ class ToolCall:
             outcome["resources"] = [{"type": kind, "id": id} for kind, id in self.resources]
         if self.count is not None:
             outcome["count"] = self.count
-        self._finish(outcome)
+        try:
+            self._finish(outcome)
+        except Exception as failed:  # the body has run: its result, or its own error, must reach its caller
+            logger.error("an outcome cannot be reported: %s", type(failed).__name__)
 
 
 _current: ContextVar[ToolCall | None] = ContextVar("muniment_call", default=None)
@@ -171,7 +183,12 @@ _current: ContextVar[ToolCall | None] = ContextVar("muniment_call", default=None
 
 def touched(kind: str, id: str) -> None:
     """Note that the tool which runs now touched a resource; it is reported with the outcome, the first 100 of them.
-    Outside of a guarded tool nothing is noted."""
+    Outside of a guarded tool nothing is noted, and neither is what the platform does not take: one such id must not
+    cost the whole outcome. A type has 64 characters at most (letters, digits, `_ . : / -`), an id 256."""
     call = _current.get()
-    if call is not None and len(call.resources) < MAX_TOUCHED and (kind, id) not in call.resources:
+    if call is None or len(call.resources) >= MAX_TOUCHED or (kind, id) in call.resources:
+        return
+    if tellable(kind, id):
         call.resources.append((kind, id))
+    else:
+        logger.warning("a touched resource is not reported: its type or id is none that the platform takes")

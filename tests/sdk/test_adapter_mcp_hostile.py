@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from audit.models import Record
 from governance import process
-from muniment import Misconfigured, Muniment, current_caller
+from muniment import Agent, Misconfigured, Muniment, current_caller
 from muniment.adapters.mcp import GuardedServer, MunimentTokenVerifier, guarded_app
 from muniment.adapters.mcp_http import MAX_BODY, guard_endpoint
 from muniment.errors import Refused, Unavailable
@@ -97,6 +97,18 @@ def test_a_stateless_server_is_guarded_too(http: httpx2.Client) -> None:
     assert http.post("/mcp", json=call("memory.capture"), headers=bearer(scope="memory:read")).status_code == 403
 
 
+def test_a_call_is_a_call_however_it_is_written(http: httpx2.Client) -> None:
+    """Its method and name in escapes, in pieces: it is decided as what the server reads."""
+    plain = json.dumps(call("memory.capture"))
+    escaped = plain.replace("tools/call", "t\\u006fols\\/call").replace("memory.capture", "memory\\u002ecapture")
+    assert json.loads(escaped) == json.loads(plain) and escaped != plain
+    headers, done = bearer(scope="memory:read"), len(ran)
+    for content in (escaped.encode(), iter([plain[:20].encode(), plain[20:].encode()])):
+        response = http.post("/mcp", content=content, headers=headers)
+        assert response.json()["error"]["data"]["reason"] == "insufficient_scope" and response.status_code == 403
+    assert len(ran) == done
+
+
 HOSTILE = {
     "empty": b"",
     "no JSON": b"{",
@@ -123,6 +135,7 @@ HOSTILE = {
     "an id that is a list": json.dumps(call(id=[1])).encode(),
     "an id that is true": json.dumps(call(id=True)).encode(),
     "an id with a fraction": json.dumps(call(id=1.5)).encode(),
+    "an id of 1.0": json.dumps(call(id=1.0)).encode(),
     "a method that is a list": json.dumps(call() | {"method": ["tools/call"]}).encode(),
     "arguments that are a list": json.dumps(call(arguments=[1])).encode(),
     "a body without end": b" " * (MAX_BODY + 1),
@@ -268,6 +281,13 @@ class TestWhileThePlatformIsAway:
         away.post("/mcp", json={"jsonrpc": "2.0", "method": "notifications/initialized"}, headers=headers)
         assert text(away.post("/mcp", json=call("memory.open", arguments={}), headers=headers)) == "nobody"
 
+    @pytest.mark.parametrize("method", ["resources/read", "prompts/get", "completion/complete", "subscriptions/listen"])
+    def test_what_has_something_of_a_users_does_not_fail_open(self, away: httpx2.Client, method: str) -> None:
+        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {"uri": "memory://1"}}
+        for verb, body in (("POST", message), ("GET", None)):
+            response = away.request(verb, "/mcp", json=body, headers={"Authorization": "Bearer made.up.token"})
+            assert response.status_code == 503 and int(response.headers["Retry-After"]) >= 1
+
     def test_nobody_gets_in_without_a_token_even_then(self, away: httpx2.Client) -> None:
         assert away.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"}).status_code == 401
 
@@ -334,6 +354,26 @@ def test_a_server_that_is_reached_around_its_endpoint_refuses(guard: Muniment) -
     with asgi(app, lifespan="on") as found:
         response = httpx2.post(f"{found}/mcp", json=call("memory.bare", arguments={}), headers=HEADERS | bearer())
     assert response.json()["result"]["isError"]
+
+
+def test_a_call_has_no_more_than_the_backend_says_whatever_it_claims(guard: Muniment) -> None:
+    server = MCPServer("inner", log_level="ERROR")
+    server.add_tool(lambda: "told", name="memory.recall")
+    guarded_app(server, guard)
+
+    async def run(agent: Agent) -> Any:
+        with guard.request(token(), agent=agent):
+            async with Client(server, mode="legacy") as client:
+                said = {"chain": ["planner"], "scopes": ["memory:read"], "mode": "interactive"}
+                return await client.call_tool("memory.recall", {}, meta={"muniment/agent": said})
+
+    assert asyncio.run(run(Agent("background", ("scheduler",)))).content[0].text == "told"
+    last = json.loads(bytes(Record.objects.filter(type="decision").latest("index").statement))
+    assert (last["agent"]["chain"], last["agent"]["mode"]) == (["scheduler", "planner"], "background")
+    refused = asyncio.run(run(Agent("subagent", ("scheduler",), ())))
+    assert refused.is_error and refused.meta is None  # no other token would help
+    many = asyncio.run(run(Agent("subagent", ("a",) * 8)))
+    assert many.is_error and "too many agents" in many.content[0].text
 
 
 def test_in_memory_the_client_sees_the_words_of_a_denial(guard: Muniment) -> None:

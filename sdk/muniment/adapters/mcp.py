@@ -21,9 +21,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from muniment.adapters.asgi import KEY, MunimentMiddleware
 from muniment.adapters.mcp_http import guard_endpoint, prepared_of
-from muniment.adapters.mcp_messages import CALL, Bad, agent_of
+from muniment.adapters.mcp_messages import CALL, Bad, agent_of, joined
 from muniment.background import logger
-from muniment.calls import NOBODY, Agent, Decision, Incoming, Prepared, incoming, receiving
+from muniment.calls import NOBODY, Decision, Incoming, Prepared, incoming, receiving
 from muniment.errors import Denied, MunimentError, Throttled, Unavailable
 from muniment.guard import Muniment
 from muniment.introspection import aintrospect
@@ -164,8 +164,7 @@ class Calls:
         name, arguments = params["name"], params.get("arguments")
         prepared = prepared_of(scope, id, name)
         if prepared is None:  # by another way than the guarded endpoint
-            if (agent := agent_of(params.get("_meta"))) != Agent():
-                given = replace(given, agent=agent)
+            given = replace(given, agent=joined(given.agent, agent_of(params.get("_meta"))))
             prepared = await self.guard.aprepare(name, given, arguments if isinstance(arguments, dict) else {})
         if isinstance(prepared.result, Decision):
             prepared.result.require()

@@ -24,8 +24,8 @@ from starlette.types import Message as Event
 
 from muniment.adapters.asgi import KEY, first, header, respond
 from muniment.adapters.http import Answer, refusal
-from muniment.adapters.mcp_messages import HEADERS, Bad, Message, agree, message_of
-from muniment.calls import NOBODY, Agent, Decision, Incoming, Prepared, request_info
+from muniment.adapters.mcp_messages import HEADERS, Bad, Message, agree, joined, message_of
+from muniment.calls import NOBODY, Decision, Incoming, Prepared, request_info
 from muniment.errors import Misconfigured, MunimentError, Unavailable
 from muniment.guard import Muniment
 from muniment.introspection import Shown, aintrospect
@@ -153,8 +153,9 @@ class Endpoint:
         try:
             known = await self._tokens.look(given.token, message.method)
         except Unavailable:
-            if not any(tool.fail == "open" for tool in list(self.guard.tools.values())):
-                raise
+            fails_open = any(tool.fail == "open" for tool in list(self.guard.tools.values()))
+            if not (fails_open and (_only_passes(message.method) or message.method in LISTS)):
+                raise  # what has something of a user's, a resource or the stream of a session, does not fail open
             return None, None  # so that tools that fail open are reached
         if known is None:
             return in_words(unauthorized(self.guard, "invalid_token"), message), None
@@ -198,9 +199,9 @@ def become(scope: Scope, known: Known) -> None:
 
 
 def told(given: Incoming, scope: Scope, message: Message) -> Incoming:
-    """What is told of a call: the request's, with its own id, session and agents."""
+    """What is told of a call: the request's, with its own id, session and agents. Raises Bad."""
     more = request_info(id=str(message.id), session_id=first(header(scope, SESSION)))
-    agent = given.agent if message.agent == Agent() else message.agent
+    agent = joined(given.agent, message.agent, message.id)
     return replace(given, request={**more, **given.request}, agent=agent)
 
 

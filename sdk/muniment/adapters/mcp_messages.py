@@ -6,23 +6,20 @@ What two readers might understand in two ways is refused: then nothing was asked
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from mcp.shared.inbound import MCP_METHOD_HEADER, MCP_NAME_HEADER, NAME_BEARING_METHODS, decode_header_value
 from mcp_types.jsonrpc import HEADER_MISMATCH, INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR
 
 from muniment.adapters.http import Answer
-from muniment.calls import Agent
-from muniment.tools import SCOPE_NAME, TOOL_NAME
+from muniment.calls import Agent, Mode
+from muniment.tools import TOOL_NAME
 
 CALL: Final = "tools/call"
 META_AGENT: Final = "muniment/agent"  # in a call's _meta: the agents that it went through
-MAX_AGENTS, MAX_SCOPES = 8, 100
-_NAME: Final = re.compile(r"(?=.{1,128}\Z)[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
-MODES: Final = ("interactive", "subagent", "background", "api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +99,23 @@ def agent_of(meta: Any, id: str | int | None = None) -> Agent:
         return Agent()
     if isinstance(said, dict) and said.keys() <= {"chain", "scopes", "mode"}:
         chain, scopes, mode = said.get("chain", []), said.get("scopes"), said.get("mode", "subagent")
-        fine = _list_of(_NAME, chain, MAX_AGENTS) and (scopes is None or _list_of(SCOPE_NAME, scopes, MAX_SCOPES))
-        if fine and mode in MODES:
-            return Agent(mode, tuple(chain), None if scopes is None else tuple(scopes))
+        if _texts(chain) and (scopes is None or _texts(scopes)) and isinstance(mode, str):
+            with suppress(ValueError):
+                return Agent(cast(Mode, mode), tuple(chain), None if scopes is None else tuple(scopes))
     raise Bad(f"_meta[{META_AGENT!r}] has a chain of names, and may have scopes and a mode.", INVALID_PARAMS, id)
 
 
-def _list_of(pattern: re.Pattern[str], value: Any, most: int) -> bool:
-    """Whether it is a list of so many such names at most, as the platform takes them."""
-    names = isinstance(value, list) and len(value) <= most and all(isinstance(one, str) for one in value)
-    return names and all(pattern.fullmatch(one) for one in value)
+def joined(agent: Agent, claimed: Agent, id: str | int | None = None) -> Agent:
+    """The agents that the backend itself says a request came through, and then those of a call's `_meta`. Raises
+    Bad where these are too many together."""
+    try:
+        return agent.joined(claimed)
+    except ValueError:
+        raise Bad("The call went through too many agents.", INVALID_PARAMS, id) from None
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def agree(message: Message, methods: Sequence[str], names: Sequence[str]) -> None:
