@@ -27,7 +27,7 @@ KEYS = writer_keys(LOG.jwks().decode())
 OTHER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 ANSWER = answer(LOG, 13)
 RECEIPT: dict[str, Any] = ANSWER["receipt"]
-MEMBERS = [*RECEIPT.keys() - {"batch"}, *RECEIPT["batch"]]
+MEMBERS = [*(name for name in RECEIPT if name != "batch"), *RECEIPT["batch"]]
 DAY = 86_400_000_000
 
 
