@@ -24,7 +24,7 @@ class NotReadable(ValueError):
 
 
 def blocks(document: str) -> list[Block]:
-    """All fenced blocks. Raises NotReadable for a fence that is not closed, and for code that has none (section 4.4)."""
+    """All fenced blocks. Raises NotReadable for a fence that is not closed, and for code without one (section 4.4)."""
     found, lines, number = [], document.splitlines(), 0
     while number < len(lines):
         opening = FENCE.match(lines[number])

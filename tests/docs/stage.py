@@ -25,8 +25,8 @@ from tests.live import free_port
 
 SECONDS = 60  # of one block
 LINKED = ("manage.py", "sdk", "examples")  # what a document may use of the repository, beside .venv
+OURS = re.compile("MUNIMENT_|DATABASE_|REDIS_|CELERY_")  # what the tests' environment is configured by
 # `pip install` looks whether everything is there, and changes nothing.
-OURS = re.compile("MUNIMENT_|DATABASE_|REDIS_|CELERY_")
 PIP = {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
@@ -113,17 +113,28 @@ class Stage:
             raise SnippetFailed(f"nobody knows what {block.more!r} means")
         (self.folder / ".curlrc").write_text("" if following == "text" else "fail-with-body\n")
         kept = self.folder / ".environment"
-        done = subprocess.run(
-            ["bash", "-e", "-c", f'{script}\nenv -0 > "$STAGE_KEPT"'], cwd=self.folder, timeout=SECONDS, check=False,
-            env=self.environment | {"STAGE_KEPT": str(kept)}, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        if done.returncode:
-            raise SnippetFailed(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
-        self.said = done.stdout
+        status, self.said, complaint = self.bash(f'{script}\nenv -0 > "$STAGE_KEPT"', STAGE_KEPT=str(kept))
+        if status:
+            raise SnippetFailed(f"exit status {status}\n{self.said}\n{complaint}")
         self.environment = dict(pair.split("=", 1) for pair in kept.read_text().split("\0") if "=" in pair)
         # `export NAME=$(command)` succeeds whatever the command does.
         if empty := [n for n in re.findall(r"\bexport (\w+)=", script) if not self.environment.get(n)]:
-            raise SnippetFailed(f"{', '.join(empty)} is empty\n{done.stderr}")
+            raise SnippetFailed(f"{', '.join(empty)} is empty\n{complaint}")
+
+    def bash(self, script: str, **more: str) -> tuple[int, str, str]:
+        """Run a script to its end, and what it started; exit status, output, errors."""
+        process = subprocess.Popen(
+            ["bash", "-e", "-c", script], cwd=self.folder, env=self.environment | more, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True,
+        )  # fmt: skip
+        try:
+            said, complaint = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            raise SnippetFailed(f"not at its end after {SECONDS} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode, said, complaint
 
     def start(self, script: str) -> None:
         """Start the document's server; the one before it is stopped, as the document says with Ctrl-C."""
