@@ -16,12 +16,12 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from muniment.assertion_keys import KeySource, PublishedKey, published
+from muniment.client import usable
 from muniment.errors import Misconfigured, MunimentError
 
 TYPE: Final = "muniment-assertion+jwt"
@@ -77,9 +77,8 @@ class AssertionVerifier:
         **http: Any,
     ) -> None:
         if isinstance(keys, str):
-            parts = urlsplit(keys)
-            if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-                raise Misconfigured("The URL of the platform must be an http(s) URL without a query.")
+            if not usable(keys):
+                raise Misconfigured("The URL of the platform must be an http(s) URL without a user or a query.")
             issuer = keys.rstrip("/") if issuer is None else issuer
             self._source: KeySource | None = KeySource(keys.rstrip("/") + "/v1/keys", timeout, http)
             self._pinned: Mapping[str, PublishedKey] = {}

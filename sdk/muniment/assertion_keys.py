@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import httpx2
 
-from muniment import __version__
+from muniment import __version__, forks
 from muniment.errors import Unavailable
 from muniment.keys import MAX_BYTES, thumbprint
 
@@ -60,6 +60,11 @@ class KeySource:
             "trust_env": False,
             **http,
         }
+        forks.remember(self)
+
+    def after_fork(self) -> None:
+        """In a child: the connection stays with the parent."""
+        self._lock, self._client = threading.Lock(), None
 
     def held(self, kid: str) -> Mapping[str, PublishedKey] | None:
         """The keys that are known, if nothing needs to be fetched for this one."""

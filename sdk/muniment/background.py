@@ -5,14 +5,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from muniment import forks
 from muniment.errors import MunimentError, Throttled, Unavailable
 
 logger = logging.getLogger("muniment")
@@ -39,18 +40,17 @@ class Background:
         self._lock = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._thread: threading.Thread | None = None
-        self._process = 0
         self._closing = False
         self._busy = False
         self.dropped = 0
+        forks.remember(self)
 
     def add(self, job: Job, once: bool = False) -> None:
-        """Queue a job; with `once`, not beside one of the same name. What is beyond the bound is dropped, counted and
-        logged: it must not hold up calls."""
-        if self._process not in (0, os.getpid()):
-            self._after_fork()
+        """Queue a job; with `once`, not beside one of the same name that has yet to begin. What is beyond the bound is
+        dropped, counted and logged: it must not hold up calls."""
         with self._lock:
-            if once and any(other.what == job.what for other in self._jobs):
+            # The first may be under way, and may have looked already at what there was to tell.
+            if once and any(other.what == job.what for other in islice(self._jobs, int(self._busy), None)):
                 return
             if len(self._jobs) >= MAX_WAITING:
                 self.dropped += 1
@@ -62,18 +62,23 @@ class Background:
             self._start()
             self._lock.notify()
 
-    def _after_fork(self) -> None:
-        """A fork leaves the thread behind, perhaps with the lock held; what waited is the parent's to do."""
+    def after_fork(self) -> None:
+        """In a child: the thread is the parent's, and so is what waits."""
         self._lock, self._jobs, self._thread = threading.Condition(), deque(), None
-        self._busy, self._process = False, 0
+        self._busy = self._closing = False
+        _running.discard(self)
 
     def _start(self) -> None:
         if self._thread is not None and self._thread.is_alive():
             return
-        self._process = os.getpid()
-        atexit.register(self.close)  # what waits is told before the process ends
-        self._thread = threading.Thread(target=self._run, name="muniment", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="muniment", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads, or the interpreter ends: the next job tries again
+            logger.error("nothing can be reported to the platform: %s", error)
+            return
+        self._thread = thread
+        _running.add(self)
 
     def wait(self, seconds: float = CLOSE_SECONDS) -> bool:
         """Until nothing waits any more; whether that came in time."""
@@ -88,7 +93,7 @@ class Background:
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Do what waits, for so long at most, and stop."""
-        atexit.unregister(self.close)
+        _running.discard(self)
         done = self.wait(seconds)
         with self._lock:
             self._closing = True
@@ -98,7 +103,7 @@ class Background:
             logger.error("%d reports to the platform were not made before the end", left)
         if thread is not None and thread is not threading.current_thread():
             with contextlib.suppress(RuntimeError):
-                thread.join(1.0)
+                thread.join(max(0.05, min(seconds, 1.0)))
 
     def _run(self) -> None:
         pause = 0.1
@@ -131,3 +136,14 @@ class Background:
         except Exception as error:
             logger.error("%s failed: %s", job.what, type(error).__name__)
         return False
+
+
+_running: set[Background] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    """What waits is told before the process ends: all guards of it together have CLOSE_SECONDS for that."""
+    latest = time.monotonic() + CLOSE_SECONDS
+    for one in list(_running):
+        one.close(max(0.0, latest - time.monotonic()))

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from threading import Lock
 
+from muniment import forks
+
 
 class Breaker:
     """Closed, it lets calls pass. After `limit` outages in a row it is open for `pause` seconds, twice as long each
@@ -22,6 +24,11 @@ class Breaker:
         self._pause = pause
         self._until: float | None = None
         self._trying = False
+        forks.remember(self)
+
+    def after_fork(self) -> None:
+        """In a child: the parent's calls are not its own."""
+        self._lock, self._trying = Lock(), False
 
     def enter(self) -> bool:
         """Whether a call may be made now. One that may must end in `answered`, `failed` or `left`."""

@@ -11,41 +11,53 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import httpx2
 import msgspec
 
-from muniment import __version__
+from muniment import __version__, forks
 from muniment.breaker import Breaker
-from muniment.errors import Misconfigured, MunimentError, Refused, Throttled, Unavailable
+from muniment.errors import Misconfigured, Refused, Throttled, Unavailable
 
 RETRIES = 1
 PAUSE = (0.05, 0.15)  # seconds before the retry
 MAX_ANSWER = 4 << 20  # bytes
+# What the platform reads (DESIGN: POST /v1/verify). It hangs up on more, which would look as if it were away: what a
+# user sends must not be able to do that.
+MAX_BODY = 256 << 10  # bytes
 _json = msgspec.json.Decoder()
 _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to the platform. `once` makes a retry safe (Idempotency-Key); `kind` is the content type."""
+    """One request to the platform. `once` makes a retry safe (Idempotency-Key); `kind` is the content type. `of`: a
+    call; a look at a token, which an outage of its issuer lets fail as well; or a report in the background, which the
+    breaker does not hold up. Only calls that fail open the breaker: neither a stranger's token nor a report that fails
+    again and again must look like an outage to others."""
 
     method: str
     path: str
     body: bytes = field(repr=False)
     once: str | None = field(default_factory=lambda: secrets.token_urlsafe(16))
     kind: str = "application/json"
+    of: Literal["call", "look", "report"] = "call"
 
 
-def request(method: str, path: str, body: Any) -> Request:
-    """A request with a JSON body. Raises Refused for a body that is no JSON or no Unicode."""
+def request(method: str, path: str, body: Any, of: Literal["call", "report"] = "call") -> Request:
+    """A request with a JSON body. Raises Refused for a body that is no JSON or no Unicode, or too large."""
     try:
-        return Request(method, path, _encode(body))
-    except (TypeError, ValueError, OverflowError):
-        raise Refused("invalid-json", "The call cannot be written as JSON") from None
+        made = Request(method, path, _encode(body), of=of)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        made = None
+    if made is None:
+        raise Refused("invalid-json", "The call cannot be written as JSON")
+    if len(made.body) > MAX_BODY:
+        raise Refused("body-too-large", f"The call is larger than {MAX_BODY >> 10} KiB")
+    return made
 
 
 class Platform:
@@ -53,9 +65,8 @@ class Platform:
     ends its connections. `timeout` is in seconds for each attempt, connecting included."""
 
     def __init__(self, url: str, key: str, timeout: float = 5.0, breaker: Breaker | None = None, **client: Any) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-            raise Misconfigured("The URL of the platform must be an http(s) URL without a query.")
+        if not usable(url):
+            raise Misconfigured("The URL of the platform must be an http(s) URL without a user or a query.")
         if not (key.startswith("mk_") and key.isascii() and key.isprintable()) or " " in key:
             raise Misconfigured("The backend key must be of the form mk_<key id>_<secret>.")
         self.url = url.rstrip("/")
@@ -75,6 +86,11 @@ class Platform:
         self._client: httpx2.Client | None = None
         # Connections belong to the event loop that made them.
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = WeakKeyDictionary()
+        forks.remember(self)
+
+    def after_fork(self) -> None:
+        """In a child: connections stay with the parent. Two processes on one would read each other's answers."""
+        self._lock, self._client, self._clients = threading.Lock(), None, WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"Platform({self.url!r})"
@@ -83,18 +99,26 @@ class Platform:
 
     def send(self, made: Request) -> dict[str, Any]:
         """The answer's JSON object. Raises Unavailable (an outage), Throttled, Refused or Misconfigured."""
-        self._enter()
+        self._enter(made)
         try:
             found = self._attempts(made)
         except BaseException as error:
-            raise self._ended(error) from None
-        self.breaker.answered()
-        return found
+            failure = self._ended(error, made)
+        else:
+            self.breaker.answered()
+            return found
+        # Not from within: the HTTP client's error holds the request, and with it the key and the token.
+        try:
+            raise failure
+        finally:
+            del failure
 
     def _attempts(self, made: Request) -> dict[str, Any]:
         for attempt in range(RETRIES + 1):
             try:
                 return read(self._sync().request(made.method, made.path, content=made.body, headers=_headers(made)))
+            except httpx2.PoolTimeout:
+                raise
             except (httpx2.TransportError, Unavailable):
                 if attempt == RETRIES or made.once is None:
                     raise
@@ -118,19 +142,26 @@ class Platform:
 
     async def asend(self, made: Request) -> dict[str, Any]:
         """`send`, for an event loop."""
-        self._enter()
+        self._enter(made)
         try:
             found = await self._aattempts(made)
         except BaseException as error:
-            raise self._ended(error) from None
-        self.breaker.answered()
-        return found
+            failure = self._ended(error, made)
+        else:
+            self.breaker.answered()
+            return found
+        try:
+            raise failure
+        finally:
+            del failure
 
     async def _aattempts(self, made: Request) -> dict[str, Any]:
         for attempt in range(RETRIES + 1):
             try:
                 headers = _headers(made)
                 return read(await self._async().request(made.method, made.path, content=made.body, headers=headers))
+            except httpx2.PoolTimeout:
+                raise
             except (httpx2.TransportError, Unavailable):
                 if attempt == RETRIES or made.once is None:
                     raise
@@ -142,6 +173,9 @@ class Platform:
         with self._lock:
             client = self._clients.get(loop)
             if client is None:
+                # A client refers to its loop, so that one that nobody closed would stay for ever, with its connections.
+                for ended in [other for other in self._clients if other.is_closed()]:
+                    del self._clients[ended]
                 client = self._clients[loop] = httpx2.AsyncClient(**self._settings)
             return client
 
@@ -155,27 +189,42 @@ class Platform:
 
     # --- both ---------------------------------------------------------------------------------------------
 
-    def _enter(self) -> None:
-        if not self.breaker.enter():
+    def _enter(self, made: Request) -> None:
+        if made.of != "report" and not self.breaker.enter():
             raise Unavailable("breaker_open", self.breaker.wait)
 
-    def _ended(self, error: BaseException) -> BaseException:
+    def _ended(self, error: BaseException, made: Request) -> BaseException:
         """Tell the breaker, and name the error without anything of the request."""
         match error:
+            case httpx2.PoolTimeout():  # we did not ask: many calls at once must not open a tool
+                named: BaseException = Throttled(words="Too many calls at once; try again in a moment.")
             case httpx2.TimeoutException():
-                self.breaker.failed()
-                return Unavailable("timeout")
+                named = Unavailable("timeout")
             case httpx2.TransportError():
-                self.breaker.failed()
-                return Unavailable("unreachable")
-            case Unavailable():
-                self.breaker.failed()
-                return error
-            case MunimentError():
-                self.breaker.answered()
-                return error
-        self.breaker.left()
-        return error
+                named = Unavailable("unreachable")
+            case httpx2.HTTPError():  # an answer that cannot be read
+                named = Refused("not-the-platform", "What answers at the URL is not Muniment")
+            case _:
+                named = error
+        if made.of == "report":
+            return named
+        if made.of == "call" and isinstance(named, Unavailable):
+            self.breaker.failed()
+        elif isinstance(named, Refused | Misconfigured) or isinstance(error, Throttled):
+            self.breaker.answered()
+        else:
+            self.breaker.left()
+        return named
+
+
+def usable(url: str) -> bool:
+    """Whether it can be the URL of a platform: a user and password in it would be in logs."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return fine and "@" not in parts.netloc and not parts.query and not parts.fragment
 
 
 def _headers(made: Request) -> dict[str, str]:

@@ -38,13 +38,15 @@ class Refused(MunimentError):
 
 
 class Throttled(MunimentError):
-    """Too many calls of this backend and source failed verification (429 of the platform itself). Not an outage: the
-    platform is there, and who is throttled must not get in by that."""
+    """Too many calls of this backend and source failed verification (429 of the platform itself), or more are under way
+    than connections may be made. Not an outage: the platform is there, and who is throttled must not get in by that."""
 
     status = 429
 
-    def __init__(self, retry_after: int | None = None) -> None:
-        super().__init__("Too many calls failed verification; try again in a moment.")
+    def __init__(
+        self, retry_after: int | None = None, words: str = "Too many calls failed verification; try again in a moment."
+    ) -> None:
+        super().__init__(words)
         self.retry_after = retry_after or RETRY_AFTER
 
 

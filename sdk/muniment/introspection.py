@@ -47,7 +47,7 @@ async def aintrospect(guard: Muniment, token: str) -> Shown | None:
 
 
 def _request(token: str) -> Request:
-    return Request("POST", "/v1/introspect", urlencode({"token": sendable(token)}).encode(), kind=FORM)
+    return Request("POST", "/v1/introspect", urlencode({"token": sendable(token)}).encode(), kind=FORM, of="look")
 
 
 def shown(answer: Mapping[str, Any]) -> Shown | None:

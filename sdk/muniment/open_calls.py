@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from muniment import client
+from muniment import client, forks
 from muniment.background import logger
 from muniment.calls import Incoming
 from muniment.errors import Refused
@@ -16,6 +15,8 @@ from muniment.spool import File, SpoolDamaged, files, prepared, told
 from muniment.tools import Finish
 
 PATH = "/v1/ungoverned"
+# What the platform says of lines that it will never take; of all else it may think otherwise tomorrow.
+NEVER = frozenset({"invalid-member", "invalid-json", "spool-broken"})
 
 
 class OpenCalls:
@@ -27,16 +28,21 @@ class OpenCalls:
         self._lock = threading.Lock()
         self._reporting = threading.Lock()
         self._own: File | None = None
-        self._process = os.getpid()
         self.waiting = bool(files(self._folder))
+        forks.remember(self)
+
+    def after_fork(self) -> None:
+        """In a child: the file is the parent's, and what waits is the parent's to report."""
+        self._lock, self._reporting = threading.Lock(), threading.Lock()
+        self._own, self.waiting = None, False
 
     def began(self, tool: str, given: Incoming, cause: str, report: Callable[[], Any]) -> Finish:
         """A call is about to run: it is on disk when this returns. `report` asks for a report, soon. What comes of the
         call is kept nowhere: nobody verified it. Raises SpoolFailed; then it must not run."""
         members = told(tool, given, cause)
         with self._lock:
-            if self._own is None or self._own.finished or self._process != os.getpid():
-                self._own, self._process = File.new(self._folder), os.getpid()
+            if self._own is None or self._own.finished:
+                self._own = File.new(self._folder)
             self._own.append(members)
             self.waiting = True
         logger.warning("%s runs without the platform (%s); the call is in the spool", tool, cause)
@@ -49,15 +55,14 @@ class OpenCalls:
         with self._reporting:
             count = sum(self._report(file) for file in self._left())
             own = self._own
-            if own is not None and self._process == os.getpid():
+            if own is not None:
                 count += self._report(own)
             with self._lock:
                 self.waiting = self._own is not None and self._own.waiting > 0
             return count
 
-    def _left(self) -> list[File]:
-        """What processes left that are no more."""
-        found = []
+    def _left(self) -> Iterator[File]:
+        """What processes left that are no more; one at a time, since each stays locked until it is let go of."""
         for path in files(self._folder):
             if self._own is not None and path == self._own.path:
                 continue
@@ -66,8 +71,9 @@ class OpenCalls:
             except SpoolDamaged as error:
                 logger.error("a file of the spool is damaged after line %d, and was put aside", error.sequence)
                 continue
-            found += [file] if file else []
-        return found
+            if file:
+                self.waiting = True  # until all of it is reported
+                yield file
 
     def _report(self, file: File) -> int:
         count = 0
@@ -75,12 +81,15 @@ class OpenCalls:
             while not file.finished:
                 for batch in file.batches():
                     entries = [line.data.decode() for line in batch]
-                    self._platform.send(client.request("POST", PATH, {"spool": file.spool, "entries": entries}))
+                    self._platform.send(_request(file, entries))
                     file.taken(batch)
                     count += len(batch)
                 with self._lock:  # a call that begins now is written before this, or into another file
                     file.finish()
         except Refused as error:
+            if error.problem not in NEVER:
+                file.again()
+                raise
             logger.error("the platform does not take a file of the spool (%s); it was put aside", error.problem)
             file.refuse()
         finally:
@@ -94,3 +103,7 @@ class OpenCalls:
             if self._own is not None:
                 self._own.close()
                 self._own = None
+
+
+def _request(file: File, entries: list[str]) -> client.Request:
+    return client.request("POST", PATH, {"spool": file.spool, "entries": entries}, of="report")

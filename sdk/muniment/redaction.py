@@ -5,8 +5,10 @@ import re
 from typing import Any
 
 # A JWS (RFC 7515 section 7.1) or JWE in compact form; a key of the platform; what follows `Bearer` or `DPoP`.
+_KEY = re.compile(r"(?P<key>\b[ms]k_[A-Za-z0-9]{4,}_)[A-Za-z0-9_-]+")
 _SECRET = re.compile(
-    r"(?P<jws>ey[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*){1,4})"
+    # A run without a dot is no token, but taken as one match: else each `ey` in it would be looked at to its end.
+    r"(?P<jws>ey[A-Za-z0-9_-]{6,}+(?P<rest>(?:\.[A-Za-z0-9_-]*+){1,4})?+)"
     r"|(?P<key>\b[ms]k_[A-Za-z0-9]{4,}_)[A-Za-z0-9_-]+"
     r"|(?P<scheme>(?i:\b(?:bearer|dpop)\s+))[A-Za-z0-9._~+/=-]{8,}"
 )
@@ -15,7 +17,13 @@ HIDDEN = "[redacted]"
 
 def redact(text: str) -> str:
     """The text with every token and key in it hidden; of a key, its public prefix stays."""
-    return _SECRET.sub(lambda found: f"{found['key'] or found['scheme'] or ''}{HIDDEN}", text)
+    return _SECRET.sub(_hidden, text)
+
+
+def _hidden(found: re.Match[str]) -> str:
+    if found["jws"] and not found["rest"]:
+        return _KEY.sub(lambda key: f"{key['key']}{HIDDEN}", found[0])
+    return f"{found['key'] or found['scheme'] or ''}{HIDDEN}"
 
 
 class RedactTokens(logging.Filter):

@@ -26,17 +26,16 @@ from typing import Any
 
 import msgspec
 
-from muniment import statements
+from muniment import forks, statements
 from muniment.background import logger
-from muniment.calls import Incoming
+from muniment.calls import AGENT_NAME, MAX_AGENTS, REQUEST_BOUNDS, Incoming, request_info
 from muniment.errors import Misconfigured, MunimentError
 
 NOTHING = "0" * 64  # before the first line
 LIMIT = 64 << 20  # bytes of one file
-BATCH = 100  # lines in a report
+BATCH, BATCH_BYTES = 100, 100 << 10  # of lines in a report; written as JSON they double at most
 MAX_CLAIM = 255
 _NAME = re.compile(r"[0-9a-f]{32}\.spool")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class SpoolFailed(MunimentError):
@@ -114,8 +113,9 @@ def told(tool: str, given: Incoming, cause: str) -> dict[str, Any]:
         "cause": cause,
         "token": None if token is None else sha256(token.encode("utf-8", "surrogatepass")).hexdigest(),
         "claimed": claimed(token),
-        "request": {name: _CONTROL.sub(" ", value) for name, value in given.request.items()},
-        "agent": list(given.agent.chain),
+        # Held to what the platform takes: one line that it does not take would keep out those that follow it.
+        "request": request_info(**{name: given.request.get(name) for name in REQUEST_BOUNDS}),
+        "agent": [name for name in given.agent.chain if AGENT_NAME.fullmatch(name)][:MAX_AGENTS],
     }
 
 
@@ -127,16 +127,32 @@ class File:
         self._descriptor, self._lock = descriptor, threading.Lock()
         self._lines, self._size = lines, size
         self._taken = 0
+        forks.remember(self)
+
+    def after_fork(self) -> None:
+        """In a child: it is the parent's. While a child has it open too, nobody could adopt it when the parent ends."""
+        self._lock = threading.Lock()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     @classmethod
     def new(cls, folder: Path) -> File:
         """An empty one. Raises SpoolFailed where none can be made."""
         path = folder / f"{secrets.token_hex(16)}.spool"
+        # It gets its name when it is locked, so that no other process adopts it before.
+        unnamed = path.with_suffix(".new")
+        descriptor = -1
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unnamed.rename(path)
             sync_folder(folder)
         except OSError as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+                unnamed.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             raise SpoolFailed(f"The spool cannot be written: {error.strerror}.") from None
         return cls(path, descriptor, [], 0)
 
@@ -152,16 +168,16 @@ class File:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             data = path.read_bytes()
             lines, whole = lines_of(data, path.stem)
-        except (BlockingIOError, FileNotFoundError):
+            if whole < len(data):
+                logger.warning("the spool's last line was cut off when its process ended")
+                os.ftruncate(descriptor, whole)
+        except BaseException as error:
+            if isinstance(error, SpoolDamaged):
+                path.rename(path.with_suffix(".damaged"))
             os.close(descriptor)
-            return None
-        except SpoolDamaged:
-            path.rename(path.with_suffix(".damaged"))
-            os.close(descriptor)
+            if isinstance(error, BlockingIOError | FileNotFoundError):
+                return None
             raise
-        if whole < len(data):
-            logger.warning("the spool's last line was cut off when its process ended")
-            os.ftruncate(descriptor, whole)
         return cls(path, descriptor, lines, whole)
 
     @property
@@ -190,8 +206,11 @@ class File:
                     raise OSError(0, "it was written in part")
                 os.fdatasync(self._descriptor)
             except OSError as error:
-                with suppress(OSError):
+                try:
                     os.ftruncate(self._descriptor, self._size)
+                except OSError:  # half a line is left: nothing may come after it
+                    os.close(self._descriptor)
+                    self._descriptor = -1
                 raise SpoolFailed(f"The spool cannot be written: {error.strerror}.") from None
             self._size += len(data) + 1
             self._lines.append(Line(sequence, data))
@@ -199,11 +218,18 @@ class File:
     def batches(self) -> Iterator[list[Line]]:
         """What is not reported yet, in order."""
         while batch := self._lines[self._taken : self._taken + BATCH]:
+            while len(batch) > 1 and sum(len(line.data) for line in batch) > BATCH_BYTES:
+                batch = batch[: len(batch) // 2]
             yield batch
 
     def taken(self, batch: list[Line]) -> None:
         """The platform has these on record."""
         self._taken = max(self._taken, batch[-1].sequence)
+
+    def again(self) -> None:
+        """Report all of it again: the platform has lost what it had taken (a restored backup). What it has, it takes
+        once."""
+        self._taken = 0
 
     def finish(self) -> bool:
         """Remove the file if everything of it is on record; whether it was."""
@@ -253,8 +279,12 @@ def prepared(folder: Path) -> Path:
 
 def files(folder: Path) -> list[Path]:
     """The files of the spool, the oldest first."""
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns if path.exists() else 0, path.name))
+    found = []
+    for path in folder.iterdir():
+        if _NAME.fullmatch(path.name):
+            with suppress(OSError):  # reported and removed by another process at this moment
+                found.append((path.lstat().st_mtime_ns, path.name, path))
+    return [path for _, _, path in sorted(found)]
 
 
 def look(folder: Path) -> list[tuple[str, bool]]:
