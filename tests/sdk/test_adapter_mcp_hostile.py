@@ -326,6 +326,27 @@ class TestTheTokenVerifier:
             assert post("/mcp", json=listing, headers=bearer(scope="other")).status_code == 403
             assert post("/mcp", json=listing, headers={"Authorization": "Bearer x"}).status_code == 401
 
+    def test_in_an_outage_mcps_own_auth_answers_503(self) -> None:
+        auth = AuthSettings(
+            issuer_url=AnyHttpUrl("https://id.example/"),
+            resource_server_url=AnyHttpUrl(RESOURCE),
+            validate_token_resource=True,
+        )
+        away = Muniment("http://127.0.0.1:1", "mk_x_y", resource=RESOURCE, timeout=1)
+        server = MCPServer("inner", auth=auth, token_verifier=MunimentTokenVerifier(away), log_level="ERROR")
+        app = guarded_app(server, away, stateless_http=True, json_response=True)
+
+        async def post() -> httpx2.Response:
+            transport = httpx2.ASGITransport(app)
+            async with httpx2.AsyncClient(transport=transport, base_url="https://inner.example") as client:
+                try:
+                    return await client.post("/mcp", json=call(), headers=HEADERS | bearer())
+                finally:
+                    await away.aclose()
+
+        response = asyncio.run(post())
+        assert response.status_code == 503 and int(response.headers["Retry-After"]) >= 1
+
     @staticmethod
     async def verify(guard: Muniment, given: str) -> Any:
         try:
