@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from audit.models import Record
 from governance import process
 from muniment import Agent, Misconfigured, Muniment, current_caller
 from muniment.adapters.mcp import GuardedServer, MunimentTokenVerifier, guarded_app
-from muniment.adapters.mcp_http import MAX_BODY, guard_endpoint
+from muniment.adapters.mcp_http import MAX_BODY, PREPARED, guard_endpoint, prepared_of
+from muniment.calls import Prepared
 from muniment.errors import Refused, Unavailable
 from muniment.introspection import introspect, shown
 from tests import world as worlds
@@ -411,3 +413,30 @@ def test_in_memory_the_client_sees_the_words_of_a_denial(guard: Muniment) -> Non
     assert result.is_error and result.meta is not None
     [challenge] = result.meta["mcp/www_authenticate"]
     assert 'scope="memory:write"' in challenge and "ey" not in result.content[0].text
+
+
+def test_what_came_of_one_call_serves_no_other_and_once_only() -> None:
+    prepared = Prepared("memory.recall", Unavailable("timeout"))
+    scope = {PREPARED: (1, prepared)}
+    for id, tool in (("1", "memory.recall"), (True, "memory.recall"), (1.0, "memory.recall"), (2, "memory.recall"),
+                     (None, "memory.recall"), (1, "memory.capture")):  # fmt: skip
+        assert prepared_of(scope, id, tool) is None
+    assert prepared_of({}, None, "memory.recall") is None
+    assert prepared_of(scope, 1, "memory.recall") is prepared
+    assert prepared.take("memory.capture") is None and prepared.take("memory.recall") is prepared.result
+    assert prepared.take("memory.recall") is None and prepared_of(scope, 1, "memory.recall") is None
+
+
+def test_calls_with_one_id_at_the_same_time_are_each_decided_by_themselves(http: httpx2.Client) -> None:
+    """Allowed and denied ones, of two users, all with the id 1."""
+
+    def one(number: int) -> tuple[int, str]:
+        user, tool = f"user{number % 2}", ("memory.recall", "memory.capture")[number % 3 == 0]
+        response = http.post("/mcp", json=call(tool), headers=bearer(sub=user, scope="memory:read"))
+        return response.status_code, text(response) if response.status_code == 200 else ""
+
+    done = ran.count("memory.capture")
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(one, range(12)))
+    assert found == [(403, "") if number % 3 == 0 else (200, f"user{number % 2}") for number in range(12)]
+    assert ran.count("memory.capture") == done
