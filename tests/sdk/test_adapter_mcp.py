@@ -53,15 +53,17 @@ def make(guard: Muniment) -> GuardedServer:
     def capture(text: str) -> str:
         return who()
 
-    @server.tool("memory.fails", scopes="memory:read")
     def fails() -> str:
         raise ValueError("of the tool")
+
+    server.tool("memory.fails", scopes="memory:read")(fails)
 
     async def bare() -> str:
         return who()
 
     server.add_tool(bare, name="memory.bare")
     server.add_tool(bare, name="memory.unknown")
+    server.add_tool(fails, name="memory.bare.fails")
 
     @server.resource("memory://about")
     def about() -> str:
@@ -80,7 +82,7 @@ def url(migrated: None) -> Iterator[str]:
 def world(url: str) -> Iterator[World]:
     reset()
     made = worlds.build()
-    for name in ("memory.recall.sync", "memory.fails", "memory.bare"):
+    for name in ("memory.recall.sync", "memory.fails", "memory.bare", "memory.bare.fails"):
         tool = made.backend.tools.create(name=name, access="read", status="active")
         tool.scopes.add(made.grant.scopes.get())
     yield made
@@ -383,8 +385,9 @@ def test_a_decorator_in_the_wrong_place_lets_the_tool_run_as_nobody_and_is_logge
 def test_a_tool_that_fails_is_reported_so(http: httpx2.Client) -> None:
     headers = bearer()
     session = opened(http, headers)
-    failed = result(http.post("/mcp", json=call("memory.fails"), headers=headers | session))
-    assert failed["isError"] and last_outcome("memory.fails") == "error"
+    for tool in ("memory.fails", "memory.bare.fails"):
+        failed = result(http.post("/mcp", json=call(tool), headers=headers | session))
+        assert failed["isError"] and last_outcome(tool) == "error"
     wrong = result(http.post("/mcp", json=call("memory.recall", wrong=1), headers=headers | session))
     assert wrong["isError"] and last_outcome("memory.recall") == "error"  # allowed, and the server refused it
 
