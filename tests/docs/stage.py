@@ -199,6 +199,7 @@ class Stage:
             raise SnippetFailed(str(error)) from error
         if self.said and members(expected) != members(answered):
             raise SnippetFailed(f"answered was {self.said}")
+        self.said = None
 
     def text(self, block: Block, following: str) -> None:
         """Compare with what the block before it printed; `...` stands for anything within a line."""
@@ -207,6 +208,7 @@ class Stage:
         expected = re.escape(self.here(block.text).strip()).replace(re.escape("..."), "[^\n]*")
         if not re.fullmatch(expected, self.said.replace("\r", "").strip()):
             raise SnippetFailed(f"printed was\n{self.said}")
+        self.said = None
 
 
 def instance(platform: str) -> str:
