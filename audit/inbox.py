@@ -9,13 +9,16 @@ from django.db import connection
 
 MAX_NAMES = 1_000  # kept between two flushes
 MAX_ROWS = 10_000
+MAX_OF_SOURCE = 2_000  # one backend that makes up names leaves room for all others
 FLUSH_EVERY = 1.0  # seconds
 
 UPSERT = """
+    WITH held AS (SELECT kind, source, count(*) AS names FROM audit_sighting GROUP BY kind, source)
     INSERT INTO audit_sighting (kind, source, name, count, first_seen, last_seen)
     SELECT k, s, n, c, %(now)s, %(now)s FROM unnest(
         %(kinds)s::text[], %(sources)s::text[], %(names)s::text[], %(counts)s::bigint[]) AS x(k, s, n, c)
-    WHERE (SELECT count(*) FROM audit_sighting) < %(most)s
+    WHERE (coalesce((SELECT sum(names) FROM held), 0) < %(most)s
+           AND coalesce((SELECT h.names FROM held h WHERE h.kind = k AND h.source = s), 0) < %(of_source)s)
        OR EXISTS (SELECT 1 FROM audit_sighting a WHERE a.kind = k AND a.source = s AND a.name = n)
     ORDER BY k, s, n
     ON CONFLICT (kind, source, name)
@@ -52,6 +55,6 @@ def flush(last: bool = False) -> None:
             UPSERT,
             {
                 "now": datetime.now(UTC), "kinds": list(kinds), "sources": list(sources), "names": list(names),
-                "counts": list(counted.values()), "most": MAX_ROWS,
+                "counts": list(counted.values()), "most": MAX_ROWS, "of_source": MAX_OF_SOURCE,
             },
         )  # fmt: skip

@@ -73,7 +73,7 @@ _register(
 )  # fmt: skip
 _register(
     "client_unknown", 403, "ask_administrator", "Unknown client",
-    "The AI client is not registered. It waits in the inbox.",
+    "The AI client is not registered. One that a genuine token names waits in the inbox.",
 )  # fmt: skip
 _register("client_suspended", 403, "ask_administrator", "Client suspended", "The AI client is suspended.")
 _register("subject_blocked", 403, "none", "User blocked", "The user is blocked.")

@@ -187,8 +187,7 @@ def scopes_of(context: AskedContext) -> tuple[str, ...] | None:
 def to_entry(asker: Asker, verdict: Verdict) -> Entry:
     """The record of a question that was decided."""
     decision, asked = verdict.decision, verdict.asked
-    if decision.reason == "client_unknown" and asked.context.agent and verdict.who.issuer:
-        inbox.note("client", verdict.who.issuer, asked.context.agent)
+    # No unknown client: the inbox has those that an issuer made tokens for, which this is no sign of.
     if decision.reason == "tool_unknown" and verdict.tools:
         inbox.note("tool", verdict.backend.slug, verdict.tools[0])
     resource = None if asked.resource.type == TOOL else {"type": asked.resource.type, "id": asked.resource.id}

@@ -96,7 +96,9 @@ def tools_of(request: HttpRequest, question: Asked, backend: BackendPolicy | Non
     route = backend.routes.find(question.method, question.path) if backend else None
     if backend is None or route is None:
         return ()
-    one = mcp_tool(request, route.tools) if backend.enforces_mcp_name else None
+    # A tool is called by POST alone: of another request the backend compares nothing.
+    named = backend.enforces_mcp_name and question.method == "POST"
+    one = mcp_tool(request, route.tools) if named else None
     return (one,) if one else route.tools
 
 

@@ -11,7 +11,7 @@ from base64 import b64decode
 from typing import Any
 from urllib.parse import unquote_plus
 
-from django.core.exceptions import SuspiciousOperation
+from django.core.exceptions import TooManyFieldsSent
 from django.http import HttpRequest, HttpResponse
 
 from audit import subjects
@@ -92,7 +92,7 @@ def one_of(request: HttpRequest, name: str) -> str | None:
     """The one value of a member of the form, or None. Raises a 400 Problem for a form that cannot be read."""
     try:
         found = request.POST.getlist(name)
-    except SuspiciousOperation:
+    except TooManyFieldsSent:
         raise Problem(400, "invalid-form", "The form cannot be read", "It has too many members.") from None
     return found[0] if len(found) == 1 and found[0] else None
 

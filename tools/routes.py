@@ -40,9 +40,11 @@ class Route:
 
     @classmethod
     def of(cls, pattern: str, methods: list[Any], tools: list[Any]) -> "Route":
-        """A route from a row of the database. One with a tool that cannot be one is closed."""
+        """A route from a row of the database. One with a tool that cannot be one is closed, and so is one whose
+        methods are none, such as a list of lists."""
         known = all(isinstance(tool, str) and _TOOL.fullmatch(tool) for tool in tools) and len(tools) <= MOST_TOOLS
-        return cls(pattern, frozenset(methods), tuple(tools) if known else ())
+        plain = frozenset(method for method in methods if isinstance(method, str))
+        return cls(pattern, plain, tuple(tools) if known and len(plain) == len(methods) else ())
 
 
 class Routes:

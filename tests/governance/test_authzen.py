@@ -160,11 +160,10 @@ class TestWhat:
         found = ask(world, context={})
         assert (found["decision"], said(found)["client"], said(found)["client_id"]) == (True, None, None)
 
-    def test_an_unknown_client_is_refused_and_waits_in_the_inbox(self, world: World) -> None:
+    def test_an_unknown_client_is_refused_and_is_no_sign_that_an_issuer_knows_it(self, world: World) -> None:
         found = ask(world, context={"agent": "cursor-app"})
         assert found["reason"] == "client_unknown" and said(found)["client_id"] is None
-        inbox.flush(last=True)
-        assert Sighting.objects.filter(kind="client", source=ISSUER, name="cursor-app").exists()
+        assert not inbox._counts and not Sighting.objects.exists()
         Client.objects.update(status="suspended")
         assert ask(world)["reason"] == "client_suspended"
 

@@ -161,6 +161,11 @@ class TestMcpName:
         BackendMark.objects.create(backend=world.backend, mark="enforces_mcp_name")
         assert ask(world, "/mcp", "POST", **MCP | wrong).status_code == 403
 
+    @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
+    def test_a_tool_is_called_by_post_alone(self, world: World, method: str) -> None:
+        BackendMark.objects.create(backend=world.backend, mark="enforces_mcp_name")
+        assert ask(world, "/mcp", method, **MCP).status_code == 403
+
     def test_it_names_no_tool_of_another_route(self, world: World) -> None:
         BackendMark.objects.create(backend=world.backend, mark="enforces_mcp_name")
         response = ask(world, "/memories/secret", "POST", **MCP)

@@ -156,6 +156,14 @@ class TestWhoAsks:
         response = ask(world, Authorization=header)
         assert response.status_code == 401 and not statements()
 
+    def test_a_form_that_is_too_large_or_has_too_many_members(self, world: World) -> None:
+        response = ask(world, "x" * 300_000)
+        assert (response.status_code, response.json()["type"]) == (413, "urn:muniment:problem:body-too-large")
+        many = "&".join(f"a{n}=1" for n in range(1500))
+        form = "application/x-www-form-urlencoded"
+        response = world.http.post("/v1/introspect", many, content_type=form)
+        assert (response.status_code, response.json()["type"]) == (400, "urn:muniment:problem:invalid-form")
+
     def test_json_and_two_tokens_are_refused(self, world: World) -> None:
         assert world.post("/v1/introspect", {"token": token()}).status_code == 400
         kind = "application/x-www-form-urlencoded"

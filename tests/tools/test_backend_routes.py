@@ -92,7 +92,8 @@ def test_truncate_is_refused_even_to_the_superuser(world: World, superuser_url: 
 
 @pytest.mark.parametrize(
     "values", ["'notes', '{}', '{}'", "'/a//b', '{}', '{}'", "'', '{}', '{}'", "'/**/a', '{}', '{}'",
-               "'/a', '{get}', '{}'", "'/a', '{NULL}', '{}'", f"'/a', '{{}}', '{{{','.join(['t'] * 51)}}}'"]
+               "'/a', '{get}', '{}'", "'/a', '{NULL}', '{}'", "'/a', '{{GET}}', '{}'", "'/a', '{{GET},{POST}}', '{}'",
+               "'/a', '{}', '{NULL}'", "'/a', '{}', '{{a,b},{c,d}}'", f"'/a', '{{}}', '{{{','.join(['t'] * 51)}}}'"]
 )  # fmt: skip
 def test_what_is_no_route_is_refused_by_the_database(world: World, values: str) -> None:
     with pytest.raises(Exception, match="route_"):
@@ -102,9 +103,7 @@ def test_what_is_no_route_is_refused_by_the_database(world: World, values: str) 
 def test_a_tool_by_psql_that_cannot_be_one_closes_the_route(world: World) -> None:
     Route.objects.create(backend=world.backend, path="/**", tools=["memory.recall"])
     assert tools("/x") == ("memory.recall",)
-    psql("UPDATE tools_route SET tools = '{memory.recall, NULL}'")
-    assert tools("/x") is None
-    psql("UPDATE tools_route SET tools = '{{memory.recall},{memory.capture}}'")
+    psql("UPDATE tools_route SET tools = '{memory.recall, \"a b\"}'")
     assert tools("/x") is None
 
 

@@ -1,5 +1,6 @@
 """Which route a request's path and method find, and which paths are refused because they can be read in two ways."""
 
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -131,3 +132,11 @@ def test_whatever_is_sent_a_careless_backend_does_not_reach_the_strict_path_by_t
     seen = unquote(unquote(f"{before}{word}{after}".partition("?")[0])).casefold()
     seen = seen.replace("\\", "/").partition(";")[0].partition("#")[0].lstrip("/ ").rstrip("/. ")
     assert seen != "export" or tool != "loose"
+
+
+@pytest.mark.parametrize(
+    ("methods", "tools"),
+    [([["GET"]], ["a"]), ([None], ["a"]), ([], [["a"]]), ([], [None]), ([], ["a b"]), ([], ["a"] * 51)],
+)
+def test_a_row_that_cannot_be_a_route_is_closed(methods: list[Any], tools: list[Any]) -> None:
+    assert found(Routes([Route.of("/x", methods, tools)]), "/x") is None
