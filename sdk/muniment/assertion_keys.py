@@ -77,6 +77,7 @@ class KeySource:
         """The keys by their ids, fetched if that is due. Raises Unavailable where there are none that may serve."""
         if (held := self.held(kid)) is not None:
             return held
+        forks.notice()
         # Who has the key goes on with it while another thread asks; who has not waits for the answer.
         if self._lock.acquire(blocking=kid not in self._keys or self._age() >= STALE):
             try:

@@ -48,6 +48,7 @@ class Background:
     def add(self, job: Job, once: bool = False) -> None:
         """Queue a job; with `once`, not beside one of the same name that has yet to begin. What is beyond the bound is
         dropped, counted and logged: it must not hold up calls."""
+        forks.notice()
         with self._lock:
             # The first may be under way, and may have looked already at what there was to tell.
             if once and any(other.what == job.what for other in islice(self._jobs, int(self._busy), None)):

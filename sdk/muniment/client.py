@@ -190,6 +190,7 @@ class Platform:
     # --- both ---------------------------------------------------------------------------------------------
 
     def _enter(self, made: Request) -> None:
+        forks.notice()
         if made.of != "report" and not self.breaker.enter():
             raise Unavailable("breaker_open", self.breaker.wait)
 

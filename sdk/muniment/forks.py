@@ -14,6 +14,7 @@ class Forked(Protocol):
 
 
 _alive: WeakSet[Forked] = WeakSet()
+_process = os.getpid()
 
 
 def remember(one: Forked) -> None:
@@ -21,9 +22,17 @@ def remember(one: Forked) -> None:
     _alive.add(one)
 
 
+def notice() -> None:
+    """Before something is used that a child must not share: some servers fork without telling Python (uWSGI)."""
+    if os.getpid() != _process:
+        _in_child()
+
+
 def _in_child() -> None:
+    global _process
     for one in list(_alive):
         one.after_fork()
+    _process = os.getpid()
 
 
 os.register_at_fork(after_in_child=_in_child)

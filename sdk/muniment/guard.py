@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, cast
 
 from muniment import client
@@ -25,7 +25,6 @@ from muniment.calls import (
     Incoming,
     Mode,
     Prepared,
-    current_caller,
     decision_of,
     delegating,
     incoming,
@@ -274,12 +273,12 @@ class Muniment:
         """Hand work to a sub-agent: what is called within is called in its name, with no more than `scopes`."""
         return delegating(name, None if scopes is None else as_scopes(scopes), mode)
 
-    def as_caller(self, connection: Any, caller: Caller | None = None) -> Any:
+    def as_caller(self, connection: Any, caller: Caller | EllipsisType | None = ...) -> Any:
         """A transaction of a PostgreSQL connection in which row-level security sees the verified caller, and nobody
         where there is none: `with guard.as_caller(connection): ...` (see muniment.isolation)."""
         from muniment import isolation  # only who has PostgreSQL needs it
 
-        return isolation.as_caller(connection, caller or current_caller())
+        return isolation.as_caller(connection, caller)
 
     def check_receipt(self, decision: Decision, trust: str) -> None:
         """Whether the receipt of a decision holds: its record is in a batch that a writer signed. `trust`: the text of

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from muniment.calls import current_caller
@@ -100,14 +100,15 @@ class AsCaller:
         return result
 
 
-def as_caller(connection: Any, caller: HasUid | None = None) -> AsCaller:
+def as_caller(connection: Any, caller: HasUid | EllipsisType | None = ...) -> AsCaller:
     """A transaction in which row-level security sees the caller (default: the verified one of the tool that runs), and
-    nobody where there is none. `connection`: psycopg 3, sync (`with`) or async (`async with`), or Django's.
+    nobody where there is none; None, as a denial has it, is nobody too. `connection`: psycopg 3, sync (`with`) or async
+    (`async with`), or Django's.
 
     Committed at the end, rolled back by an error. Within another `as_caller` of the same caller it is a savepoint; as
     another caller it raises OtherCaller. Raises psycopg's errors, and Misconfigured for another kind of connection.
     """
-    caller = caller or current_caller()
+    caller = current_caller() if isinstance(caller, EllipsisType) else caller
     return AsCaller(connection, caller.uid if caller else "")
 
 

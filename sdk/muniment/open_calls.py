@@ -40,6 +40,7 @@ class OpenCalls:
         """A call is about to run: it is on disk when this returns. `report` asks for a report, soon. What comes of the
         call is kept nowhere: nobody verified it. Raises SpoolFailed; then it must not run."""
         members = told(tool, given, cause)
+        forks.notice()
         with self._lock:
             if self._own is None or self._own.finished:
                 self._own = File.new(self._folder)

@@ -244,6 +244,8 @@ class File:
     def refuse(self) -> None:
         """Put it aside: the platform does not take it. It is evidence, so that it is not removed."""
         with self._lock:
+            if self._descriptor < 0:
+                return
             self.path.rename(self.path.with_suffix(".refused"))
             os.close(self._descriptor)
             self._descriptor = -1

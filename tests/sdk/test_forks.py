@@ -4,6 +4,7 @@ Servers fork after they imported the application (gunicorn with `preload`, Celer
 connection read each other's answers, and a call would be decided by another user's.
 """
 
+import ctypes
 import json
 import os
 import threading
@@ -57,9 +58,15 @@ def asked() -> Iterator[tuple[Platform, str]]:
         yield platform, url
 
 
-def in_child(check: Callable[[], None]) -> None:
+def untold() -> int:
+    """A fork that Python is not told of, as uWSGI makes it."""
+    child: int = ctypes.PyDLL(None).fork()
+    return child
+
+
+def in_child(check: Callable[[], None], fork: Callable[[], int] = os.fork) -> None:
     """Run a check in a forked child; it fails where the check fails or does not end."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         code = 1
         try:
@@ -81,7 +88,8 @@ def in_child(check: Callable[[], None]) -> None:
     raise AssertionError("the child hung")
 
 
-def test_parent_and_child_never_use_one_connection(asked: tuple[Platform, str]) -> None:
+@pytest.mark.parametrize("fork", [os.fork, untold])
+def test_parent_and_child_never_use_one_connection(asked: tuple[Platform, str], fork: Callable[[], int]) -> None:
     platform, url = asked
     with Muniment(url, KEY) as guard:
         assert guard.verify("parent", tool="memory.recall").require().uid == "parent"
@@ -90,7 +98,7 @@ def test_parent_and_child_never_use_one_connection(asked: tuple[Platform, str]) 
         def check() -> None:
             assert guard.verify("child", tool="memory.recall").require().uid == "child"
 
-        in_child(check)
+        in_child(check, fork)
         assert platform.ports[-1] != parent
         assert guard.verify("parent", tool="memory.recall").require().uid == "parent"
         assert platform.ports[-1] == parent  # the child did not end it

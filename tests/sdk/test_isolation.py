@@ -72,6 +72,11 @@ def test_each_caller_sees_their_own_rows_on_one_connection(connection: psycopg.C
         assert seen(connection) == []
 
 
+def test_the_caller_of_a_denial_is_nobody_also_within_a_tool_of_another(connection: psycopg.Connection) -> None:
+    with calling(ALICE), as_caller(connection, None):
+        assert seen(connection) == []
+
+
 def test_the_caller_of_the_tool_that_runs_is_taken(connection: psycopg.Connection) -> None:
     with calling(BOB), as_caller(connection):
         assert seen(connection) == ["of usr_bob"]
