@@ -292,6 +292,9 @@ class TestWhileThePlatformIsAway:
 
     def test_nobody_gets_in_without_a_token_even_then(self, away: httpx2.Client) -> None:
         assert away.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"}).status_code == 401
+        for given in ({}, {"Authorization": "Bearer a b"}):
+            response = away.post("/mcp", json=call("memory.open", arguments={}), headers=given)
+            assert response.status_code == 503 and "Retry-After" in response.headers
 
 
 class TestTheTokenVerifier:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
 from muniment.adapters.asgi import KEY, first, header, respond
-from muniment.adapters.http import Answer, refusal
+from muniment.adapters.http import MALFORMED, Answer, refusal
 from muniment.adapters.mcp_messages import HEADERS, Bad, Message, agree, joined, message_of
 from muniment.calls import NOBODY, Decision, Incoming, Prepared, request_info
 from muniment.errors import Misconfigured, MunimentError, Unavailable
@@ -167,8 +167,8 @@ class Endpoint:
         name = message.name or ""
         prepared = await self.guard.aprepare(name, told(given, scope, message), message.arguments)
         if isinstance(prepared.result, Unavailable):
-            if self.guard.fail_mode(name) != "open":
-                raise prepared.result
+            if self.guard.fail_mode(name) != "open" or given.token in (None, MALFORMED):
+                raise prepared.result  # of what comes without a token it is certain that it would be denied
         elif not (prepared.result.remedy == "request_scope" and wants_result(scope)):
             prepared.result.require()
         if given.token is not None and (known := self._caller(given.token, prepared.result)) is not None:
