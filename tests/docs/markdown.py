@@ -31,6 +31,8 @@ def blocks(document: str) -> list[Block]:
         if opening is None:
             if re.match(r" {4,}\S", lines[number]) and (number == 0 or not lines[number - 1].strip()):
                 raise NotReadable(f"line {number + 1}: code without a fence")
+            if re.search(r"`{3}|~{3}|<pre", lines[number]):  # in a quotation, behind the sign of a list
+                raise NotReadable(f"line {number + 1}: code where nobody looks for it")
             number += 1
             continue
         end = _closing(lines, number, opening["fence"])
