@@ -65,6 +65,11 @@ def make(guard: Muniment) -> GuardedServer:
     server.add_tool(bare, name="memory.unknown")
     server.add_tool(fails, name="memory.bare.fails")
 
+    @server.tool("memory.agents", scopes="memory:read")
+    def agents() -> str:
+        caller = current_caller()
+        return ",".join(caller.agents) if caller else "nobody"
+
     @server.resource("memory://about")
     def about() -> str:
         return f"nothing of {who()}'s, told with {'a' if incoming().token else 'no'} token"
@@ -82,7 +87,7 @@ def url(migrated: None) -> Iterator[str]:
 def world(url: str) -> Iterator[World]:
     reset()
     made = worlds.build()
-    for name in ("memory.recall.sync", "memory.fails", "memory.bare", "memory.bare.fails"):
+    for name in ("memory.recall.sync", "memory.fails", "memory.bare", "memory.bare.fails", "memory.agents"):
         tool = made.backend.tools.create(name=name, access="read", status="active")
         tool.scopes.add(made.grant.scopes.get())
     yield made
@@ -310,6 +315,19 @@ class TestASession:
             headers = bearer("alice", jti=f"refreshed-{number}") | session
             assert text(http.post("/mcp", json=call("memory.recall", query="sea"), headers=headers)) == "alice: sea"
             assert http.post("/mcp", json=body("ping"), headers=headers).status_code == 200
+
+    def test_mixes_up_no_calls_that_are_made_at_the_same_time(self, http: httpx2.Client) -> None:
+        headers = dict(http.headers) | bearer() | opened(http, bearer())
+
+        async def one(client: httpx2.AsyncClient, name: str) -> str:
+            message = call("memory.agents", name, meta={"muniment/agent": {"chain": [name]}})
+            return text(await client.post("/mcp", json=message))
+
+        async def run() -> list[str]:
+            async with httpx2.AsyncClient(base_url=str(http.base_url), headers=headers, trust_env=False) as client:
+                return await asyncio.gather(*(one(client, f"agent{number}") for number in range(8)))
+
+        assert asyncio.run(run()) == [f"agent{number}" for number in range(8)]
 
     def test_ends_no_earlier_than_its_access(self, http: httpx2.Client, world: World) -> None:
         headers = bearer()
