@@ -269,7 +269,9 @@ def limits(viewer: Viewer, user: Subject | None, counted: Counted) -> list[str]:
     said = [
         "It tells what AI clients were allowed to do and what the services reported of it, not the content that was"
         " read or written: that is with the services themselves.",
-        "Calls that did not show a genuine token of this person are not attributed to anybody, and are not here.",
+        "Calls that did not show a genuine token of this person are not attributed to anybody, and are not here. What"
+        " a service asked about this person without a token, and ungoverned calls, which it let through while Muniment"
+        " was away, are here on its word alone, and count as no calls.",
         "Members of staff are named by number; the log has their names.",
     ]
     if user is not None:

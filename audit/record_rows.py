@@ -15,7 +15,8 @@ from audit.timeline_view import outcome_words
 @dataclass(frozen=True, slots=True)
 class Line:
     """One line. `happened` is what came of the call, `who` who the user is, both empty where that is not known or not
-    shown; URLs are empty where there is nothing to lead to."""
+    shown; `by` on whose word it is the user, empty where a token was verified. URLs are empty where there is nothing to
+    lead to."""
 
     record: Record
     title: str
@@ -25,6 +26,7 @@ class Line:
     user: str
     user_url: str
     who: str
+    by: str
     client: str
     client_url: str
     tool: str
@@ -52,6 +54,7 @@ def _line(record: Record, clients: Mapping[str, str], who: Mapping[str, str], ou
     return Line(
         record, row.title, why or row.title, row.pill, is_call,
         record_words.short_uid(user) if user else "", _timeline("user", user), who.get(user, ""),
+        record_words.UNVERIFIED.get(record.type, "") if user else "",
         clients.get(record.client or "", record.client or ""), _timeline("client", record.client or ""),
         record.tool or "", _timeline("tool", tool), happened,
     )  # fmt: skip

@@ -19,6 +19,8 @@ TYPES = {
     "denials": "Calls turned away", "ungoverned": "Ungoverned call", "key": "Key", "notice": "Notice",
     "retention": "Retention", "hold": "Hold", "erasure": "Erasure",
 }  # fmt: skip
+# Whose user nobody has seen a genuine token of, in words to stand beside the user.
+UNVERIFIED = {"evaluation": "as the backend says", "ungoverned": "as claimed"}
 REMEDIES = {
     "none": "", "reauthenticate": "The user signs in again, so that the client gets a new token.",
     "request_scope": "The user is asked to consent to the missing scopes.",

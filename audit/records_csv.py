@@ -6,13 +6,15 @@ from datetime import UTC
 from io import StringIO
 from typing import Any
 
-from audit import record_page, search
+from audit import record_page, record_words, search
 from audit.models import Record
 
 COLUMNS = (
     "time", "index", "record", "kind", "decision", "reason", "flagged", "user", "client", "tool", "backend", "tenant",
     "agent mode", "scopes needed", "outcome", "items touched", "milliseconds",
+    "user known by",
 )  # fmt: skip
+BY_TOKEN = ("decision", "introspection", "outcome")
 # What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection), after any blanks.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
@@ -40,5 +42,12 @@ def _row(record: Record, outcome: Record | None) -> Iterable[Any]:
     return (
         at, record.index, record.id, record.type, record.decision, record.reason, record.flagged, record.subject,
         record.client, record.tool, record.backend, record.tenant, record.mode, record.scopes, said.get("status"),
-        said.get("count"), said.get("duration_ms"),
+        said.get("count"), said.get("duration_ms"), _known_by(record),
     )  # fmt: skip
+
+
+def _known_by(record: Record) -> str:
+    """On whose word it is the user: a verified token's, or the backend's. Empty where there is none, or none called."""
+    if not record.subject or record.type not in (*record_words.UNVERIFIED, *BY_TOKEN):
+        return ""
+    return record_words.UNVERIFIED.get(record.type, "token")
