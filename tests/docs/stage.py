@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from tests.docs.markdown import ROOT, Block, blocks
 from tests.live import free_port
 
 SECONDS = 60  # of one block
-LINKED = ("manage.py", "sdk", "examples")  # what a document may use of the repository, beside .venv
+LINKED = ("manage.py", "examples")  # what a document may use of the repository, beside .venv and sdk
 OURS = re.compile("MUNIMENT_|DATABASE_|REDIS_|CELERY_")  # what the tests' environment is configured by
 # `pip install` looks whether everything is there, and changes nothing.
 PIP = {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
@@ -51,6 +52,10 @@ class Stage:
         (folder / ".venv").symlink_to(sys.prefix)
         for name in LINKED:
             (folder / name).symlink_to(ROOT / name)
+        # pip writes where it reads.
+        shutil.copytree(
+            ROOT / "sdk", folder / "sdk", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__", "build")
+        )
         (folder / "var").mkdir()
         (folder / "nginx").mkdir()
         (folder / "var/instance.env").write_text(instance(platform))
