@@ -247,7 +247,8 @@ class Muniment:
 
     def _admitted(self, tool: Tool, given: Incoming, result: Decision | Unavailable) -> ToolCall:
         if isinstance(result, Unavailable):
-            if tool.fail != "open" or self._spool is None:
+            # Without a token there is nobody whose call could have been allowed: the outage changes nothing.
+            if tool.fail != "open" or self._spool is None or not given.token:
                 raise result
             return ToolCall(None, self._spool.began(tool.name, given, result.cause, self._report_spool))
         caller = result.require()
