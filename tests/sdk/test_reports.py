@@ -191,7 +191,8 @@ def test_an_open_call_does_not_hold_up_the_event_loop(tmp_path: Path, monkeypatc
             return 1
 
         show = guard.tool("status.show", fail="open")(body)
-        task = asyncio.create_task(show())
+        with guard.request("t"):
+            task = asyncio.create_task(show())
         for _ in range(50):
             await asyncio.sleep(0.01)  # the loop goes on
         assert not task.done()
