@@ -12,6 +12,7 @@ from fastmcp.client.transports import StreamableHttpTransport
 from fastmcp.exceptions import ToolError
 from fastmcp.server.auth import RemoteAuthProvider
 from fastmcp.server.middleware import AuthMiddleware
+from fastmcp.server.middleware.caching import ResponseCachingMiddleware
 from mcp.shared.exceptions import MCPError
 from pydantic import AnyHttpUrl
 
@@ -177,6 +178,21 @@ def test_chatgpt_is_told_of_a_missing_scope_in_the_result(server: str) -> None:
     result = asyncio.run(run())
     [challenge] = result.meta["mcp/www_authenticate"]
     assert result.is_error and 'scope="memory:write"' in challenge and METADATA in challenge
+
+
+def test_what_the_server_keeps_of_one_user_is_not_given_to_another(world: World, url: str) -> None:
+    guard = new_guard(world, url)
+    app = guarded_app(
+        make(guard, middleware=[ResponseCachingMiddleware()]), guard, json_response=True, stateless_http=True
+    )
+
+    def asked(http: httpx2.Client, sub: str) -> str:
+        headers = HEADERS | bearer(sub=sub)
+        answer = http.post("/mcp", json=call("memory.recall", query="sea"), headers=headers)
+        return str(answer.json()["result"]["content"][0]["text"])
+
+    with asgi(app, lifespan="on") as found, httpx2.Client(base_url=found, trust_env=False) as http:
+        assert [asked(http, sub) for sub in ("alice", "bob", "alice")] == ["alice: sea", "bob: sea", "alice: sea"]
 
 
 class TestInMemory:

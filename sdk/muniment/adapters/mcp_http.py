@@ -191,10 +191,12 @@ def wants_result(scope: Scope) -> bool:
 def become(scope: Scope, known: Known) -> None:
     """Tell the server whose the request is: a session can then be used by the user alone who opened it, whichever of
     the user's tokens comes (mcp answers 404 to others). What a middleware of the server's own has said stays: what it
-    turns away, we must not let in."""
+    turns away, we must not let in. In place of the token there is its digest: nobody can send it, and what a server
+    keeps for each token (fastmcp's cache of results) is kept apart by it."""
     if "user" in scope:
         return
-    user = AccessToken(token="", client_id=known.uid, subject=known.uid, scopes=list(known.scopes))
+    kept_by = _digest(scope[KEY].token or "").hex()
+    user = AccessToken(token=kept_by, client_id=known.uid, subject=known.uid, scopes=list(known.scopes))
     scope["user"] = AuthenticatedUser(user)
 
 
