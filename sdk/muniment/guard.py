@@ -35,6 +35,7 @@ from muniment.calls import (
 )
 from muniment.errors import Misconfigured, Refused, Unavailable
 from muniment.tools import (
+    GUARDS,
     Access,
     FailMode,
     Resource,
@@ -189,7 +190,9 @@ class Muniment:
                 signature=signature_of(function),
             )
             self.add(spec)
-            return self._guarded(spec, function)
+            guarded = self._guarded(spec, function)
+            setattr(guarded, GUARDS, spec.name)
+            return guarded
 
         return decorate
 

@@ -24,6 +24,7 @@ Resource = tuple[str, str]
 TOOL_NAME = re.compile(r"[A-Za-z0-9_./:-]{1,128}")
 RESOURCE_TYPE = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 RESOURCE_ID = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
+GUARDS = "muniment_guards"  # attribute of a guarded function: its tool's name, by which adapters tell it from another
 MAX_TOUCHED = 100
 MAX_DESCRIPTION = 2000
 Result = TypeVar("Result")

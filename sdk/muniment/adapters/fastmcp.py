@@ -16,7 +16,7 @@ from fastmcp.server.providers.base import Provider
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from muniment.adapters.asgi import MunimentMiddleware
-from muniment.adapters.mcp import Calls
+from muniment.adapters.fastmcp_calls import ClientCalls, First, Last
 from muniment.adapters.mcp_http import guard_endpoint
 from muniment.guard import Muniment
 from muniment.introspection import aintrospect
@@ -44,10 +44,13 @@ def guarded_app(
 
 
 def guard_server(server: FastMCP[Any], guard: Muniment) -> None:
-    """Guard the calls of a server's tools, whichever way they come (HTTP, stdio, in memory)."""
+    """Guard the calls of a server's tools, whichever way they come: HTTP, stdio, in memory, and from tools of the
+    server itself. To be called when the server has all of its own middleware."""
     chain = server._mcp_server.middleware  # fastmcp's own middleware cannot answer with `_meta`
-    if not any(isinstance(one, Calls) for one in chain):
-        chain.append(Calls(guard))
+    if not any(isinstance(one, ClientCalls) for one in chain):
+        chain.append(ClientCalls(guard))
+        server.middleware.insert(0, First(guard))
+        server.add_middleware(Last(guard))
 
 
 class Described:
