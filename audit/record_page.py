@@ -227,7 +227,7 @@ def facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
     if get("type") == "evaluation":
         return _question_facts(statement, names)
     if get("type") == "introspection":
-        untold = ("Tool", "Access", "Scopes needed")
+        untold = ("Tool", "Access", "Scopes needed", "Agent")  # nothing was called, by any agent
         said = [fact for fact in _call_facts(statement, names) if fact.name not in untold]
         return [*said, Fact("Answer", record_words.why(statement, names))]
     if get("type") == "outcome":
@@ -287,11 +287,15 @@ def _ungoverned_facts(statement: Statement, names: Mapping[str, str]) -> list[Fa
     return [
         Fact("Said by", f"{get('backend')}, afterwards"),
         Fact("User, as claimed", get("subject") or "nobody known", "subject" if get("subject") else None, mono=True),
-        Fact("Client, as claimed", record_words.client_words(statement, names), "client"),
+        Fact(
+            "Client, as claimed",
+            record_words.client_words(statement, names) or "none known",
+            "client" if get("client") else None,
+        ),
         Fact("Tool", get("tool"), "tool"),
         Fact("Called at", _by_their_clock(get("called_at"))),
         Fact("Why without us", str(get("cause")).replace("_", " ")),
-        Fact("Agents", " → ".join(map(str, chain)) or None),
+        Fact("Agents", " → ".join(map(str, chain)) or "none named"),
         Fact("In the backend's spool", f"line {get('sequence')} of {get('spool')}", mono=True),
     ]
 

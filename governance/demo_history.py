@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from audit import inbox
 from audit.models import Head
-from governance import demo_issuer, outcomes, process, verification
+from governance import demo_issuer, demo_questions, outcomes, process, verification
 from governance.contract import Agent, Call, Outcome, RequestInfo, Resource, Touched
 from governance.demo_issuer import mint
 from tools import credentials
@@ -22,6 +22,7 @@ from tools.credentials import Credential
 DAYS = 14
 CALLS_A_DAY = (16, 30)
 DRAIN_SECONDS = 10.0
+QUESTIONS_BEFORE = timedelta(hours=30)  # the end of the history
 READ, BOTH = "memory:read", "memory:read memory:write"
 AGENTS = {
     "chatgpt": "ChatGPT-User/1.0",
@@ -88,6 +89,10 @@ class Clock:
     def __call__(self) -> datetime:
         return self.now
 
+    def wait(self, time: timedelta) -> None:
+        """Move on."""
+        self.now += time
+
 
 def write_history(key: str) -> int:
     """Make the calls, with the backend key; returns how many. The log must be empty. Raises RuntimeError where a
@@ -102,8 +107,12 @@ def write_history(key: str) -> int:
         wait_for_policy_records()
         moments = list(times(random, clock.now + timedelta(hours=1), end))
         tokens: dict[tuple[int, str, int], str | None] = {}
-        for at in moments:
-            clock.now = at
+        evening = end - QUESTIONS_BEFORE
+        for number, at in enumerate(moments):
+            if at > evening and (number == 0 or moments[number - 1] <= evening):
+                clock.now = max(clock.now, evening - demo_questions.TAKES)
+                demo_questions.write(credential, clock, clock.wait)
+            clock.now = max(clock.now, at)
             one_call(random, credential, clock, tokens)
         inbox.flush()
     finally:

@@ -273,7 +273,7 @@ def test_what_happened_to_one_person_is_found_explained_proved_and_answered_for(
     page.locator("select[name=reason]").select_option(label="Not granted")
     visitor.follow(page.get_by_role("button", name="Show", exact=True))
     shown = page.locator("table.rows tbody .pill").all_inner_texts()
-    assert shown and set(shown) == {"Denied"}
+    assert {"Denied"} <= set(shown) <= {"Denied", "Asked: no"}, "questions without a token are told from calls"
     visitor.picture("audit-search-refused")
     page.get_by_text("+ filter").click()
     page.get_by_label("Whose records").fill("Alice@Example.com")

@@ -93,8 +93,13 @@ def of_evidence() -> Iterator[tuple[str, str]]:
     for decision in ("allow", "deny"):
         record = Record.objects.filter(type="decision", decision=decision).latest("at")
         yield f"record-{decision}", reverse("admin:record", args=[record.pk])
-    for kind in ("policy", "outcome"):
+    for kind in ("policy", "outcome", "introspection", "ungoverned"):
         yield f"record-{kind}", reverse("admin:record", args=[Record.objects.filter(type=kind).latest("at").pk])
+    search = Record.objects.filter(type="evaluation", decision=None).latest("at")
+    yield "record-search", reverse("admin:record", args=[search.pk])
+    asked = Record.objects.filter(type="evaluation", decision="deny").latest("at")
+    yield "record-asked-no", reverse("admin:record", args=[asked.pk])
+    yield "search-ungoverned", reverse("admin:records") + "?window=30d&type=ungoverned"
     yield "sightings", reverse("admin:audit_sighting_changelist")
     user = Subject.objects.latest("first_seen")
     yield "timeline-user", reverse("admin:timeline", args=["user", user.pk])

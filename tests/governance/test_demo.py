@@ -65,6 +65,8 @@ def test_the_history_is_a_few_hundred_real_calls_of_every_kind(db: None) -> None
     assert calls.filter(flagged=True, decision="allow").exists()
     assert Record.objects.filter(type="outcome").count() > 50
     assert set(calls.exclude(client=None).values_list("client", flat=True)) == {"chatgpt", "claude", "inner-ios"}
+    others = Counter(Record.objects.values_list("type", flat=True))
+    assert (others["evaluation"], others["introspection"], others["ungoverned"]) == (5, 2, 3)
     assert {(s.kind, s.name) for s in Sighting.objects.all()} == {("client", "cursor-dev"), ("tool", "memory.export")}
 
 
