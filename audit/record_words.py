@@ -61,6 +61,7 @@ TURNED_AWAY = {code: reason.title for code, reason in REASONS.items()} | {
     "over_budget": "Too many failures", "backend_key": "No valid key of a backend",
     "staff_key": "No valid key of staff",
     "no_route": "A path without a route", "path_ambiguous": "A path that can be read in two ways",
+    "proxy_misconfigured": "A proxy that is not set up",
 }  # fmt: skip
 OPERATIONS = {"insert": "added", "update": "changed", "delete": "removed"}
 # Reasons of the rows 1 to 8 of the decision table: who calls could not be established.

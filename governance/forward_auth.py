@@ -75,13 +75,16 @@ def decided_route(request: HttpRequest, credential: Credential) -> forward_auth_
 
 
 def routed(request: HttpRequest, snapshot: Snapshot, backend: BackendPolicy) -> tuple[Asked, tuple[str, ...]]:
-    """What is asked, and the tools that it takes. Raises a 403 Problem where there is no route; how many, by backend,
-    is in the `denials` records."""
+    """What is asked, and the tools that it takes. Raises a 403 Problem where there is no route, and for a proxy that is
+    not set up; how many, by backend, is in the `denials` records."""
     try:
         question = asked(request)
     except Ambiguous as error:
         budgets.turned_away(backend.slug, "path_ambiguous")
         raise Problem(403, "path-ambiguous", "The path is ambiguous", str(error)) from None
+    except Problem:
+        budgets.turned_away(backend.slug, "proxy_misconfigured")
+        raise
     if tools := tools_of(request, question, backend):
         return question, tools
     newest = snapshots.at_head()

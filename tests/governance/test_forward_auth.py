@@ -261,10 +261,17 @@ class TestTheProxy:
         response = ask(world, X_Muniment_Proxy=proxy)
         assert response.status_code == 403 and json.loads(response.content)["type"].endswith(":proxy-misconfigured")
 
-    def test_one_that_passes_on_all_headers_of_the_client_is_refused(self, world: World) -> None:
+    def test_one_that_passes_on_all_headers_of_the_client_is_refused_and_counted(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """It would also pass on X_Original_URI, which WSGI takes for X-Original-URI."""
+        budgets = Budgets(1000, 1000)
+        budgets._told_at = -9
+        monkeypatch.setattr("governance.forward_auth.budgets", budgets)
         response = ask(world, Accept="*/*")
         assert response.status_code == 403 and "passes on all" in json.loads(response.content)["detail"]
+        [entry] = budgets.denials()
+        assert entry.statement["counts"] == {"proxy_misconfigured": 1}
 
     @pytest.mark.parametrize("name", ["X-Original-Method", "X-Original-URI"])
     def test_one_that_does_not_say_what_is_asked_is_refused(self, world: World, name: str) -> None:
