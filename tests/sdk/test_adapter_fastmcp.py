@@ -195,6 +195,21 @@ def test_what_the_server_keeps_of_one_user_is_not_given_to_another(world: World,
         assert [asked(http, sub) for sub in ("alice", "bob", "alice")] == ["alice: sea", "bob: sea", "alice: sea"]
 
 
+def test_tools_are_hidden_without_an_auth_of_fastmcps(world: World, url: str) -> None:
+    guard = new_guard(world, url)
+    server = make(guard, middleware=[AuthMiddleware(auth=guarded_check(guard))])
+
+    async def run(found: str) -> list[set[str]]:
+        shown = []
+        for scope in ("memory:read", "other"):
+            async with client(found, scope=scope) as asked:
+                shown.append({tool.name for tool in await asked.list_tools()})
+        return shown
+
+    with asgi(guarded_app(server, guard), lifespan="on") as found:
+        assert asyncio.run(run(f"{found}/mcp")) == [{"memory.recall", "memory.recall.sync"}, set()]
+
+
 class TestInMemory:
     """Without HTTP the program says whose token it is."""
 

@@ -6,12 +6,16 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from django.db import connections
 from django.utils import timezone
 from fastmcp import Client, Context, FastMCP
 from fastmcp.client.transports import StdioTransport, StreamableHttpTransport
@@ -22,6 +26,7 @@ from audit.models import Record
 from governance import process
 from muniment import Muniment, current_caller
 from muniment.adapters.fastmcp import guard_server, guarded_app
+from muniment.errors import Denied
 from tests import world as worlds
 from tests.live import free_port
 from tests.reset import reset
@@ -113,6 +118,23 @@ def ask(server: FastMCP[Any], guard: Muniment, tool: str, given: str | None, /, 
     return asyncio.run(run())
 
 
+@contextmanager
+def revoked(world: World) -> Iterator[None]:
+    """While the grant is."""
+    grants = type(world.grant).objects.filter(pk=world.grant.pk)
+
+    def update(moment: datetime | None) -> None:
+        with ThreadPoolExecutor(1) as pool:  # no event loop may be running where the database is asked
+            pool.submit(grants.update, revoked_at=moment).result()
+            pool.submit(connections.close_all).result()
+
+    update(timezone.now())
+    try:
+        yield
+    finally:
+        update(None)
+
+
 @pytest.mark.parametrize("tool", ["memory.recall", "memory.above", "memory.bare"])
 def test_the_guards_decorator_is_below_the_servers_or_above_it_or_forgotten(guard: Muniment, tool: str) -> None:
     before = len(records())
@@ -150,19 +172,22 @@ class TestAToolOfTheServerItself:
         assert refused.is_error and decided(before)[-1][0] == "memory.capture"
         assert records()[-1]["decision"] == "deny" and last_outcome("memory.asks") == "error"
 
-    def test_is_asked_for_though_its_result_is_kept(self, guard: Muniment) -> None:
+    def test_is_asked_for_though_its_result_is_kept(self, guard: Muniment, world: World) -> None:
         server = make(guard, middleware=[ResponseCachingMiddleware()])
+        guard_server(server, guard)
         before = len(records())
-        for _ in range(2):
-            assert ask(server, guard, "memory.asks", token(), tool="memory.bare").content[0].text.endswith("alice")
-        assert decided(before).count(("memory.asks", "granted")) == 2
-        asyncio.run(self.within(server, guard))
-        assert decided(before)[-2:] == [("memory.bare", "granted")] * 2
 
-    async def within(self, server: FastMCP[Any], guard: Muniment) -> None:
-        with guard.request(token()):
-            for _ in range(2):
-                await server.call_tool("memory.bare", {})
+        def called() -> str:
+            async def run() -> Any:
+                with guard.request(token(sub="carol")):
+                    return await server.call_tool("memory.bare", {})
+
+            return str(asyncio.run(run()).content[0].text)
+
+        assert [called(), called()] == ["carol", "carol"]
+        assert decided(before) == [("memory.bare", "granted")] * 2 and last_outcome("memory.bare") == "ok"
+        with revoked(world), pytest.raises(Denied):
+            called()
 
     def test_is_asked_for_when_a_search_calls_it(self, guard: Muniment) -> None:
         server = make(guard, transforms=[RegexSearchTransform()])
@@ -211,22 +236,16 @@ def test_a_version_without_the_guard_runs_as_the_user_too(guard: Muniment) -> No
 
 
 def test_access_that_ended_ends_with_the_next_call_of_a_session(guard: Muniment, world: World) -> None:
-    grants = type(world.grant).objects.filter(pk=world.grant.pk)
-
     async def run(server: str) -> tuple[str, str]:
         headers = {"Authorization": f"Bearer {token()}"}
         async with Client(StreamableHttpTransport(server, headers=headers)) as client:
             first = str((await client.call_tool("memory.recall", {})).data)
-            await asyncio.to_thread(grants.update, revoked_at=timezone.now())
-            with pytest.raises(Exception) as refused:  # whichever of its errors the client has for a 403
+            with revoked(world), pytest.raises(Exception) as refused:  # whichever its client has for a 403
                 await client.call_tool("memory.recall", {})
         return first, str(refused.value)
 
-    try:
-        with asgi(guarded_app(make(guard), guard), lifespan="on") as found:
-            first, refused = asyncio.run(run(f"{found}/mcp"))
-    finally:
-        grants.update(revoked_at=None)
+    with asgi(guarded_app(make(guard), guard), lifespan="on") as found:
+        first, refused = asyncio.run(run(f"{found}/mcp"))
     assert first == "alice" and "grant" in refused and "Traceback" not in refused
 
 
