@@ -89,6 +89,8 @@ def pill(statement: Statement) -> Pill:
         return Pill("plain", question_words.pill(statement))
     if statement.get("type") == "introspection":
         return Pill("plain", "Token active" if statement.get("decision") == "allow" else "Token refused")
+    if statement.get("type") == "ungoverned":
+        return Pill("plain", record_words.TYPES["ungoverned"])
     match statement.get("decision"), bool(statement.get("flagged")):
         case "allow", True:
             return Pill("flag", "Allowed, flagged")

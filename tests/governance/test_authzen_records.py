@@ -177,13 +177,16 @@ JSON = st.recursive(
 MEMBERS = (
     "decision", "reason", "search", "results", "looked", "tools", "asserted", "backend", "client", "subject", "tenant",
     "tool", "issuer", "token_scopes", "required", "effective", "grants", "roles", "agent", "policy", "flagged",
+    "called_at", "cause", "spool", "sequence", "parent",
 )  # fmt: skip
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from(MEMBERS), JSON))
-def test_whatever_somebody_wrote_over_a_question_is_shown_without_failing(members: dict[str, Any]) -> None:
-    statement = {"type": "evaluation", "asserted": True, **members}
+@given(st.sampled_from(["evaluation", "introspection", "ungoverned"]), st.dictionaries(st.sampled_from(MEMBERS), JSON))
+def test_whatever_somebody_wrote_over_what_is_no_call_is_shown_without_failing(
+    kind: str, members: dict[str, Any]
+) -> None:
+    statement = {"type": kind, "asserted": True, **members}
     if record_page._well_formed(statement):  # else it is shown as unreadable
         assert isinstance(record_words.title(statement, {}), str) and isinstance(record_words.why(statement, {}), str)
         assert all(isinstance(step.words, str) for step in record_words.steps(statement, {}))
