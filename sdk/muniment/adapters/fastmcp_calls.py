@@ -57,7 +57,7 @@ class ClientCalls(Calls):
 
     def _untaken(self, name: str, prepared: Prepared, ran: bool) -> None:
         """No function was reached: the server refused the arguments, or answered of what it keeps."""
-        self.guard.settle(prepared, "ok" if ran else "error")
+        settle(self.guard, prepared, "ok" if ran else "error")
 
 
 class First(Middleware):
@@ -78,14 +78,14 @@ class First(Middleware):
             prepared.result.require()
         elif self.guard.fail_mode(name) != "open":
             raise prepared.result
-        status: Literal["ok", "error"] = "error"
-        try:
-            with receiving(replace(given, prepared=prepared)), _asking(name):
+        with receiving(replace(given, prepared=prepared)), _asking(name):
+            status: Literal["ok", "error"] = "error"
+            try:
                 result = await call_next(context)
-            status = "error" if result.is_error else "ok"
-            return result
-        finally:
-            self.guard.settle(prepared, status)
+                status = "error" if result.is_error else "ok"
+                return result
+            finally:
+                settle(self.guard, prepared, status)
 
 
 class Last(Middleware):
@@ -125,6 +125,17 @@ class Last(Middleware):
                 return True
             tool = getattr(tool, "parent_tool", None)
         return False
+
+
+def settle(guard: Muniment, prepared: Prepared, status: Literal["ok", "error"]) -> None:
+    """What came of a call that no function took, since a middleware answered it: without the platform it is written
+    down as every other. Raises Unavailable where it cannot be."""
+    tool = guard.tools.get(prepared.tool)
+    if tool is None or prepared.used or status == "error" or not isinstance(prepared.result, Unavailable):
+        guard.settle(prepared, status)
+    else:
+        with guard.begin(tool, {}):
+            pass
 
 
 class _FailedError(Exception):
