@@ -29,8 +29,8 @@ LOCK = """BEGIN; SELECT policy, next, drained, encode(batch, 'hex'), (extract(ep
     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM audit_head FOR UPDATE"""
 SUBJECTS = """SELECT uid, blocked_at IS NOT NULL, signed_out_at, erased_at IS NOT NULL
     FROM audit_subject WHERE uid = ANY($1::text[])"""
-OUTCOMES = """SELECT parent, id FROM audit_record WHERE parent = ANY($1::uuid[])
-    AND type IN ('outcome', 'ungoverned')"""
+OUTCOMES = """SELECT parent, id, CASE type WHEN 'ungoverned' THEN statement END
+    FROM audit_record WHERE parent = ANY($1::uuid[]) AND type IN ('outcome', 'ungoverned')"""
 COLUMNS = {
     "id": wire.UUID_, "index": wire.BIGINT, "at": wire.TIMESTAMPTZ, "type": wire.TEXT, "decision": wire.TEXT,
     "reason": wire.TEXT, "flagged": wire.BOOLEAN, "backend": wire.TEXT, "client": wire.TEXT,
@@ -75,6 +75,16 @@ class Signer:
     key_id: str
 
 
+def line_of(statement: bytes | memoryview) -> str:
+    """The hash of the spool's line that an ungoverned call's record is of; empty for what is no such statement any
+    more, so that whoever changes a record stops nobody else's."""
+    try:
+        said: Any = statements.load(bytes(statement))
+        return str(said["line"])
+    except (statements.StatementError, LookupError, TypeError):
+        return ""
+
+
 @dataclass(slots=True)
 class Begun:
     """The head, locked until `finish` or a rollback, and what `look` found of the entries to be recorded."""
@@ -88,6 +98,7 @@ class Begun:
     subjects: dict[str, tuple[bool, datetime | None, bool]] = field(default_factory=dict)
     outcomes: dict[UUID, UUID] = field(default_factory=dict)
     claimed: set[UUID] = field(default_factory=set)
+    lines: dict[UUID, str] = field(default_factory=dict)
 
     def look(self, connection: psycopg.Connection, entries: Sequence[Entry]) -> None:
         """Read the state of the entries' subjects and calls: by statements of their own, after the lock was had, so
@@ -96,9 +107,12 @@ class Begun:
             for uid, blocked, out, gone in wire.run(connection, "subjects", SUBJECTS, [wire.array(wire.TEXT, uids)]):
                 assert uid is not None  # a primary key
                 self.subjects[bytes(uid).decode()] = (blocked == TRUE, wire.timestamp(out), gone == TRUE)
-        if parents := [entry.parent for entry in entries if entry.parent is not None]:
-            rows = wire.run(connection, "outcomes", OUTCOMES, [wire.array(wire.UUID_, parents)])
-            self.outcomes = {wire.uuid(parent): wire.uuid(record) for parent, record in rows}
+        parents = [entry.parent for entry in entries if entry.parent is not None]
+        if parents := parents + [entry.after[0] for entry in entries if entry.after is not None]:
+            for parent, record, said in wire.run(connection, "outcomes", OUTCOMES, [wire.array(wire.UUID_, parents)]):
+                self.outcomes[wire.uuid(parent)] = wire.uuid(record)
+                if said is not None:
+                    self.lines[wire.uuid(parent)] = line_of(said)
 
     def fault(self, entry: Entry) -> Exception | None:
         """Why this entry must not be recorded as it is, if so: above all, when the policy has moved on since it
@@ -112,10 +126,14 @@ class Begun:
         if entry.parent is not None:
             if first := self.outcomes.get(entry.parent):
                 return AlreadyRecorded(first)
+            # The line before may have been in a batch that was lost, or another one may be at its place by now.
+            if entry.after is not None and self.lines.get(entry.after[0]) != entry.after[1]:
+                return Stale()
             # A second outcome of one call in this very batch: the first has no id yet, and may still fail.
             if entry.parent in self.claimed:
                 return Stale()
             self.claimed.add(entry.parent)
+            self.lines[entry.parent] = entry.statement.get("line", "")
         return None
 
 

@@ -35,7 +35,8 @@ class Entry:
 
     `version` is the policy version that it was decided under (None: not a decision); `subject_state` is what the
     decision assumed of the subject, to be checked by the recording transaction; `parent` marks an outcome, or
-    a line of a backend's spool, of which only the first counts.
+    a line of a backend's spool, of which only the first counts; `after` is the line before: its `parent` and its
+    hash, without which on record this one is not recorded.
     """
 
     statement: dict[str, Any]
@@ -47,6 +48,7 @@ class Entry:
     subject: str | None = None
     subject_state: tuple[bool, datetime | None, bool] | None = None
     parent: UUID | None = None
+    after: tuple[UUID, str] | None = None
     outbox: list[int] = field(default_factory=list)
     established: bool = False
 

@@ -3,7 +3,7 @@
 A report is lines of the backend's spool, as they stand there. Each becomes a record of the type `ungoverned`: its user
 is claimed by a token that nobody verified, it is never a call, and never grants anything. A line is known by backend,
 spool and sequence, of which a name is made that the recorder takes once (as it takes one outcome of a call), whoever
-reports it and however often. Its place in the chain is checked against the lines before it.
+reports it and however often; and it takes a line only after the one whose hash the line names.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import msgspec
 from django.http import HttpRequest, HttpResponse
 
 from audit import subjects
+from audit.batching import line_of
 from audit.entries import Entry, Receipt, entry
 from audit.models import Record
 from audit.recording import AlreadyRecorded, Stale, Unavailable
@@ -26,7 +27,6 @@ from governance.problems import Problem, not_authenticated
 from governance.process import recorder
 from governance.snapshot import BackendPolicy, Snapshot, snapshots
 from governance.verification import ATTEMPTS, NotAuthenticated, authenticate
-from muniment import statements
 from tools.credentials import Credential
 
 NOTHING = "0" * 64  # before the first line
@@ -36,11 +36,13 @@ _line = msgspec.json.Decoder(SpoolLine)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A line at its place: the name by which it is taken once, and the SHA-256 of its bytes."""
+    """A line at its place: the name by which it is taken once, the SHA-256 of its bytes, and, but for the first one of
+    a spool, name and hash of the line before."""
 
     line: SpoolLine
     name: UUID
     hash: str
+    after: tuple[UUID, str] | None
 
 
 class UngovernedView(BackendView):
@@ -62,56 +64,62 @@ class UngovernedView(BackendView):
 
 
 def take(credential: Credential, report: Report, lines: list[SpoolLine]) -> int:
-    """Record the lines that are not yet; how many there were. Raises a Problem, NotAuthenticated, or Unavailable."""
+    """Record the lines that are not yet; how many there were. Raises a Problem, NotAuthenticated, or Unavailable.
+
+    That a line is recorded once, and after the one before it, is held by the transaction that records it
+    (`Entry.parent` and `Entry.after`). Where it recorded anything but all of them somebody else was faster, or a commit
+    was lost: then we look again, and at what is on record there as well, which may be another history of the same
+    spool."""
+    recorded = 0
     for _ in range(ATTEMPTS):
         snapshot, backend = authenticate(credential)
-        places = chained(backend.slug, report, lines)
-        fresh = [place for place in places if not known(place)]
-        results = recorder().record([to_entry(snapshot, backend, place) for place in fresh])
-        if not any(isinstance(result, Stale) for result in results):
-            if any(not isinstance(result, Receipt | AlreadyRecorded) for result in results):
-                raise Unavailable("a line could not be written")
-            return sum(isinstance(result, Receipt) for result in results)
+        waiting = fresh(chained(backend.slug, report, lines))
+        results = recorder().record([to_entry(snapshot, backend, place) for place in waiting])
+        if any(not isinstance(result, Receipt | Stale | AlreadyRecorded) for result in results):
+            raise Unavailable("a line could not be written")
+        taken = sum(isinstance(result, Receipt) for result in results)
+        recorded += taken
+        if taken == len(waiting):
+            return recorded
         snapshots.at_head()
     raise Unavailable("the policy kept changing")
 
 
 def chained(backend: str, report: Report, lines: list[SpoolLine]) -> list[Place]:
-    """The lines at their places. Raises a 409 Problem where they do not follow one another, and what is on record."""
+    """The lines at their places. Raises a 409 Problem where they do not follow one another."""
     places: list[Place] = []
-    before = _before(backend, report.spool, lines[0].sequence)
-    for line, text in zip(lines, report.entries, strict=True):
-        sequence = lines[0].sequence + len(places)
+    first, before = lines[0].sequence, lines[0].previous if lines[0].sequence > 1 else NOTHING
+    for sequence, (line, text) in enumerate(zip(lines, report.entries, strict=True), start=first):
         if (line.spool, line.sequence, line.previous) != (report.spool, sequence, before):
             raise _broken(sequence)
+        after = (name_of(backend, report.spool, sequence - 1), before) if sequence > 1 else None
         before = sha256(text.encode()).hexdigest()
-        places.append(Place(line, name_of(backend, report.spool, sequence), before))
+        places.append(Place(line, name_of(backend, report.spool, sequence), before, after))
     return places
 
 
-def _before(backend: str, spool: str, sequence: int) -> str:
-    """The hash of the line before, which must be on record."""
-    if sequence == 1:
-        return NOTHING
-    found = _on_record(name_of(backend, spool, sequence - 1))
-    if found is None:
-        detail = f"Line {sequence - 1} of this spool is not on record: report it first."
-        raise Problem(409, "spool-gap", "A line is missing", detail)
-    return found
+def fresh(places: list[Place]) -> list[Place]:
+    """Those that are not on record. Raises a 409 Problem where another one is at the place of one of them, or where the
+    line before them is not on record."""
+    asked = [place.name for place in places] + [place.after[0] for place in places[:1] if place.after]
+    found = on_record(asked)
+    if (after := places[0].after) is not None:
+        sequence = places[0].line.sequence
+        if after[0] not in found:
+            detail = f"Line {sequence - 1} of this spool is not on record: report it first."
+            raise Problem(409, "spool-gap", "A line is missing", detail)
+        if found[after[0]] != after[1]:
+            raise _broken(sequence)
+    for place in places:
+        if found.get(place.name, place.hash) != place.hash:
+            raise _broken(place.line.sequence)
+    return [place for place in places if place.name not in found]
 
 
-def known(place: Place) -> bool:
-    """Whether the line is on record. Raises a 409 Problem where another one is at its place."""
-    found = _on_record(place.name)
-    if found is not None and found != place.hash:
-        raise _broken(place.line.sequence)
-    return found is not None
-
-
-def _on_record(name: UUID) -> str | None:
-    row = Record.objects.filter(parent=name, type="ungoverned").only("statement").first()
-    said: Any = None if row is None else statements.load(bytes(row.statement))
-    return None if said is None else str(said["line"])
+def on_record(names: list[UUID]) -> dict[UUID, str]:
+    """The hashes of those lines that are on record, by name."""
+    rows = Record.objects.filter(parent__in=names, type="ungoverned").values_list("parent", "statement")
+    return {name: line_of(statement) for name, statement in rows if name is not None}
 
 
 def _broken(sequence: int) -> Problem:
@@ -131,6 +139,7 @@ def to_entry(snapshot: Snapshot, backend: BackendPolicy, place: Place) -> Entry:
     line, claims = place.line, place.line.claimed or Claimed()
     issuer = claims.iss if claims.iss in backend.issuers else None
     client = snapshot.policy.clients.get((issuer or "", claims.client_id or ""))
+    subject = subjects.known(issuer, claims.sub) if issuer and claims.sub else None
     statement: dict[str, Any] = {
         "type": "ungoverned",
         "claimed": True,
@@ -139,20 +148,23 @@ def to_entry(snapshot: Snapshot, backend: BackendPolicy, place: Place) -> Entry:
         "called_at": line.at,
         "cause": line.cause,
         "issuer": issuer,
-        "subject": subjects.known(issuer, claims.sub) if issuer and claims.sub else None,
+        "subject": subject,
         "client": client.slug if client else None,
         "token": line.token,
         "agent": {"chain": line.agent},
         "spool": line.spool,
         "sequence": line.sequence,
+        "previous": line.previous,
         "line": place.hash,
         "parent": str(place.name),
     }
     info = line.request
     private = {
-        "claimed_issuer": claims.iss, "claimed_sub": claims.sub, "claimed_client": claims.client_id,
+        # Of a user who is known the uid is enough: it names nobody any more when the user's own key is destroyed.
+        "claimed_sub": None if subject else claims.sub,
+        "claimed_issuer": claims.iss, "claimed_client": claims.client_id,
         "request_id": info.id, "trace_id": info.trace_id, "session_id": info.session_id, "ip": info.ip,
         "user_agent": info.user_agent or None,
     }  # fmt: skip
     holder = f"backend:{backend.slug}:{datetime.now(UTC):%Y-%m-%d}"
-    return entry(statement, private, holder, version=snapshot.version, parent=place.name)
+    return entry(statement, private, holder, version=snapshot.version, parent=place.name, after=place.after)

@@ -1,16 +1,19 @@
 """POST /v1/ungoverned: what a backend let through while we were away; in order, once, and never as a call."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psycopg
 import pytest
 
-from audit import record_page, rollups, search
+from audit import details, record_page, rollups, search
 from audit.models import Record, Subject
 from muniment.calls import Agent, Incoming
 from muniment.spool import File, Line, prepared, told
+from muniment.statements import dump
 from tests import world as worlds
 from tests.audit import chain
 from tests.world import World, token
@@ -113,6 +116,46 @@ class TestTheChain:
     def test_lines_of_another_spool_are_refused(self, world: World, file: File) -> None:
         assert report(world, file, spool="0" * 32).status_code == 409
 
+    def test_of_two_histories_that_come_at_once_one_is_on_record_and_nothing_of_the_other_after_it_parts(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        """A copied spool: all of both would be in one write batch."""
+        one = filled(tmp_path, 6)
+        texts = [line.data for line in one._lines]
+        other = [Line(1, texts[0])]
+        for number in range(1, 6):
+            said = json.loads(texts[number]) | {"previous": other[-1].hash, "tool": "status.hide"}
+            other.append(Line(number + 1, dump(said)))
+        answers: list[int] = []
+
+        def send(lines: list[Line]) -> None:
+            from django.db import connections
+
+            answers.append(report(world, one, lines).status_code)
+            connections.close_all()
+
+        threads = [Thread(target=send, args=[lines]) for lines in (list(one._lines), other) * 3]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert sorted(answers) == [200] * 3 + [409] * 3
+        said = statements()
+        assert [line["sequence"] for line in said] == [1, 2, 3, 4, 5, 6]
+        assert all(after["previous"] == before["line"] for before, after in pairwise(said))
+
+    @pytest.mark.parametrize("scrawl", [b"scrawl", b"[]", b"{}", b'{"line":5}', b"\xff"])
+    def test_a_record_that_somebody_changed_stops_its_own_spool_and_nobody_else(
+        self, world: World, file: File, superuser_url: str, scrawl: bytes
+    ) -> None:
+        report(world, file, file._lines[:2])
+        with psycopg.connect(superuser_url) as superuser:
+            superuser.execute("SET session_replication_role = replica")
+            superuser.execute("UPDATE audit_record SET statement = %s WHERE type = 'ungoverned'", [scrawl])
+        answer = report(world, file)
+        assert answer.status_code == 409 and answer.json()["type"].endswith("spool-broken")
+        assert world.verify()["decision"] == "allow"
+
 
 class TestBadInput:
     @pytest.mark.parametrize(
@@ -149,6 +192,16 @@ class TestWhoIsClaimed:
         uid = world.verify()["subject"]["uid"]
         report(world, filled(tmp_path / "more", 1))
         assert [one["subject"] for one in statements()][-1] == uid and statements()[-1]["client"] == "claude"
+
+    def test_who_is_known_by_a_uid_is_named_by_that_alone(self, world: World, file: File, tmp_path: Path) -> None:
+        """What is under the backend's key would name the user when the user's own key is destroyed."""
+        told = []
+        for number in range(2):
+            report(world, filled(tmp_path / str(number), 1))
+            row = Record.objects.filter(type="ungoverned").latest("at")
+            told.append(details.opened(row, record_page.read(row), details.KeyRing()).members.get("claimed_sub"))
+            world.verify()
+        assert told == ["alice", None]
 
     def test_a_forged_issuer_claims_nothing(self, world: World, tmp_path: Path) -> None:
         file = File.new(prepared(tmp_path / "spool"))
