@@ -130,7 +130,7 @@ def test_a_backend_lists_the_issuers_that_it_accepts(world: World, http: HttpCli
     data = {
         "slug": "other", "name": "Other", "audiences": "https://other.example/mcp\nhttps://other.example/v2",
         "assertion_audiences": "", "change_reason": "launch",
-    } | inline("accepted_issuers", {"issuer": Issuer.objects.get().pk})  # fmt: skip
+    } | inline("accepted_issuers", {"issuer": Issuer.objects.get().pk}) | inline("routes")  # fmt: skip
     assert http.post("/admin/tools/backend/add/", data).status_code == 302
     made = Backend.objects.get(slug="other")
     assert made.audiences == ["https://other.example/mcp", "https://other.example/v2"]

@@ -32,6 +32,7 @@ from tests.governance.authzen import (
     said,
     user,
 )
+from tests.live import until
 from tests.staff import drained
 from tests.test_docs import text
 from tests.world import ISSUER, World, build, token
@@ -169,8 +170,8 @@ class TestWhat:
 
     def test_an_unknown_tool_is_refused_and_waits_in_the_inbox(self, world: World) -> None:
         assert ask(world, resource={"type": "tool", "id": "memory.burn"})["reason"] == "tool_unknown"
-        inbox.flush(last=True)
-        assert Sighting.objects.filter(kind="tool", source="inner", name="memory.burn").exists()
+        inbox.flush(last=True)  # or the recorder does, at this moment
+        until(Sighting.objects.filter(kind="tool", source="inner", name="memory.burn").exists, 5)
         found = ask(world, action={"name": "tools/list"})
         assert found["reason"] == "tool_unknown" and said(found)["tool"] is None
         Tool.objects.update(status="suspended")

@@ -375,9 +375,7 @@ def test_a_tool_whose_decorator_was_forgotten_is_guarded_by_its_name(http: httpx
     assert text(http.post("/mcp", json=call("memory.bare"), headers=headers | session)) == "alice"
 
 
-def test_a_decorator_in_the_wrong_place_lets_the_tool_run_as_nobody_and_is_logged(
-    guard: Muniment, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_decorators_may_stand_in_either_order(guard: Muniment) -> None:
     server = MCPServer("inner", log_level="ERROR")
     with Muniment(guard.platform.url, "mk_x_y") as other:
         other.platform = guard.platform
@@ -394,8 +392,7 @@ def test_a_decorator_in_the_wrong_place_lets_the_tool_run_as_nobody_and_is_logge
                 async with Client(server) as found:
                     return await found.call_tool("memory.recall", {})
 
-        assert asyncio.run(run()).content[0].text == "nobody"
-        assert "must be the decorator below" in caplog.text
+        assert asyncio.run(run()).content[0].text == "alice"
         assert other.flush()
     assert last_outcome("memory.recall") == "ok"
 

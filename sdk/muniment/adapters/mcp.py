@@ -29,7 +29,7 @@ from muniment.guard import Muniment
 from muniment.introspection import aintrospect
 from muniment.metadata import challenge
 from muniment.redaction import redact
-from muniment.tools import MAX_DESCRIPTION, Access, FailMode, Resource, Tool, as_scopes
+from muniment.tools import GUARDS, MAX_DESCRIPTION, Access, FailMode, Resource, Tool, as_scopes
 
 F = TypeVar("F", bound=Callable[..., Any])
 META_CHALLENGE: Final = "mcp/www_authenticate"  # in a result's _meta: what ChatGPT opens its sign-in for
@@ -42,7 +42,7 @@ class GuardedServer(MCPServer[Any]):
     def __init__(self, name: str | None = None, *, guard: Muniment | None = None, **more: Any) -> None:
         super().__init__(name, **more)
         self.guard = guard or Muniment()
-        self.middleware.append(Calls(self.guard))
+        self.middleware.append(Calls(self.guard, self))
 
     def tool(  # type: ignore[override]  # the same, and what the guard needs
         self,
@@ -95,7 +95,7 @@ def guarded_app(
     server's own schemas. `middleware`: arguments of `MunimentMiddleware`; `options`: those of `streamable_http_app`,
     whose `transport_security` takes the host of the guard's `resource` in."""
     if not any(isinstance(one, Calls) for one in server.middleware):
-        server.middleware.append(Calls(guard))
+        server.middleware.append(Calls(guard, server))
     if guard.resource and not options.keys() & {"transport_security", "host"}:
         options["transport_security"] = hosts(guard.resource)
     app = MCPServer.streamable_http_app(server, streamable_http_path=streamable_http_path, **options)
@@ -139,8 +139,8 @@ class Calls:
     """Within the server (`middleware` of mcp): a message is served with the token of its own request, whichever task it
     runs in, and a denial that HTTP did not tell is a result."""
 
-    def __init__(self, guard: Muniment) -> None:
-        self.guard = guard
+    def __init__(self, guard: Muniment, server: MCPServer[Any] | None = None) -> None:
+        self.guard, self._server = guard, server
 
     async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         """Serve one message."""
@@ -175,16 +175,16 @@ class Calls:
     async def _called(
         self, ctx: ServerRequestContext[Any, Any], call_next: CallNext, name: str, prepared: Prepared | None
     ) -> HandlerResult:
-        """Run the tool, within its guarded function or, where its decorator was forgotten, as the caller all the
-        same."""
+        """Run the tool, within its guarded function or, where its decorator was forgotten or stands above the server's,
+        as the caller all the same."""
         result: HandlerResult = None
         ran = False
         try:
-            if name in self.guard.tools:
+            if self._is_guarded(name):
                 result = await call_next(ctx)
                 ran = not failed(result)
                 return result
-            with await self.guard.abegin(Tool(name, (), "write"), {}):
+            with await self.guard.abegin(self.guard.tools.get(name) or Tool(name, (), "write"), {}):
                 result = await call_next(ctx)
                 if failed(result):
                     raise Failed
@@ -195,10 +195,15 @@ class Calls:
                 self._untaken(name, prepared, ran)
         return result
 
+    def _is_guarded(self, name: str) -> bool:
+        """Whether the function that the server has under this name takes the call itself."""
+        manager = getattr(self._server, "_tool_manager", None)  # there is no public way to a tool's function
+        if manager is None:
+            return name in self.guard.tools
+        return getattr(getattr(manager.get_tool(name), "fn", None), GUARDS, None) == name
+
     def _untaken(self, name: str, prepared: Prepared, ran: bool) -> None:
-        """The guarded function was not reached: the server refused the arguments, or has another function."""
-        if ran:
-            logger.error("%s ran as nobody: @guard.tool(...) must be the decorator below that of the server", name)
+        """The guarded function was not reached: the server refused the arguments, or answered by itself."""
         self.guard.settle(prepared, "ok" if ran else "error")
 
     def _refusal(self, error: MunimentError | Bad) -> CallToolResult:
