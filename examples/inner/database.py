@@ -6,11 +6,11 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
-from muniment.isolation import policy_sql
 from psycopg import sql
 
 from examples.inner.embedding import DIMENSIONS
 from governance import devkeys
+from muniment.isolation import policy_sql
 
 OWNER, SERVING, NAME = "inner_owner", "inner", "inner"
 # No column says in clear what a memory is about: `content` is encrypted for its user, `meaning` turned by their key.
