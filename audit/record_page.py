@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from types import NoneType
 from typing import Any
@@ -25,6 +25,7 @@ TOLD = frozenset({
     "actor", "v", "id", "at", "_sd", "type", "changes", "part", "parts", "policy", "counts", "subject", "grants",
     "public", "signature",
 })  # fmt: skip
+SKEW = timedelta(minutes=5)  # by which clocks may differ
 UNREADABLE = "A record whose bytes are not a statement"
 
 
@@ -270,11 +271,19 @@ def _question_facts(statement: Statement, names: Mapping[str, str]) -> list[Fact
     return [*found, Fact("Results", question_words.found(statement))] if searched else found
 
 
-def _by_their_clock(microseconds: Any) -> str | None:
-    """A time that somebody else's clock told; None for what is none."""
-    if type(microseconds) is not int or not 0 <= microseconds < 2**53:
+def _by_their_clock(microseconds: Any, recorded: Any) -> str | None:
+    """A time that somebody else's clock told, and how it stands to ours of the record; None for what is none."""
+    if not _is_time(microseconds):
         return None
-    return f"{datetime.fromtimestamp(microseconds / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC, by the backend's clock"
+    words = f"{datetime.fromtimestamp(microseconds / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC, by the backend's clock"
+    late = timedelta(microseconds=recorded - microseconds) if _is_time(recorded) else timedelta(0)
+    if late < -SKEW:
+        return f"{words}, which is after it was reported: that clock cannot be right"
+    return f"{words}, {record_words.amount(late.days, 'day')} before it was reported" if late.days else words
+
+
+def _is_time(microseconds: Any) -> bool:
+    return type(microseconds) is int and 0 <= microseconds < 2**53
 
 
 def parent_of(statement: Statement) -> Any:
@@ -295,7 +304,7 @@ def _ungoverned_facts(statement: Statement, names: Mapping[str, str]) -> list[Fa
             "client" if get("client") else None,
         ),
         Fact("Tool", get("tool"), "tool"),
-        Fact("Called at", _by_their_clock(get("called_at"))),
+        Fact("Called at", _by_their_clock(get("called_at"), get("at"))),
         Fact("Why without us", str(get("cause")).replace("_", " ")),
         Fact("Agents", " → ".join(map(str, chain)) or "none named"),
         Fact("In the backend's spool", f"line {get('sequence')} of {get('spool')}", mono=True),

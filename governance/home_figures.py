@@ -23,6 +23,7 @@ LATELY, LONG_AGO = timedelta(weeks=2), timedelta(weeks=1500)
 CALLS: dict[str, Any] = {
     "type": "decision"
 }  # what is asked without a token is no call, and the search tells them apart
+UNGOVERNED: dict[str, Any] = {"type": "ungoverned"}
 NONE = "-"  # in the search's URL: a client that could not be established
 BEHIND = timedelta(minutes=1)
 """How much of the log's time may be uncounted before the page says so: the worker counts every 5 s."""
@@ -62,7 +63,8 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What is drawn and said of one window. Shares are in percent; `usual` is that of the 30 days before, None where
-    there were no calls. `late` is the time up to which is counted, where that is not nearly now."""
+    there were no calls. `late` is the time up to which is counted, where that is not nearly now. `ungoverned` is how
+    many calls backends let through meanwhile without us, as they said afterwards; they are not among `calls`."""
 
     window: Window
     since: datetime
@@ -76,6 +78,8 @@ class Figures:
     url: str
     denied_url: str
     late: datetime | None
+    ungoverned: int
+    ungoverned_url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,8 @@ def figures(viewer: Viewer, name: str, now: datetime, clients: Mapping[str, str]
         _by_client(viewer, since, now, window, clients), _by_reason(viewer, since, now, window),
         url=search_url(since), denied_url=search_url(since, decision="deny"),
         late=rollups.counted_until() if behind is not None and behind > BEHIND else None,
+        ungoverned=sum(times for _, times in rollups.totals(viewer, "type", since, now, window.span, **UNGOVERNED)),
+        ungoverned_url=search_url(since, **UNGOVERNED),
     )  # fmt: skip
 
 

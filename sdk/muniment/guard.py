@@ -116,7 +116,7 @@ class Muniment:
             raise Refused("not-a-decision", "What answers at the URL is not Muniment") from None
         if self._receipts is not None:
             self._receipts.keep(answer)
-        if self._spool is not None and self._spool.waiting:
+        if self._spool is not None and self._spool.due():
             self._report_spool()
         return decision
 
@@ -323,7 +323,7 @@ class Muniment:
         if not self._declaring:
             self._declaring = True
             self.background.add(Job("declaring tools", self.declare), once=True)
-            if self._spool is not None and self._spool.waiting:
+            if self._spool is not None and self._spool.due():
                 self._report_spool()
 
     def _report(self, record: str, outcome: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from muniment.tools import Finish
 PATH = "/v1/ungoverned"
 # What the platform says of lines that it will never take; of all else it may think otherwise tomorrow.
 NEVER = frozenset({"invalid-member", "invalid-json", "spool-broken"})
+LOOK = 60.0  # seconds between two looks for what other processes left
+AGAIN = 5.0  # seconds after a refusal in which nothing is reported
 
 
 class OpenCalls:
@@ -29,12 +32,20 @@ class OpenCalls:
         self._reporting = threading.Lock()
         self._own: File | None = None
         self.waiting = bool(files(self._folder))
+        self._look, self._again = time.monotonic() + LOOK, 0.0
         forks.remember(self)
 
     def after_fork(self) -> None:
-        """In a child: the file is the parent's, and what waits is the parent's to report."""
+        """In a child: the file is the parent's, and what waits in it is the parent's to report. What is nobody's is
+        everybody's: a parent that only forks calls no tool, and would never come to it."""
         self._lock, self._reporting = threading.Lock(), threading.Lock()
-        self._own, self.waiting = None, False
+        self._own, self.waiting, self._look = None, False, 0.0
+
+    def due(self) -> bool:
+        """Whether to report now, the platform being there: something waits, or it is time to look whether another
+        process, that is no more, left something; it may have had an outage of which this one noticed nothing."""
+        now = time.monotonic()
+        return now >= self._again and (self.waiting or now >= self._look)
 
     def began(self, tool: str, given: Incoming, cause: str, report: Callable[[], Any]) -> Finish:
         """A call is about to run: it is on disk when this returns. `report` asks for a report, soon. What comes of the
@@ -54,6 +65,7 @@ class OpenCalls:
         """Report what waits, each file in order; how many calls were reported. Raises Unavailable while the platform is
         away, and what else keeps it from taking them."""
         with self._reporting:
+            self._look = time.monotonic() + LOOK
             count = sum(self._report(file) for file in self._left())
             own = self._own
             if own is not None:
@@ -90,6 +102,7 @@ class OpenCalls:
         except Refused as error:
             if error.problem not in NEVER:
                 file.again()
+                self._again = time.monotonic() + AGAIN
                 raise
             logger.error("the platform does not take a file of the spool (%s); it was put aside", error.problem)
             file.refuse()

@@ -306,6 +306,7 @@ def _seen(path: Path) -> tuple[str, bool]:
         lines, _ = lines_of(path.read_bytes(), path.stem)
     except SpoolDamaged as error:
         return f"{path.name}: damaged after line {error.sequence}", False
-    times = [msgspec.json.decode(line.data).get("at", 0) for line in lines]
+    said = [msgspec.json.decode(line.data).get("at") for line in lines]
+    times = [at for at in said if type(at) is int and 0 <= at < 2**53]
     since = f", since {datetime.fromtimestamp(min(times) / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC" if times else ""
     return f"{path.name}: {len(lines)} calls wait{since}", True

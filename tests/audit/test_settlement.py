@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -137,6 +138,27 @@ def test_verify_answers_as_if_nothing_had_been_lost(relay: Relay, way: str, monk
     assert recorder.thread.is_alive()
     key = Record.objects.get(id=answer["record"]).request_key
     assert Record.objects.filter(request_key=key).count() == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_line_of_a_spool_overtakes_one_whose_batch_was_lost(
+    relay: Relay, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "MAX_BATCH", 3)
+    names = [uuid4() for _ in range(6)]
+    lines = [
+        entry(f"line{place}", parent=name, after=(names[place - 1], f"hash{place - 1}") if place else None)
+        for place, name in enumerate(names)
+    ]
+    for place, line in enumerate(lines):
+        line.statement |= {"type": "ungoverned", "parent": str(names[place]), "line": f"hash{place}"}
+    with running(relay.connect, timeout=10) as recorder:
+        receipts(recorder.record([entry("before")]))
+        relay.plan = [way]
+        results = recorder.record(lines)
+    there = list(Record.objects.filter(type="ungoverned").order_by("index").values_list("tool", flat=True))
+    assert there == [line.statement["tool"] for line in lines][: 6 if LANDS[way] else 0]
+    assert len(there) == sum(isinstance(result, Receipt) for result in results)
 
 
 @pytest.mark.parametrize("really", [True, False])

@@ -20,7 +20,7 @@ from tests.audit.filling import fill
 from tests.staff import administrator, drained, member
 from tests.world import World, build, token
 
-QUERIES = 44
+QUERIES = 45
 """What home asks of the database, whatever the log holds; one more needs a reason."""
 REFUSED = {"decision": "deny", "reason": "not_granted", "tool": "memory.capture"}
 
@@ -67,8 +67,10 @@ class TestFigures:
         world.verify(tool="memory.capture")
         world.verify(token=None)
         counted()
-        figures = home(http).context["figures"]
-        assert (figures.calls, figures.denied) == (7, 2)
+        response = home(http)
+        figures = response.context["figures"]
+        assert (figures.calls, figures.denied, figures.ungoverned) == (7, 2, 0)
+        assert "ungoverned" not in response.content.decode()
         assert [(row.label, row.calls, row.denied) for row in figures.clients] == [
             ("Claude", 6, 1), ("No registered client", 1, 1),
         ]  # fmt: skip
@@ -89,6 +91,21 @@ class TestFigures:
         for url, number in pairs:
             response = http.get(url)
             assert response.status_code == 200 and len(response.context["rows"]) == number > 0, url
+
+    def test_ungoverned_calls_are_told_beside_the_calls_and_lead_to_their_records(
+        self, world: World, http: HttpClient
+    ) -> None:
+        let_through: dict[str, Any] = {"type": "ungoverned", "decision": None, "reason": None, "client": None}
+        history(timedelta(days=3), **let_through)
+        for minutes in (6, 5):
+            history(timedelta(minutes=minutes), **let_through)
+        world.verify()
+        counted()
+        response = home(http)
+        figures = response.context["figures"]
+        assert (figures.calls, figures.ungoverned) == (1, 2)
+        assert "2 ungoverned calls</a>: let through by backends" in response.content.decode()
+        assert len(http.get(figures.ungoverned_url).context["rows"]) == 2
 
     def test_what_is_older_is_not_in_the_window_but_in_what_is_usual(self, world: World, http: HttpClient) -> None:
         history(timedelta(days=10), decision="deny", reason="not_granted")

@@ -222,6 +222,20 @@ class TestWhoIsClaimed:
         assert "by the backend's clock" in str(page["facts"])
         assert search.by_id(row.id) == row and rollups.CALLS != "ungoverned"
 
+    @pytest.mark.parametrize(
+        ("days", "words"), [(0, "clock"), (-1, "cannot be right"), (3, "3 days before"), (20_000, "days before it was")]
+    )
+    def test_a_time_that_is_far_from_ours_is_kept_and_marked(
+        self, world: World, tmp_path: Path, days: int, words: str
+    ) -> None:
+        file = File.new(prepared(tmp_path / "spool"))
+        said = told("status.show", Incoming(None), "timeout")
+        file.append(said | {"at": max(0, said["at"] - days * 86_400_000_000)})
+        assert report(world, file).status_code == 200
+        row = Record.objects.filter(type="ungoverned").get()
+        [fact] = [fact for fact in record_page.page(row, {})["facts"] if fact.name == "Called at"]
+        assert words in str(fact.value) and (days != 0 or str(fact.value).endswith("by the backend's clock"))
+
     def test_the_claims_are_protected_and_not_in_the_statement(self, world: World, file: File) -> None:
         report(world, file)
         for row in Record.objects.filter(type="ungoverned"):

@@ -206,3 +206,25 @@ def test_an_outage_in_the_child_is_written_to_a_file_of_its_own(tmp_path: Path) 
         in_child(check)
         guard.background.close(0)
     assert len(list((tmp_path / "spool").glob("*.spool"))) == 2
+
+
+def test_what_a_worker_left_is_found_by_the_one_that_is_forked_after_it(tmp_path: Path) -> None:
+    """As in gunicorn with `preload`: the parent imports the guard and calls no tool."""
+    with Muniment("http://127.0.0.1:9", KEY, spool=tmp_path / "spool") as guard:
+        assert not guard._spool.due()
+
+        def check() -> None:
+            file = File.new(tmp_path / "spool")
+            file.append(told("memory.recall", NOBODY, "timeout"))
+            assert guard._spool.due()
+
+        in_child(check)
+        seen: list[Path] = []
+
+        def adopts() -> None:
+            assert guard._spool.due()
+            seen.extend(file.path for file in guard._spool._left())
+            assert len(seen) == 1
+
+        in_child(adopts)
+        assert not guard._spool.due()

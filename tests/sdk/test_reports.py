@@ -18,7 +18,7 @@ from muniment.background import Background, Job
 from muniment.breaker import Breaker
 from muniment.calls import NOBODY, Incoming, request_info
 from muniment.introspection import introspect
-from muniment.open_calls import OpenCalls
+from muniment.open_calls import LOOK, OpenCalls
 from muniment.spool import File, files, prepared, told
 from tests.sdk.test_outages import ALLOW, KEY, Answer, answered, problem
 from tests.served import served
@@ -151,6 +151,30 @@ def test_what_the_platform_lost_is_reported_from_the_beginning(
     platform.asked = []
     assert spool.report() == 2
     assert [json.loads(line)["sequence"] for line in platform.told()] == [1, 2]
+
+
+def test_what_a_dead_process_left_is_found_by_one_that_noticed_no_outage(
+    platform: Platform, guard: Muniment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert guard.verify("t", tool="memory.recall") and not guard._spool.due()
+    left(tmp_path / "spool", 2)
+    assert guard.verify("t", tool="memory.recall") and guard.flush(5)
+    assert len(files(tmp_path / "spool")) == 1  # it does not look with every call
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + LOOK)
+    assert guard.verify("t", tool="memory.recall") and guard.flush(5)
+    assert not files(tmp_path / "spool") and len(platform.told()) == 2
+
+
+def test_a_platform_that_refuses_reports_is_not_asked_with_every_call(
+    platform: Platform, guard: Muniment, tmp_path: Path
+) -> None:
+    left(tmp_path / "spool", 1)
+    guard._spool.waiting = True
+    platform.answers["ungoverned"] = [answered("404 Not Found", b"<html>", "text/html")]
+    for _ in range(5):
+        assert guard.verify("t", tool="memory.recall") and guard.flush(5)
+    assert [path for path, _ in platform.asked].count("/v1/ungoverned") == 1
+    assert len(files(tmp_path / "spool")) == 1 and guard._spool.waiting
 
 
 def test_a_strangers_agents_and_headers_do_not_keep_a_line_from_being_taken() -> None:

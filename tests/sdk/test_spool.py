@@ -224,6 +224,14 @@ def test_the_command_tells_what_is_damaged_or_put_aside(folder: Path, capsys: py
     assert status == 1 and "damaged after line 1" in words and "put aside" in words
 
 
+@pytest.mark.parametrize("at", ["x", None, -1, 2**53 - 1])
+def test_the_command_bears_a_time_that_is_none(folder: Path, capsys: pytest.CaptureFixture[str], at: object) -> None:
+    file = File.new(folder)
+    file.append(CALL | {"at": at})
+    status, words = run(str(folder), capsys=capsys)
+    assert status == 0 and "1 calls wait" in words
+
+
 def test_the_command_says_in_a_line_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, words = run(str(tmp_path / "nowhere"), capsys=capsys)
     assert status == 2 and words.count("\n") == 1 and "cannot be read" in words
