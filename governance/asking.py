@@ -125,8 +125,7 @@ def state_of(user: Subject | None) -> SubjectState:
     """What ends the user's access, as it is now."""
     if user is None:
         return SubjectState()
-    blocked, signed_out, gone = subjects.state(user.uid)
-    return SubjectState(blocked, signed_out.timestamp() if signed_out else None, gone)
+    return SubjectState.of(subjects.state(user.uid))
 
 
 def query_of(members: Mapping[str, Any]) -> str:

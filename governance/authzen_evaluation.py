@@ -150,7 +150,6 @@ def decided(
     """Rows 9 to 15 for each of the tools, all of which must be allowed: the first refusal, else what was decided of the
     last. Without a client those grants count that are for any. Consent (row 13) is asked for where the scopes of a
     token were given; without, there was no token that could lack them."""
-    blocked, signed_out, gone = state
     now, given = time.time(), scopes_of(context)
     if context.agent is None:
         policy = replace(policy, clients={(who.issuer or "", ""): ANY_CLIENT})
@@ -160,7 +159,7 @@ def decided(
         mode=context.agent_mode,
         agent_scopes=None if context.agent_scopes is None else tuple(context.agent_scopes),
     )  # fmt: skip
-    subject = SubjectState(blocked, signed_out.timestamp() if signed_out else None, gone)
+    subject = SubjectState.of(state)
     decision, flagged = Decision(), False
     for tool in tools or [""]:
         known = policy.tools.get((backend_id, tool))

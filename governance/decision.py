@@ -5,6 +5,7 @@ Rows 1 to 8 (who the caller is) are decided in clients.tokens; `refuse` gives th
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from audit.reasons import REASONS
 
@@ -73,6 +74,12 @@ class SubjectState:
     blocked: bool = False
     signed_out_at: float | None = None
     gone: bool = False
+
+    @classmethod
+    def of(cls, state: tuple[bool, datetime | None, bool]) -> "SubjectState":
+        """From what the database holds: blocked, signed out at, erased."""
+        blocked, signed_out, gone = state
+        return cls(blocked, signed_out.timestamp() if signed_out else None, gone)
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,8 +152,7 @@ def judge(snapshot: Snapshot, backend: BackendPolicy, token: str, state: State) 
         tenant=identity.tenant, roles=frozenset(identity.roles), token_scopes=identity.scopes,
         issued_at=identity.issued_at,
     )  # fmt: skip
-    blocked, signed_out, gone = state
-    subject = SubjectState(blocked, signed_out.timestamp() if signed_out else None, gone)
+    subject = SubjectState.of(state)
     decision = decide_any_tool(snapshot.policy, question, subject, now)
     return Verdict(call, snapshot, backend, decision, digest, identity, uid, state)
 

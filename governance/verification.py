@@ -155,8 +155,7 @@ def judge(snapshot: Snapshot, backend: BackendPolicy, call: Call, state: State =
         mode=call.agent.mode,
         agent_scopes=None if call.agent.scopes is None else tuple(call.agent.scopes),
     )
-    blocked, signed_out, gone = state
-    subject = SubjectState(blocked, signed_out.timestamp() if signed_out else None, gone)
+    subject = SubjectState.of(state)
     decision = decide(snapshot.policy, question, subject, now)
     return Verdict(call, snapshot, backend, decision, digest, identity, uid, state)
 

@@ -33,8 +33,7 @@ class Job:
 
 class Background:
     """One daemon thread in each process, started with the first job. Jobs are done in order, again and again while the
-    platform is away; one that the platform refuses is logged and left. A job of a name in `singular` is not queued
-    twice."""
+    platform is away; one that the platform refuses is logged and left."""
 
     def __init__(self) -> None:
         self._lock = threading.Condition()

@@ -41,11 +41,11 @@ from muniment.tools import (
     Resource,
     Tool,
     ToolCall,
-    access_of,
     as_scopes,
     description_of,
     digest_of,
     signature_of,
+    tool_of,
 )
 
 P = ParamSpec("P")
@@ -177,11 +177,10 @@ class Muniment:
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
             if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
                 raise TypeError("A generator cannot be guarded: its body runs after the call. Return a list.")
-            needed = as_scopes(scopes)
-            spec = Tool(
-                name=name or str(getattr(function, "__name__", "")),
-                scopes=needed,
-                access=access or access_of(needed),
+            spec = tool_of(
+                name or str(getattr(function, "__name__", "")),
+                scopes,
+                access,
                 fail=fail,
                 description=description_of(function) if description is None else description,
                 input_schema=input_schema,

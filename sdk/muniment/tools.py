@@ -58,6 +58,11 @@ class Tool:
             return f"{self.name} must fail closed or open"
         return None
 
+    def describe(self, description: str | None, input_schema: Mapping[str, Any] | None) -> None:
+        """Take what a framework knows of the tool, where nothing was said of it."""
+        self.input_schema = self.input_schema or input_schema
+        self.description = self.description or (description or "")[:MAX_DESCRIPTION]
+
     def declaration(self) -> dict[str, Any]:
         """What PUT /v1/tools is told of it."""
         declared: dict[str, Any] = {
@@ -127,6 +132,12 @@ def digest_of(arguments: Mapping[str, Any]) -> str | None:
 def as_scopes(scopes: str | Sequence[str]) -> tuple[str, ...]:
     """Scope names; a string holds them with spaces between, as OAuth writes them (RFC 6749 section 3.3)."""
     return tuple(scopes.split()) if isinstance(scopes, str) else tuple(scopes)
+
+
+def tool_of(name: str, scopes: str | Sequence[str], access: Access | None, **more: Any) -> Tool:
+    """A tool of what a decorator, a dependency or a permission is told of it; `more` are members of Tool."""
+    needed = as_scopes(scopes)
+    return Tool(name=name, scopes=needed, access=access or access_of(needed), **more)
 
 
 Finish = Callable[[dict[str, Any]], None]

@@ -15,7 +15,7 @@ from muniment.adapters.django import configured_guard
 from muniment.calls import Caller
 from muniment.guard import Muniment
 from muniment.metadata import challenge
-from muniment.tools import Access, FailMode, Resource, Tool, ToolCall, access_of, as_scopes
+from muniment.tools import Access, FailMode, Resource, Tool, ToolCall, tool_of
 
 if TYPE_CHECKING:
     from rest_framework.views import APIView  # while it is imported, it imports the authentication of the settings
@@ -110,16 +110,8 @@ def requires(
     The arguments are those of `guard.tool`; `resource` is given the parameters of the URL. One that is kept in a
     variable can be that of several views. Raises Misconfigured.
     """
-    needed = as_scopes(scopes)
-    tool = Tool(
-        name=name,
-        scopes=needed,
-        access=access or access_of(needed),
-        fail=fail,
-        description=description,
-        resource=resource,
-        assertion=assertion,
-    )
+    about: dict[str, Any] = {"description": description, "resource": resource, "assertion": assertion}
+    tool = tool_of(name, scopes, access, fail=fail, **about)
     guard.add(tool)
     return type("Required", (Required,), {"guard": guard, "tool": tool})
 

@@ -15,7 +15,7 @@ from muniment.adapters.asgi import KEY
 from muniment.calls import Caller
 from muniment.errors import Misconfigured
 from muniment.guard import Muniment
-from muniment.tools import Access, FailMode, Resource, Tool, access_of, as_scopes
+from muniment.tools import Access, FailMode, Resource, tool_of
 
 Dependency = Callable[..., AsyncIterator[Caller | None]]
 
@@ -38,19 +38,11 @@ def guarded(
     run: all of them run as the caller. The arguments are those of `guard.tool`; `resource` is given the parameters of
     the path. One that is kept in a variable can be the dependency of several endpoints. Raises Misconfigured.
     """
-    needed = as_scopes(scopes)
-    tool = Tool(
-        name=name,
-        scopes=needed,
-        access=access or access_of(needed),
-        fail=fail,
-        description=description,
-        resource=resource,
-        assertion=assertion,
-    )
+    about: dict[str, Any] = {"description": description, "resource": resource, "assertion": assertion}
+    tool = tool_of(name, scopes, access, fail=fail, **about)
     guard.add(tool)
 
-    in_docs = Security(Shown(guard), scopes=list(needed))
+    in_docs = Security(Shown(guard), scopes=list(tool.scopes))
 
     async def called(connection: HTTPConnection, shown: Any = in_docs) -> AsyncIterator[Caller | None]:
         if KEY not in connection.scope:

@@ -20,7 +20,6 @@ from muniment.adapters.fastmcp_calls import ClientCalls, First, Last
 from muniment.adapters.mcp_http import guard_endpoint
 from muniment.guard import Muniment
 from muniment.introspection import aintrospect
-from muniment.tools import MAX_DESCRIPTION
 
 
 def guarded_app(
@@ -64,8 +63,7 @@ class Described:
         if scope["type"] == "lifespan":
             for listed in await Provider.list_tools(self.server):  # all of them, whatever their `auth` hides
                 if (spec := self.guard.tools.get(listed.name)) is not None:
-                    spec.input_schema = spec.input_schema or listed.parameters
-                    spec.description = spec.description or (listed.description or "")[:MAX_DESCRIPTION]
+                    spec.describe(listed.description, listed.parameters)
         await self.app(scope, receive, send)
 
 

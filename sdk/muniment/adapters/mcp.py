@@ -29,7 +29,7 @@ from muniment.guard import Muniment
 from muniment.introspection import aintrospect
 from muniment.metadata import challenge
 from muniment.redaction import redact
-from muniment.tools import GUARDS, MAX_DESCRIPTION, Access, FailMode, Resource, Tool, as_scopes
+from muniment.tools import GUARDS, Access, FailMode, Resource, Tool, as_scopes
 
 F = TypeVar("F", bound=Callable[..., Any])
 META_CHALLENGE: Final = "mcp/www_authenticate"  # in a result's _meta: what ChatGPT opens its sign-in for
@@ -126,8 +126,7 @@ class Described:
         if scope["type"] == "lifespan":
             for listed in await self.server.list_tools():
                 if (spec := self.guard.tools.get(listed.name)) is not None:
-                    spec.input_schema = spec.input_schema or listed.input_schema
-                    spec.description = spec.description or (listed.description or "")[:MAX_DESCRIPTION]
+                    spec.describe(listed.description, listed.input_schema)
         await self.app(scope, receive, send)
 
 
