@@ -13,6 +13,10 @@ SUBJECT_COLUMNS = ["email", "email_key", "blocked_at", "signed_out_at"]
 # They run as the owner, for triggers alone.
 DEFINERS = ["muniment_policy_change", "muniment_number_changes", "muniment_subject_change"]
 OUTBOX_COLUMNS = ["record_index", "private"]
+# Of a hold only its release: what it covers cannot be narrowed.
+HOLD_COLUMNS = [
+    "release_asked_by", "release_asked_at", "release_reason", "released_by", "released_at",
+]  # fmt: skip
 
 
 def _append_only(connection: BaseDatabaseWrapper) -> list[str]:
@@ -50,6 +54,11 @@ def grant(using: str) -> None:
         "GRANT UPDATE (closed_at) ON audit_log TO {role}",
         "GRANT UPDATE (words, seen_at, cleared_at) ON audit_alert TO {role}",
         "GRANT UPDATE (ended_at, records, size, findings, count) ON audit_verification TO {role}",
+        "REVOKE INSERT, DELETE ON audit_guard FROM {role}",
+        "REVOKE UPDATE, DELETE ON audit_hold FROM {role}",
+        f"GRANT UPDATE ({', '.join(HOLD_COLUMNS)}) ON audit_hold TO {{role}}",
+        "REVOKE UPDATE, DELETE ON audit_erasure FROM {role}",
+        "REVOKE INSERT, UPDATE, DELETE ON audit_retentionrun, audit_retentionstep FROM {role}",
         *(f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC" for name in DEFINERS),
         # A temporary table could pass for another to a function that runs as the owner.
         f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC",

@@ -1,5 +1,6 @@
 """What staff do besides changing policy, for the log: sign-ins, look-ups of people, views of personal data, exports,
-requests and reviews. It goes through the outbox, like all that is not a web writer's own."""
+requests and reviews, and what they decide on keeping and forgetting. It goes through the outbox, like all that is not
+a web writer's own."""
 
 from typing import Any
 
@@ -7,7 +8,7 @@ from django.utils import timezone
 
 from audit.models import Outbox
 
-KINDS = frozenset({"staff", "request", "review"})
+KINDS = frozenset({"staff", "request", "review", "retention", "hold", "erasure"})
 
 
 def tell(

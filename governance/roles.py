@@ -12,14 +12,18 @@ POLICY = [
     "clients.view_client", "clients.view_grant", "clients.view_accessrequest", "clients.view_review",
     "clients.view_issuer", "tools.view_tool", "tools.view_scope", "tools.view_backend", "audit.view_sighting",
 ]  # fmt: skip
+# How long the trail is kept, what stops that, and what was handed over, to look at.
+KEEPING = [
+    "audit.view_hold", "audit.view_retentionrule", "audit.view_erasure", "audit.view_export", "audit.view_stream",
+]  # fmt: skip
 RECORDS = ["audit.view_record", "audit.view_subject", "audit.view_publishedkey"]
 LOG = ["audit.view_outbox", "audit.view_checkpoint", "audit.view_alert", "audit.view_verification"]
 
 ROLES: Mapping[str, tuple[str, list[str]]] = {
     AUDITOR: (
         "Reads the policy and the whole trail, without personal data, and takes evidence out as files.",
-        [*POLICY, *RECORDS, *LOG, "audit.export_record", "governance.view_staffkey", "clients.view_keyset",
-         "tools.view_backendkey"],
+        [*POLICY, *RECORDS, *LOG, *KEEPING, "audit.export_record", "audit.add_export", "governance.view_staffkey",
+         "clients.view_keyset", "tools.view_backendkey"],
     ),
     MANAGER: (
         "Grants, extends and revokes; decides on unknown clients and changed tools; reviews access; can stop a client,"
@@ -29,16 +33,19 @@ ROLES: Mapping[str, tuple[str, list[str]]] = {
          "audit.change_sighting", "audit.change_subject"],
     ),
     APPROVER: (
-        "The second pair of eyes: approves or rejects what others ask for.",
-        [*POLICY, *RECORDS, "clients.decide_accessrequest"],
+        "The second pair of eyes: approves or rejects what others ask for, and releases legal holds.",
+        [*POLICY, *RECORDS, "clients.decide_accessrequest", "audit.view_hold", "audit.release_hold"],
     ),
     PRIVACY: (
-        "Sees who users are, answers their questions about their data, and can stop a user. Each look is recorded.",
-        [*POLICY, *RECORDS, "audit.view_personal", "audit.export_record", "audit.change_subject"],
+        "Sees who users are, answers their questions about their data, can stop and erase a user; decides how long the"
+        " trail is kept, and places legal holds. Each look is recorded.",
+        [*POLICY, *RECORDS, *KEEPING, "audit.view_personal", "audit.export_record", "audit.change_subject",
+         "audit.add_hold", "audit.release_hold", "audit.change_retentionrule", "audit.add_erasure", "audit.add_export"],
     ),
     ADMINISTRATOR: (
         "Runs the platform: issuers, backends, keys, scopes, staff, schedules. Neither grants nor sees personal data.",
-        [*POLICY, *RECORDS, *LOG, "clients.add_issuer", "clients.change_issuer", "clients.view_keyset",
+        [*POLICY, *RECORDS, *LOG, *KEEPING, "audit.change_stream", "audit.change_export", "clients.add_issuer",
+         "clients.change_issuer", "clients.view_keyset",
          "clients.change_keyset", "clients.add_client", "clients.change_client", "tools.add_backend",
          "tools.change_backend", "tools.view_backendkey", "tools.add_backendkey", "tools.change_backendkey",
          "tools.add_scope", "tools.change_scope", "tools.delete_scope", "tools.add_tool", "tools.change_tool",

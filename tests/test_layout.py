@@ -42,6 +42,18 @@ NOT_REGISTERED = {
     "SavedSearch": "kept and opened on the search page",
     "StaffIdentity": "shown with the member of staff",
     "ReviewItem": "decided on the page of its review",
+    "Guard": "one row that is only locked",
+    "Hold": "has pages of its own: two people release one",
+    "RetentionRule": "on the retention page",
+    "RetentionFloor": "on the retention page",
+    "RetentionRun": "on the retention page",
+    "RetentionStep": "part of a run, on the retention page",
+    "Erasure": "has pages of its own",
+    "Export": "has pages of its own",
+    "ExportRun": "on the page of its export",
+    "Destination": "the operator's; the form of an export offers them",
+    "Stream": "the operator's; the streams page shows how each does",
+    "DeadLetter": "on the streams page",
     "SealerStatus": "one row that the sealer writes; the log page says it in words",
 }
 LONGEST_FUNCTION, LONGEST_FILE = 45, 450

@@ -1,4 +1,4 @@
-"""What evidence is made of. Nothing here has a foreign key to what it describes: evidence outlives its subjects.
+"""The log, and what is made from it.
 
 `Head` is the one row that everything recorded passes through; `Batch` and `Record` are the log; `DataKey` holds the
 wrapped keys under which personal data in records is protected; `Outbox` is where every process other than a web writer,
