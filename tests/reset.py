@@ -26,7 +26,7 @@ EMPTY = """
     DO $$ DECLARE name text; BEGIN
         SET LOCAL session_replication_role = replica;
         FOR name IN SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
-            AND relname NOT IN ('audit_head', 'auth_permission', 'auth_group', 'auth_group_permissions',
+            AND relname NOT IN ('audit_head', 'audit_guard', 'auth_permission', 'auth_group', 'auth_group_permissions',
                             'django_content_type', 'django_migrations')
         LOOP EXECUTE format('DELETE FROM %I', name); END LOOP;
         FOR name IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'public' AND last_value IS NOT NULL
@@ -54,7 +54,7 @@ def reset() -> None:
 
 def _empty_as_owner() -> None:
     tables = [m._meta.db_table for m in apps.get_models(include_auto_created=True) if m._meta.app_label in OURS]
-    kept = ("auth_permission", "auth_group", "auth_group_permissions", "audit_head")
+    kept = ("auth_permission", "auth_group", "auth_group_permissions", "audit_head", "audit_guard")
     tables = [t for t in tables if t not in kept]
     with connections["owner"].cursor() as cursor:
         cursor.execute("SELECT relid::regclass::text FROM pg_partition_tree('audit_record')")
