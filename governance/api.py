@@ -5,6 +5,7 @@ api -> verification -> clients.tokens (identity) -> decision -> audit.recording
 
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,7 @@ from django.http import HttpRequest, HttpResponse
 from rest_framework.views import APIView
 
 from audit.reasons import REASONS
-from governance import idempotency, schema, waiting
+from governance import idempotency, metrics, schema, waiting
 from governance.answers import answer, assertion, subject_body
 from governance.budgets import budgets
 from governance.contract import Call, Calls
@@ -81,20 +82,26 @@ class BackendView(APIView):
     and authenticates what is settled here, would cost as much as the decision."""
 
     METHODS = frozenset({"POST", "PUT"})
+    endpoint = metrics.OTHER
     authentication_classes: list[Any] = []
     permission_classes: list[Any] = []
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Call the method's handler; a known error is a problem document."""
+        """Call the method's handler; a known error is a problem document. Both are counted and timed."""
         handler = getattr(self, (request.method or "").lower(), None) if request.method in self.METHODS else None
         if handler is None:
             return method_not_allowed([m for m in self.allowed_methods if m in self.METHODS]).response()
+        began = time.perf_counter()
         try:
             response: HttpResponse = handler(request, *args, **kwargs)
         except Exception as error:
-            if problem := from_exception(error):
+            problem = from_exception(error)
+            metrics.refused(problem.status if problem else 500)
+            if problem:
                 return problem.response()
             raise
+        finally:
+            metrics.timers[self.endpoint].observe(time.perf_counter() - began)
         return response
 
     def credential(self, request: HttpRequest) -> Credential:
@@ -139,6 +146,8 @@ def too_many() -> Problem:
 class VerifyView(BackendView):
     """POST /v1/verify: verify the user's token, decide, record, answer."""
 
+    endpoint = "verify"
+
     @schema.verify
     def post(self, request: HttpRequest) -> HttpResponse:
         """Allow or deny one call of a tool; a denial is a 200."""
@@ -148,13 +157,17 @@ class VerifyView(BackendView):
         call = decode(_call, body)
         key = request.META.get("HTTP_IDEMPOTENCY_KEY")
         found = once(credential, key, body, call, request) if key else decided_one(credential, call, request)
-        if sealed:  # the answer is made, and what is kept of it is kept: only now is the seal waited for
+        if sealed:
+            self.endpoint = "verify_sealed"  # which takes a second or so by itself
+            # The answer is made, and what is kept of it is kept: only now is the seal waited for
             found = found | {"tlog_proof": waiting.tlog_proof(UUID(found["record"]))}
         return json_response(found)
 
 
 class VerifyBatchView(BackendView):
     """POST /v1/verify/batch: up to 100 calls, answered in order."""
+
+    endpoint = "batch"
 
     @schema.verify_batch
     def post(self, request: HttpRequest) -> HttpResponse:

@@ -41,6 +41,7 @@ _object = msgspec.json.Decoder(dict[str, Any])
 class AuthzenView(BackendView):
     """What all of AuthZEN's endpoints have in common (section 10.1): the content type, and the request's id."""
 
+    endpoint = "authzen"
     METHODS = frozenset({"POST"})
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# Who gets what (DESIGN.md section 6, Keys): each process its own and no other. The worker gets the
-# key-encryption key only where exports may hold personal data, which development does not allow.
+# Who gets what (DESIGN.md section 6, Keys): each process its own and no other.
 KEYS_OF = {
     "web": ("DJANGO_SECRET", "WRITER_KEY", "ASSERTION_KEY", "KEY_ENCRYPTION_KEY", "PEPPER"),
     "worker": ("EXPORT_KEY",),
@@ -23,6 +22,8 @@ KEYS_OF = {
     "seal": ("LOG_KEY",),
     "manage": ("DJANGO_SECRET", "KEY_ENCRYPTION_KEY", "PEPPER"),
 }
+# What the worker gets besides where exports may hold personal data.
+OPENS_PERSONAL = ("KEY_ENCRYPTION_KEY", "PEPPER")
 NAMES = tuple(sorted({name for names in KEYS_OF.values() for name in names}))
 SERVER_PASSWORDS = ("postgres_superuser", "postgres_owner", "postgres_muniment", "redis")
 
@@ -39,9 +40,11 @@ def make(directory: Path) -> dict[str, Path]:
     return paths
 
 
-def variables(directory: Path, process: str) -> dict[str, str]:
-    """The environment that names exactly the keys of ``process``. KeyError for an unknown process."""
-    return {f"MUNIMENT_{name}_FILE": str(directory / name.lower()) for name in KEYS_OF[process]}
+def variables(directory: Path, process: str, *, personal: bool = False) -> dict[str, str]:
+    """The environment that names exactly the keys of ``process``; ``personal``: exports may hold personal data.
+    KeyError for an unknown process."""
+    names = (*KEYS_OF[process], *(OPENS_PERSONAL if personal and process == "worker" else ()))
+    return {f"MUNIMENT_{name}_FILE": str(directory / name.lower()) for name in names}
 
 
 def password(directory: Path, name: str) -> str:

@@ -4,12 +4,13 @@ For nginx `auth_request`, Caddy and Traefik `forward_auth`, Envoy `ext_authz` ov
 forward_auth -> forward_auth_request (what is asked) -> api.decided (as for /v1/verify) -> forward_auth_answer
 """
 
+import time
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 
 from audit.recording import Unavailable
-from governance import forward_auth_answer, schema
+from governance import forward_auth_answer, metrics, schema
 from governance.api import BackendView, decided
 from governance.budgets import budgets
 from governance.contract import Call, Resource
@@ -29,13 +30,17 @@ class ForwardAuthView(BackendView):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """Ask; a known error is an answer by which the proxy refuses."""
         proxy, _ = proxy_of(request)
+        began = time.perf_counter()
         try:
             found, required, audience = self.get(request)
         except Exception as error:
             problem = from_exception(error)
+            metrics.refused(problem.status if problem else 500)
             if problem is None:
                 raise
             return forward_auth_answer.failed(proxy, problem)
+        finally:
+            metrics.timers["forward_auth"].observe(time.perf_counter() - began)
         return forward_auth_answer.of(proxy, found, required, audience)
 
     def presented(self, request: HttpRequest) -> str | None:

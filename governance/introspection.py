@@ -51,6 +51,7 @@ FORM = "application/x-www-form-urlencoded"
 class IntrospectView(BackendView):
     """RFC 7662. The backend's key is a bearer token, or the secret of a client of any name (RFC 6749 section 2.3.1)."""
 
+    endpoint = "introspect"
     METHODS = frozenset({"POST"})
 
     def presented(self, request: HttpRequest) -> str | None:

@@ -27,6 +27,8 @@ _outcome = msgspec.json.Decoder(Outcome)
 class OutcomeView(BackendView):
     """What an allowed call came to."""
 
+    endpoint = "outcome"
+
     @schema.outcome
     def post(self, request: HttpRequest, record: UUID) -> HttpResponse:
         """201 when it was recorded, 200 with the first one when there is one already."""

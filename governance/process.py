@@ -18,6 +18,7 @@ from audit.entries import Entry
 from audit.journal import Journal
 from audit.journal_watch import Watch
 from audit.recording import Recorder
+from governance import metrics
 from governance.budgets import budgets
 from governance.failed_sign_ins import failures
 
@@ -57,7 +58,11 @@ def connect() -> psycopg.Connection:
 def _periodic() -> list[Entry]:
     """What the recorder's thread looks after besides: the inbox, and what was turned away or failed, in numbers."""
     inbox.flush()
-    return [*budgets.denials(), *failures.counted()]
+    if _recorder is not None:
+        metrics.queue(len(_recorder.queue), _recorder.capacity)
+    denials = budgets.denials()
+    metrics.turned_away(denials)
+    return [*denials, *failures.counted()]
 
 
 def recorder() -> Recorder:
@@ -82,6 +87,7 @@ def start_recorder(clock: Callable[[], datetime] | None = None) -> Recorder:
         clock=clock,
         periodic=_periodic,
         journal=journal,
+        written=metrics.written,
     ).start()
     return _recorder
 

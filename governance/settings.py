@@ -39,6 +39,10 @@ KEYS_OF_PROCESS = {
     "seal": {"LOG_KEY"},
     "manage": {"DJANGO_SECRET", "KEY_ENCRYPTION_KEY", "PEPPER"},
 }
+# Whether exports may hold personal data: the worker then has what opens it.
+MUNIMENT_EXPORT_PERSONAL = env.bool("MUNIMENT_EXPORT_PERSONAL", False)
+if MUNIMENT_EXPORT_PERSONAL:
+    KEYS_OF_PROCESS["worker"] |= {"KEY_ENCRYPTION_KEY", "PEPPER"}
 ALL_KEYS = frozenset().union(*KEYS_OF_PROCESS.values())
 
 
@@ -321,6 +325,23 @@ if MUNIMENT_AUTHZEN_SUBJECTS not in ("uid", "sub"):
 MUNIMENT_REQUEST_DAYS = env.int("MUNIMENT_REQUEST_DAYS", 14)
 if not 1 <= MUNIMENT_REQUEST_DAYS <= 365:
     raise ImproperlyConfigured("MUNIMENT_REQUEST_DAYS must be 1 to 365")
+
+
+def days(variable: str, default: int, least: int = 1) -> int:
+    """A number of days from the environment, at most a hundred years. Raises ImproperlyConfigured."""
+    number = env.int(variable, default)
+    if not least <= number <= 36_500:
+        raise ImproperlyConfigured(f"{variable} must be {least} to 36500")
+    return number
+
+
+# Where the files of exports are kept for download, and for how long.
+MUNIMENT_EXPORTS = Path(env.str("MUNIMENT_EXPORTS", str(MUNIMENT_VAR / "exports"))).absolute()
+MUNIMENT_EXPORT_DAYS = days("MUNIMENT_EXPORT_DAYS", 30)
+# How long backups are kept: so long after an erasure the user may still be in one.
+MUNIMENT_BACKUP_DAYS = days("MUNIMENT_BACKUP_DAYS", 35, least=0)
+# How long the details of callers that could not be established can be read.
+MUNIMENT_UNESTABLISHED_DAYS = days("MUNIMENT_UNESTABLISHED_DAYS", 30)
 # The log's name for ever (C2SP tlog-checkpoint: a schema-less URL); it must not change when the host does.
 MUNIMENT_LOG_ORIGIN = env.str("MUNIMENT_LOG_ORIGIN", f"{urlsplit(MUNIMENT_URL).hostname or 'muniment'}/log")
 MUNIMENT_SEAL_STATE = Path(env.str("MUNIMENT_SEAL_STATE", str(MUNIMENT_VAR / "seal"))).absolute()

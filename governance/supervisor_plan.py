@@ -100,7 +100,8 @@ def environment_for(
     if not _value_or_file(inherited, "MUNIMENT_ANCHORS"):
         # Beside the database it shows what an anchor is, and protects nothing: a real one is somewhere else.
         given["MUNIMENT_ANCHORS"] = (plan.var / "anchor").as_uri()
-    return kept | given | devkeys.variables(plan.var / "keys", process)
+    personal = inherited.get("MUNIMENT_EXPORT_PERSONAL", "").lower() in ("true", "on", "ok", "y", "yes", "1")
+    return kept | given | devkeys.variables(plan.var / "keys", process, personal=personal)
 
 
 def _is_secret(name: str, process: str) -> bool:

@@ -26,7 +26,7 @@ PACKAGES = ("governance", "clients", "tools", "audit", "bench")
 EXTERNAL = ("http://", "https://")
 VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 # Functions that read a variable by the name that they are given; `get` is that of os.environ and the like.
-READERS = {"str", "int", "float", "bool", "list", "get", "read_secret", "database", "_number", "_value_or_file"}
+READERS = {"str", "int", "float", "bool", "list", "get", "read_secret", "database", "days", "_number", "_value_or_file"}
 
 
 def text(name: str) -> str:
@@ -119,7 +119,7 @@ def _reads(node: ast.AST) -> Iterator[tuple[str, str | None]]:
     ]
     if called not in READERS or not names or ast.unparse(node.func).startswith("settings."):
         return
-    after = node.args[-1] if len(node.args) > 1 and called in ("str", "int", "float", "bool", "get") else None
+    after = node.args[-1] if len(node.args) > 1 and called in ("str", "int", "float", "bool", "get", "days") else None
     yield names[0], None if after is None else _literal(after)
 
 
