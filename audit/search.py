@@ -5,7 +5,7 @@ key, filters are exact matches, and what a search reads is bounded (DESIGN.md se
 Each read takes the viewer, who must have the right to read records and sees only their tenants' records. `by_id` and
 `outcome_of` serve the platform itself and backends, which are checked by their callers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +13,7 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 
+from audit import search_pages
 from audit.models import Record
 from audit.search_plan import Plan, plan
 from audit.search_scan import Look, Spread, look, spread
@@ -150,13 +151,30 @@ def spread_of(viewer: Viewer, query: Query, most: int, width: timedelta, origin:
     return spread(chosen, conditions, most, width, origin)
 
 
-def _planned(viewer: Viewer, query: Query) -> tuple[Plan, dict[str, Any]]:
+def pages(
+    viewer: Viewer, query: Query, first: int, upto: int, columns: Sequence[str] = ()
+) -> Iterator[tuple[int, list[search_pages.Row]]]:  # fmt: skip
+    """All matches with an index in [first, upto), in the order of the log: pages of (the index behind those looked at,
+    rows), where a row is index, decision and what `columns`, expressions of SQL, give. For readers that are below the
+    sealed size; where a page of `query` starts does not count. Raises as `find`, at once."""
     check(viewer)
+    conditions = _conditions(query)
+    if viewer.tenants is not None:
+        conditions["tenants"] = sorted(viewer.tenants)
+    return search_pages.pages(query.since, query.until, conditions, first, upto, columns)
+
+
+def _conditions(query: Query) -> dict[str, Any]:
     if unknown := (set(query.filters) - set(FILTERS)) | (set(query.lookups) - set(LOOKUPS)):
         raise ValueError(f"not a filter: {', '.join(sorted(unknown))}")
+    return {**query.filters, **query.lookups}
+
+
+def _planned(viewer: Viewer, query: Query) -> tuple[Plan, dict[str, Any]]:
+    check(viewer)
+    conditions = _conditions(query)
     since = query.since if query.after is None else max(query.since, query.after + MICROSECOND)
     until = query.until if query.before is None else min(query.until, query.before)
-    conditions: dict[str, Any] = {**query.filters, **query.lookups}
     chosen = plan(viewer, since, until, conditions)
     if viewer.tenants is not None:
         conditions["tenants"] = sorted(viewer.tenants)

@@ -122,7 +122,7 @@ def _tried(plan: Plan, conditions: Mapping[str, Any], newest: bool) -> str:
     being moved to where they would let the scan run on without end."""
     order, budget = _order(newest), BUDGET // max(1, len(plan.values))
     # Of the scopes the index has the beginning alone, so they are tried as well.
-    tried = [_tried_one(name, value) for name, value in conditions.items() if name != plan.column or name == "scopes"]
+    tried = [condition(name, value) for name, value in conditions.items() if name != plan.column or name == "scopes"]
     columns = ", ".join(name for name in (*READ, *KEYS) if name in conditions or name == "decision")
     if "tenants" in conditions and "tenant" not in conditions:
         columns += ", tenant"
@@ -145,7 +145,8 @@ def _followed(plan: Plan, number: int) -> str:
     )
 
 
-def _tried_one(name: str, value: Any) -> str:
+def condition(name: str, value: Any) -> str:
+    """A filter as SQL, with the value as the parameter of its name."""
     return MEANINGS.get(name) or f"{name} {'IS NULL' if value is None else f'= %({name})s'}"
 
 

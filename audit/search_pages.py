@@ -1,0 +1,40 @@
+"""Reading all that matches, in the order of the log: pages by index, one short statement each, so that no snapshot is
+held open (DESIGN.md section 6, Storage). `audit.search` decides who may read, and is where it is called from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from django.db import connection
+
+from audit.search_scan import condition
+
+PAGE = 5_000  # indices that one statement looks at
+STATEMENT = """SELECT index, decision{columns} FROM audit_record
+    WHERE index >= %(first)s AND index < %(upto)s AND at >= %(since)s AND at < %(until)s{conditions}
+    ORDER BY index"""
+
+Row = tuple[Any, ...]
+
+
+def pages(
+    since: datetime, until: datetime, conditions: Mapping[str, Any], first: int, upto: int, columns: Sequence[str]
+) -> Iterator[tuple[int, list[Row]]]:  # fmt: skip
+    """Matches with an index in [first, upto): for each `PAGE` indices that behind them, and the rows. A row is index,
+    decision, and the SQL expressions of `columns`, which are ours."""
+    tried = "".join(f" AND {condition(name, value)}" for name, value in conditions.items())
+    told = "".join(f", {column}" for column in columns)
+    statement = STATEMENT.format(columns=told, conditions=tried)
+    while first < upto:
+        behind = min(first + PAGE, upto)
+        given = {**conditions, "first": first, "upto": behind, "since": since, "until": until}
+        yield behind, _read(statement, given)
+        first = behind
+
+
+def _read(statement: str, given: Mapping[str, Any]) -> list[Row]:
+    """By a cursor of psycopg's own and in binary: Django's would have each value turned into text and back."""
+    connection.ensure_connection()
+    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
+        return cursor.execute(statement, given, binary=True).fetchall()
