@@ -78,7 +78,8 @@ def resolve(jobs: Sequence[Job], result: Result) -> None:
 class Recorder:
     """The writer thread of one web process. `connect` opens its connection; `clock`, in demo mode and tests
     only, sets record time (which never goes back); `periodic` is asked about four times a second what else
-    there is to record; `journal` remembers each batch outside of the database."""
+    there is to record; `journal` remembers each batch outside of the database; `written` is told of each batch that has
+    committed."""
 
     def __init__(
         self,
@@ -89,9 +90,10 @@ class Recorder:
         clock: Callable[[], datetime] | None = None,
         periodic: Callable[[], list[Entry]] = list,
         journal: Journal | None = None,
+        written: Callable[[Batch], None] | None = None,
     ) -> None:
         self.connect, self.signer, self.clock, self.periodic = connect, signer, clock, periodic
-        self.journal = journal
+        self.journal, self.written = journal, written
         self.capacity, self.timeout = capacity, timeout
         self.queue: deque[Job] = deque()
         self.ready = Condition(Lock())
@@ -265,6 +267,8 @@ class Recorder:
         """The batch has committed. `jobs` is empty when it was the outbox's: then nobody waits."""
         if self.journal is not None:
             self.journal.append(batch.first, len(batch.rows), batch.digest, time.time_ns() // 1_000_000)
+        if self.written is not None:
+            self.written(batch)
         if not jobs:
             return
         for receipt, (submission, position) in zip(batch.receipts(), jobs, strict=True):

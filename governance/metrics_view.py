@@ -8,7 +8,6 @@ import hmac
 import ipaddress
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -104,8 +103,7 @@ def scrape(request: HttpRequest) -> HttpResponse:
     if (answer := refusal(request)) is not None:
         return answer
     registry = CollectorRegistry()
-    collectors: list[Any] = [ProcessCollector(), DatabaseCollector()]
-    for collector in collectors:
-        registry._collector_to_names[collector] = []  # registering would collect, to learn the names
+    registry.register(ProcessCollector())
+    registry.register(DatabaseCollector())
     encode, content_type = choose_encoder(request.META.get("HTTP_ACCEPT", ""))
     return HttpResponse(encode(registry), content_type=content_type, headers={"Cache-Control": "no-store"})
