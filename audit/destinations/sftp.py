@@ -88,7 +88,7 @@ class Sftp(Destination):
 
     def _sweep(self, folder: Any) -> None:
         """What a worker that was killed left there more than a day ago. Finds out besides whether the folder exists."""
-        for one in folder.listdir_iter(self._path):
+        for one in folder.listdir_attr(self._path):
             ours = one.filename.startswith(".") and one.filename.endswith(".part")
             if ours and time.time() - (one.st_mtime or time.time()) > LEFTOVER_SECONDS:
                 with suppress(OSError):
