@@ -21,7 +21,7 @@ from muniment import batches, disclosures, merkle, statements
 
 EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 MICROSECOND = timedelta(microseconds=1)
-GONE = (False, None, True)
+UNTOUCHED, GONE = (False, None, False), (False, None, True)
 TRUE = wire.BOOLEAN.encode(True)
 
 # No values, so that BEGIN goes with it. Times in microseconds since 1970, the hash in hex: whatever the session says.
@@ -102,11 +102,15 @@ class Begun:
 
     def look(self, connection: psycopg.Connection, entries: Sequence[Entry]) -> None:
         """Read the state of the entries' subjects and calls: by statements of their own, after the lock was had, so
-        that what was committed before the lock is seen."""
-        if uids := list({entry.subject for entry in entries if entry.subject is not None}):
+        that what was committed before the lock is seen. What was not decided from that state loses what it would keep
+        of a user who was erased meanwhile."""
+        if uids := list({uid for entry in entries if (uid := entry.keeps_of) is not None}):
             for uid, blocked, out, gone in wire.run(connection, "subjects", SUBJECTS, [wire.array(wire.TEXT, uids)]):
                 assert uid is not None  # a primary key
                 self.subjects[bytes(uid).decode()] = (blocked == TRUE, wire.timestamp(out), gone == TRUE)
+            for entry in entries:
+                if entry.subject_state is None and self.subjects.get(entry.keeps_of or "", UNTOUCHED)[2]:
+                    entry.forget()
         parents = [entry.parent for entry in entries if entry.parent is not None]
         if parents := parents + [entry.after[0] for entry in entries if entry.after is not None]:
             for parent, record, said in wire.run(connection, "outcomes", OUTCOMES, [wire.array(wire.UUID_, parents)]):

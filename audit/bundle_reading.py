@@ -13,7 +13,7 @@ from django.db import connection
 from audit import logtree
 from audit.live_reading import vouching
 from audit.models import Batch, Checkpoint, Record
-from audit.protection import KeyDestroyed, keyring, reveal
+from audit.protection import KeyDestroyed, KeyRing, reveal
 from muniment import disclosures, merkle
 from muniment.bundle import BatchLine, CheckpointLine, ContextLine, DisclosureLine
 from muniment.checkpoints import Checkpoint as Signed
@@ -158,17 +158,17 @@ def policy_version(end: int) -> int:
 
 
 def details(rows: Sequence[Row], keep: Any) -> Iterator[DisclosureLine]:
-    """The protected details of those of these records that `keep(row, said)` holds for, in clear."""
-    for row in rows:
-        brief = said(row.statement)
-        if brief is None or not brief.committed or not keep(row, brief):
-            continue
-        yield _detail(row)
+    """The protected details of those of these records that `keep(row, said)` holds for, in clear, with the keys that
+    there are now: of one who was erased while a bundle was made nothing more is told."""
+    kept = [row for row in rows if (brief := said(row.statement)) and brief.committed and keep(row, brief)]
+    ring = KeyRing.of(row.holder for row in kept if row.holder)
+    for row in kept:
+        yield _detail(row, ring)
 
 
-def _detail(row: Row) -> DisclosureLine:
+def _detail(row: Row, ring: KeyRing) -> DisclosureLine:
     try:
-        cipher = keyring.get(row.holder or "")
+        cipher = ring.get(row.holder or "")
     except KeyDestroyed:
         return DisclosureLine(row.index, gone=True)
     try:

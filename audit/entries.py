@@ -52,6 +52,18 @@ class Entry:
     outbox: list[int] = field(default_factory=list)
     established: bool = False
 
+    @property
+    def keeps_of(self) -> str | None:
+        """The uid of the user by whose ids the record could be found, or under whose key it protects something."""
+        uid = self.subject or self.statement.get("subject")
+        return uid if isinstance(uid, str) and (self.lookups or self.holder == uid) else self.subject
+
+    def forget(self) -> None:
+        """Its user was erased since it was made: what happened stays, and nothing of the user."""
+        self.lookups = {}
+        if (self.holder or "").startswith("usr_"):
+            self.private, self.holder, self.cipher = [], None, None
+
 
 def entry(statement: dict[str, Any], private: dict[str, Any], holder: str, **more: Any) -> Entry:
     """An entry whose private members (None left out) are protected under the holder's key."""

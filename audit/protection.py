@@ -3,6 +3,8 @@ AES-256-GCM with random nonces (NIST SP 800-38D), and keyed hashes by which an e
 
 import hmac
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from threading import Lock
@@ -50,12 +52,22 @@ def token_digest(token: str) -> bytes:
 
 
 class KeyRing:
-    """The data keys of this process, unwrapped once, bounded. A destroyed key is forgotten by `forget`; that it
-    is used no longer elsewhere is checked by the recording transaction, which reads the subject's state."""
+    """Data keys, unwrapped once, bounded. The ring of the process (`keyring`) is for recording alone: a destroyed key
+    is forgotten by `forget`, and that it is used no longer elsewhere is checked by the recording transaction, which
+    reads the subject's state. Whoever reads what is protected has a ring of their own, as long as one request."""
 
     def __init__(self) -> None:
         self._keys: dict[str, AESGCM] = {}
         self._lock = Lock()
+
+    @classmethod
+    def of(cls, holders: Iterable[str]) -> "KeyRing":
+        """A new ring with the keys of these holders that the database has now, read in one query."""
+        made = cls()
+        for holder, wrapped in DataKey.objects.filter(holder__in=set(holders)).values_list("holder", "wrapped"):
+            with suppress(InvalidTag):  # another's key, which `get` will say as well
+                made._keys[holder] = AESGCM(reveal(_wrapping_key(), bytes(wrapped), holder.encode()))
+        return made
 
     def get(self, holder: str, create: bool = False) -> AESGCM:
         """The holder's key. Raises KeyDestroyed when there is none and none may be made."""

@@ -8,6 +8,7 @@ from django.utils.text import capfirst
 
 from audit import record_page, record_words, search, subjects
 from audit.models import Record, Subject
+from audit.protection import KeyRing
 from audit.record_page import Pill
 from audit.timeline_view import outcome_words
 
@@ -68,7 +69,8 @@ def who_are(uids: Sequence[str]) -> dict[str, str]:
     """Who these users are: uid -> e-mail address, else their issuer's sub. Only for viewers who may see personal data,
     and who had the look recorded before. One who was erased stays unnamed."""
     found: dict[str, str] = {}
+    ring = KeyRing.of(uids)
     for subject in Subject.objects.filter(uid__in=set(uids), erased_at=None):
-        if said := subjects.read(subject, "email") or subjects.read(subject, "sub"):
+        if said := subjects.read(subject, "email", ring) or subjects.read(subject, "sub", ring):
             found[subject.uid] = said
     return found

@@ -8,7 +8,7 @@ from cryptography.exceptions import InvalidTag
 from django.db import transaction
 
 from audit.models import Subject
-from audit.protection import MAX_CACHED, KeyDestroyed, keyed_hash, keyring, protect, reveal
+from audit.protection import MAX_CACHED, KeyDestroyed, KeyRing, keyed_hash, keyring, protect, reveal
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,6 @@ def resolve(issuer: str, sub: str, email: str | None = None) -> str:
 
 def known(issuer: str, sub: str) -> str | None:
     """The uid of a user who was met before. Nobody is made: for who is only said to be somebody."""
-    if (found := _known.get((issuer, sub))) is not None:
-        return found.uid
     return Subject.objects.filter(identity_key=identity_key(issuer, sub)).values_list("uid", flat=True).first()
 
 
@@ -59,8 +57,9 @@ def _find(key: bytes, email: str | None) -> Known | None:
     stored = read(subject, "email")
     if email is not None and email != stored:
         with transaction.atomic():
-            # Somebody may be changing this user; then the address is stored at a later call.
-            free = Subject.objects.select_for_update(skip_locked=True).filter(uid=subject.uid).first()
+            # Somebody may be changing this user; then the address is stored at a later call. One who was erased a
+            # moment ago has no such key any more, and must not get an address again.
+            free = Subject.objects.select_for_update(skip_locked=True).filter(identity_key=key).first()
             if free is not None:
                 free.email = protect(keyring.get(free.uid), email.encode(), bound(free.uid, "email"))
                 free.email_key = email_key(email)
@@ -101,14 +100,18 @@ def bound(uid: str, column: str) -> bytes:
     return f"{uid}/{column}".encode()
 
 
-def read(subject: Subject, column: str) -> str | None:
+def read(subject: Subject, column: str, ring: KeyRing | None = None) -> str | None:
     """A protected identifier (`sub` or `email`) in clear; None where there is none, or it can no longer be read.
-    Only for viewers who may see personal data."""
+    Only for viewers who may see personal data.
+
+    The key is asked of the database, since another process may have destroyed it. `ring` serves a reader of many, and
+    must not outlive the request."""
     protected = getattr(subject, column)
     if protected is None:
         return None
     try:
-        return reveal(keyring.get(subject.uid), bytes(protected), bound(subject.uid, column)).decode()
+        key = (ring or KeyRing()).get(subject.uid)
+        return reveal(key, bytes(protected), bound(subject.uid, column)).decode()
     except (KeyDestroyed, InvalidTag):
         return None
 
