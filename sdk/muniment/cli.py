@@ -43,8 +43,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="muniment", description="Verify what Muniment recorded, offline.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    verify = commands.add_parser("verify", help="verify a bundle")
-    verify.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verify = commands.add_parser("verify", help="verify a bundle, or an export by its manifest")
+    verify.add_argument("bundle", type=Path, metavar="FILE", help="a bundle, or FILE.manifest.json beside its file")
     verify.add_argument("--trust", type=Path, metavar="FILE", help="keys: a saved /v1/keys, or one vkey a line")
     verify.add_argument(
         "--checkpoint", type=Path, action="append", default=[], metavar="FILE", help="one that you keep (repeatable)"
@@ -69,6 +69,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 def _verify(given: argparse.Namespace) -> int:
     trust = _trust(given.trust) if given.trust else None
+    if manifest := _manifest(given.bundle):
+        return _export(given, manifest, trust)
     held = [_held(path) for path in given.checkpoint]
     since, until = _time("--from", given.since), _time("--to", given.until)
     if since is not None and until is not None and since >= until:
@@ -79,6 +81,30 @@ def _verify(given: argparse.Namespace) -> int:
     except OSError as error:
         raise UsageError(f"{given.bundle.name} cannot be read: {error.strerror}") from None
     _print([json.dumps(told(report), indent=1)] if given.json else map(_plain, _words(report)))
+    return 0 if report.ok else 1
+
+
+def _manifest(path: Path) -> Path | None:
+    """The manifest of an export, where one is given, or the file that it lies beside; else None."""
+    from muniment.exported import SUFFIX  # only who has an export needs it
+
+    if path.name.endswith(SUFFIX):
+        return path
+    beside = path.with_name(path.name + SUFFIX)
+    return beside if beside.exists() else None
+
+
+def _export(given: argparse.Namespace, manifest: Path, trust: Trust | None) -> int:
+    from muniment import exported
+
+    if given.checkpoint or given.since or given.until:
+        raise UsageError("--checkpoint, --from and --to are for bundles; an export is verified as it was made")
+    try:
+        report, facts = exported.verify(manifest, trust)
+    except OSError as error:
+        raise UsageError(f"{manifest.name} cannot be read: {error.strerror}") from None
+    lines = [json.dumps(exported.told(report, facts), indent=1)] if given.json else exported.words(report, facts)
+    _print(lines if given.json else map(_plain, lines))
     return 0 if report.ok else 1
 
 

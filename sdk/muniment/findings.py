@@ -44,6 +44,12 @@ CODES = {
     "receipt-malformed": "A receipt that was kept cannot be read.",
     "receipt-broken": "A receipt that was kept does not lead to what a writer signed.",
     "receipt-untimely": "A receipt is signed by a key that was not valid when it was answered.",
+    "export-malformed": "The manifest of an export cannot be read.",
+    "export-unsigned": "The manifest of an export does not bear a valid signature.",
+    "export-untrusted": "The manifest of an export is signed by a key that is not trusted.",
+    "export-missing": "The file that a manifest is of cannot be read.",
+    "export-changed": "A file is not the one that was exported.",
+    "export-differs": "An export is not what its manifest says.",
     "receipt-contradicted": "A call was answered with a receipt, and the log does not have it as it was answered.",
 }
 
