@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -49,18 +49,23 @@ _known_pattern: re.Pattern[str] | None = None
 
 
 def hide(secret: str | None) -> None:
-    """From now on no line of this process holds this secret; of a URL its password is one as well."""
+    """From now on no line of this process holds this secret; of URLs (with white space between) their passwords."""
     global _known_pattern
-    found = {secret or ""}
-    try:
-        password = urlsplit(secret or "").password
-    except ValueError:
-        password = None
-    if password:
-        found |= {password, unquote(password)}
+    found = set(passwords(secret)) if secret and "://" in secret else {secret or ""}
     _known.update(text for text in found if len(text) >= SHORTEST_SECRET)
     ordered = sorted(_known, key=len, reverse=True)
     _known_pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+
+def passwords(urls: str) -> Iterator[str]:
+    """The passwords of URLs, as they stand there and decoded."""
+    for url in urls.split():
+        try:
+            password = urlsplit(url).password
+        except ValueError:
+            password = url  # nobody knows what of it is secret
+        if password:
+            yield from (password, unquote(password))
 
 
 def redacted(text: str) -> str:

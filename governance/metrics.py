@@ -14,7 +14,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from audit.batching import Batch
 from audit.entries import Entry
 from audit.reasons import REASONS
-from governance.metrics_slots import counted_in
+from governance.metrics_slots import count_in
 
 logger = logging.getLogger(__name__)
 
@@ -30,20 +30,18 @@ OTHER = "other"
 # The places of three columns in a row of a batch (audit.batching.COLUMNS).
 TYPE, DECISION, REASON = 3, 4, 5
 
-with counted_in(settings.MUNIMENT_VAR / "metrics", settings.MUNIMENT_PROCESS == "web") as slots:
-    CALLS = Counter("muniment_calls", "Calls that were decided and recorded.", ("type", "decision", "reason"))
-    RECORDS = Counter("muniment_records", "Records that this instance's web processes wrote.", ("type",))
-    AWAY = Counter("muniment_turned_away", "Calls answered without a record of their own.", ("reason",))
-    REFUSED = Counter("muniment_refused", "Calls of the API that were answered with a problem.", ("status",))
-    TOOK = Histogram("muniment_call_seconds", "From the call's arrival to its answer.", ("endpoint",), buckets=SECONDS)
-    QUEUED = Gauge(
-        "muniment_queue_length", "Entries waiting for the recorder, in the fullest web process.",
-        multiprocess_mode="livemax",
-    )  # fmt: skip
-    CAPACITY = Gauge(
-        "muniment_queue_capacity", "Entries that a web process's queue holds.", multiprocess_mode="livemax"
-    )
-    timers = {endpoint: TOOK.labels(endpoint) for endpoint in ENDPOINTS}
+slots = count_in(settings.MUNIMENT_VAR / "metrics") if settings.MUNIMENT_PROCESS == "web" else None
+CALLS = Counter("muniment_calls", "Calls that were decided and recorded.", ("type", "decision", "reason"))
+RECORDS = Counter("muniment_records", "Records that this instance's web processes wrote.", ("type",))
+AWAY = Counter("muniment_turned_away", "Calls answered without a record of their own.", ("reason",))
+REFUSED = Counter("muniment_refused", "Calls of the API that were answered with a problem.", ("status",))
+TOOK = Histogram("muniment_call_seconds", "From the call's arrival to its answer.", ("endpoint",), buckets=SECONDS)
+QUEUED = Gauge(
+    "muniment_queue_length", "Entries waiting for the recorder, in the fullest web process.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
+CAPACITY = Gauge("muniment_queue_capacity", "Entries that a web process's queue holds.", multiprocess_mode="livemax")
+timers = {endpoint: TOOK.labels(endpoint) for endpoint in ENDPOINTS}
 
 
 def written(batch: Batch) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import multiprocess, values
@@ -122,27 +122,16 @@ def readable(path: Path) -> bool:
     return True
 
 
-@contextmanager
-def counted_in(folder: Path, many: bool) -> Iterator[Slots | None]:
-    """Metrics that are made inside count in the files of this process's slot; without `many`, or where there is no
-    room, in its memory alone: then a scrape tells of the process that answers it. Gives the slots, or None."""
-    slots = _slots(folder) if many else None
-    before = values.ValueClass
-    if slots is not None:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-        identifier: Callable[[], int] = slots.number
-        values.ValueClass = values.MultiProcessValue(identifier)
-    try:
-        yield slots
-    finally:
-        values.ValueClass = before
-
-
-def _slots(folder: Path) -> Slots | None:
+def count_in(folder: Path) -> Slots | None:
+    """All metrics of this process that are made from now on count in the files of its slot. Gives the slots; None where
+    there is no room: then they count in its memory, and a scrape tells of the process that answers it."""
     slots = Slots(folder)
     try:
         slots.number()
     except OSError as error:
         logger.warning("metrics count in this process alone: %s", error.strerror or error)
         return None
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    identifier: Callable[[], int] = slots.number
+    values.ValueClass = values.MultiProcessValue(identifier)
     return slots

@@ -84,7 +84,10 @@ def local(request: HttpRequest) -> bool:
     """Whether a call came from this machine, and through no proxy that says of itself."""
     if any(name in request.META for name in PROXIED):
         return False
-    host = urlsplit(f"//{request.META.get('HTTP_HOST', '')}").hostname or ""
+    try:
+        host = urlsplit(f"//{request.META.get('HTTP_HOST', '')}").hostname or ""
+    except ValueError:
+        return False
     return _loopback(request.META.get("REMOTE_ADDR", "")) and (host == "localhost" or _loopback(host))
 
 

@@ -16,7 +16,7 @@ from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 from psycopg.conninfo import conninfo_to_dict
 
-from governance import role_mapping
+from governance import logs, role_mapping
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
@@ -47,15 +47,15 @@ ALL_KEYS = frozenset().union(*KEYS_OF_PROCESS.values())
 
 
 def read_secret(name: str) -> str | None:
-    """The value of NAME, or the stripped text of the file that NAME_FILE names, or None."""
-    if value := os.environ.get(name):
-        return value
-    if not (path := os.environ.get(f"{name}_FILE")):
-        return None
-    try:
-        return Path(path).read_text().strip()
-    except OSError as error:
-        raise ImproperlyConfigured(f"{name}_FILE cannot be read: {error.strerror}") from None
+    """The value of NAME, or the stripped text of the file that NAME_FILE names, or None. No line of the log has it."""
+    value = os.environ.get(name)
+    if not value and (path := os.environ.get(f"{name}_FILE")):
+        try:
+            value = Path(path).read_text().strip()
+        except OSError as error:
+            raise ImproperlyConfigured(f"{name}_FILE cannot be read: {error.strerror}") from None
+    logs.hide(value)
+    return value or None
 
 
 def read_keys(process: str) -> dict[str, bytes]:
@@ -98,7 +98,7 @@ else:
 CSRF_TRUSTED_ORIGINS = [MUNIMENT_URL] if MUNIMENT_URL else []
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("MUNIMENT_PROXY_TLS", False) else None
 SECURE_SSL_REDIRECT = not MUNIMENT_DEMO
-SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$"]
+SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$", r"^metrics$"]
 SECURE_HSTS_SECONDS = 0 if MUNIMENT_DEMO else 31536000
 SECURE_HSTS_INCLUDE_SUBDOMAINS = not MUNIMENT_DEMO
 SECURE_HSTS_PRELOAD = not MUNIMENT_DEMO
@@ -146,6 +146,7 @@ INSTALLED_APPS = [
     "django_celery_beat",
 ]
 MIDDLEWARE = [
+    "governance.logs.Numbered",
     "governance.headers.PageHeaders",
     "django.middleware.security.SecurityMiddleware",
     "governance.shortcut.ApiShortcut",
@@ -223,6 +224,22 @@ MUNIMENT_OIDC_CLIENT_SECRET = oidc_secret(MUNIMENT_PROCESS)
 MUNIMENT_OIDC_SCOPES = env.str("MUNIMENT_OIDC_SCOPES", "openid email profile")
 MUNIMENT_OIDC_GROUPS_CLAIM = env.str("MUNIMENT_OIDC_GROUPS_CLAIM", "groups")
 MUNIMENT_OIDC_ROLES = oidc_roles(env.str("MUNIMENT_OIDC_ROLES", ""), env.str("MUNIMENT_OIDC_ADMIN_GROUP", ""))
+
+# --- who may scrape /metrics ------------------------------------------------------------------------------
+
+
+def metrics_token(process: str) -> str:
+    """The token that opens /metrics, which web processes alone have; empty where there is none. Raises
+    ImproperlyConfigured for one that could be guessed or cannot be sent."""
+    token = read_secret("MUNIMENT_METRICS_TOKEN") or ""
+    if token and process != "web":
+        raise ImproperlyConfigured(f"MUNIMENT_METRICS_TOKEN is set, but the process {process!r} must not have it")
+    if token and (len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token):
+        raise ImproperlyConfigured("MUNIMENT_METRICS_TOKEN must be 16 or more printable ASCII characters, no spaces")
+    return token
+
+
+MUNIMENT_METRICS_TOKEN = metrics_token(MUNIMENT_PROCESS)
 
 # --- data -------------------------------------------------------------------------------------------------
 
@@ -367,15 +384,7 @@ vars().update(mail_server(read_secret("MUNIMENT_EMAIL_URL") or "smtp://localhost
 EMAIL_TIMEOUT = 10
 DEFAULT_FROM_EMAIL = env.str("MUNIMENT_EMAIL_FROM", f"muniment@{urlsplit(MUNIMENT_URL).hostname or 'localhost'}")
 
-LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["stderr"], "level": env.str("MUNIMENT_LOG_LEVEL", "INFO")},
-    "loggers": {
-        "django.request": {"level": "ERROR"},
-        # It tells of credentials at INFO, and signs aloud at DEBUG.
-        "botocore": {"level": "WARNING"},
-    },
-}
+MUNIMENT_LOG_FORMAT = env.str("MUNIMENT_LOG_FORMAT", "text" if MUNIMENT_DEMO else "json")
+if MUNIMENT_LOG_FORMAT not in logs.FORMATS:
+    raise ImproperlyConfigured("MUNIMENT_LOG_FORMAT must be json or text")
+LOGGING = logs.configuration(MUNIMENT_PROCESS, env.str("MUNIMENT_LOG_LEVEL", "INFO"), MUNIMENT_LOG_FORMAT)

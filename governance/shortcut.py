@@ -1,4 +1,4 @@
-"""Backends have no browser: their calls pass by what Django does for browsers."""
+"""Backends and operators' tools have no browser: their calls pass by what Django does for browsers."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,8 @@ from django.urls import Resolver404, resolve
 
 # Where programs call. AuthZEN (Authorization API 1.0, section 10.1) and RFC 8615 fix the last two.
 PREFIXES = ("/v1/", "/access/v1/", "/.well-known/")
+# What operators' tools ask, by whatever name or address they reach the process; the answers hold no name.
+OPERATIONS = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class ApiShortcut:
@@ -18,9 +20,10 @@ class ApiShortcut:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """Answer a call of the API; pass on everything else, and what has no view."""
-        if not request.path_info.startswith(PREFIXES):
+        if request.path_info.startswith(PREFIXES):
+            request.get_host()  # raises DisallowedHost, which Django answers with 400
+        elif request.path_info not in OPERATIONS:
             return self.get_response(request)
-        request.get_host()  # raises DisallowedHost, which Django answers with 400
         try:
             match = resolve(request.path_info)
         except Resolver404:

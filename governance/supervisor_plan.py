@@ -10,7 +10,7 @@ from governance.embedded_redis import broker_url
 
 URLS = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
 MARK = "MUNIMENT_SUPERVISED"
-WEB_ALONE = "MUNIMENT_OIDC_CLIENT_SECRET"
+WEB_ALONE = ("MUNIMENT_OIDC_CLIENT_SECRET", "MUNIMENT_METRICS_TOKEN")
 
 
 class PlanError(Exception):
@@ -106,7 +106,7 @@ def environment_for(
 
 def _is_secret(name: str, process: str) -> bool:
     base = name.removesuffix("_FILE")
-    if base == WEB_ALONE:
+    if base in WEB_ALONE:
         return process != "web"
     return base in URLS or base.removeprefix("MUNIMENT_") in devkeys.NAMES
 

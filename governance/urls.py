@@ -22,6 +22,7 @@ from governance.forward_auth import ForwardAuthView
 from governance.health import livez, readyz
 from governance.introspection import IntrospectView
 from governance.log_api import CheckpointView, ConsistencyView, InclusionView, TileView
+from governance.metrics_view import scrape
 from governance.outcomes import OutcomeView
 from governance.records_api import RecordsView, RecordView
 from governance.reference import reference
@@ -63,6 +64,7 @@ urlpatterns = [
     path("reference", reference, name="reference"),
     path("livez", livez),
     path("readyz", readyz),
+    path("metrics", scrape),
     path("admin/", admin.site.urls),
     path("", RedirectView.as_view(url="/admin/")),
 ]
