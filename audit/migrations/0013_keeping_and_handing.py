@@ -69,11 +69,13 @@ class Migration(migrations.Migration):
                 ('words', models.TextField(help_text='what the receiver said, in our words')),
                 ('at', models.DateTimeField()),
                 ('retries', models.IntegerField(default=0)),
+                ('asked_at', models.DateTimeField(help_text='when staff asked to send it again; null once it was', null=True)),
                 ('settled_at', models.DateTimeField(help_text='when it was taken after all, or let go', null=True)),
             ],
             options={
                 'verbose_name': 'dead letter',
                 'default_permissions': (),
+                'indexes': [models.Index(condition=models.Q(('settled_at__isnull', True)), fields=['stream', 'at'], name='dead_letter_open')],
                 'constraints': [models.UniqueConstraint(fields=('stream', 'index'), name='dead_letter_once')],
             },
         ),
@@ -242,6 +244,7 @@ class Migration(migrations.Migration):
                 ('due', models.BigIntegerField(default=0, help_text='records that it set out to delete')),
                 ('deleted', models.BigIntegerField(default=0)),
                 ('held', models.BigIntegerField(default=0, help_text='records that were due, and stay under a hold')),
+                ('rules', models.JSONField(default=list, help_text='the rules that it follows; once they change it goes no further')),
                 ('words', models.TextField(default='', help_text='why it waits or failed')),
             ],
             options={

@@ -156,12 +156,17 @@ class DeadLetter(models.Model):
     words = models.TextField(help_text="what the receiver said, in our words")
     at = models.DateTimeField()
     retries = models.IntegerField(default=0)
+    asked_at = models.DateTimeField(null=True, help_text="when staff asked to send it again; null once it was")
     settled_at = models.DateTimeField(null=True, help_text="when it was taken after all, or let go")
 
     class Meta:
         verbose_name = "dead letter"
         default_permissions = ()
         constraints = [models.UniqueConstraint(fields=["stream", "index"], name="dead_letter_once")]
+        # query: audit.streams, what was refused since; its page
+        indexes = [
+            models.Index(fields=["stream", "at"], name="dead_letter_open", condition=Q(settled_at__isnull=True)),
+        ]
 
     def __str__(self) -> str:
         return f"{self.stream} {self.index}"
