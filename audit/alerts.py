@@ -32,6 +32,13 @@ KINDS = {
     ),
     "sealing-late": Kind("Records wait too long to be sealed", "Check that the sealer runs."),
     "anchor-failing": Kind("An anchor cannot be reached", "Until it is reached, newer records are not anchored there."),
+    "stream-stuck": Kind(
+        "A stream to a SIEM has been failing for long",
+        "See what it says under System > Streams. Nothing is lost: it goes on where it stopped.",
+    ),
+    "retention-failed": Kind(
+        "Retention could not be carried out", "Read why on the page Retention. Nothing is lost; it is tried again."
+    ),
     "verification-failed": Kind("The verification of the log found something", "Read the findings; keep the database."),
 }
 

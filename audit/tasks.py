@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from audit import anchors, maintenance, rollups, verification_runs
+from audit import anchors, destinations, export_mail, export_store, maintenance, rollups, streams, verification_runs
 
 
 @shared_task
@@ -39,3 +39,34 @@ def verify_all() -> None:
 def count_records() -> None:
     """Every five seconds: new records are counted, for charts."""
     rollups.catch_up()
+
+
+@shared_task
+def publish_destinations() -> None:
+    """Each minute: the table says which destinations the worker has configured."""
+    destinations.publish()
+
+
+@shared_task
+def mail_exports() -> None:
+    """Each minute: who is to be told of a run that is done is told."""
+    export_mail.send_due()
+
+
+@shared_task
+def sweep_exports() -> None:
+    """Daily: kept files of exports whose time is over are deleted."""
+    export_store.sweep()
+
+
+@shared_task(ignore_result=True)
+def stream_records() -> None:
+    """Every five seconds: each stream gets a task of its own, so that one whose receiver hangs holds up no other."""
+    for name in streams.publish():
+        stream_deliver.apply_async([name], expires=5.0)
+
+
+@shared_task(ignore_result=True)
+def stream_deliver(name: str) -> None:
+    """What one stream has not got is brought to it, for a few seconds."""
+    streams.deliver(name)
