@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
-from audit import anchors
+from audit import anchors, destinations, streams
 from governance.oidc_provider import is_address
 
 # Answered in a second or so; a longer leeway lets a withdrawn token live on.
@@ -42,6 +42,28 @@ def anchors_can_be(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
     except anchors.ConfigError as error:
         hint = "docs/configuration.md, Anchors, says how each kind is written."
         return [Error(f"MUNIMENT_ANCHORS, {error}.", hint=hint, id="muniment.E006")]
+    return []
+
+
+@register(Tags.security)
+def streams_can_be(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """E011: a stream that is written wrong would bring nothing to the SIEM."""
+    try:
+        streams.configured()
+    except streams.ConfigError as error:
+        hint = "docs/siem.md says how each kind is written."
+        return [Error(f"MUNIMENT_STREAMS, {error}.", hint=hint, id="muniment.E011")]
+    return []
+
+
+@register(Tags.security)
+def destinations_can_be(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """E010: a destination that is written wrong would take no export."""
+    try:
+        destinations.configured()
+    except destinations.ConfigError as error:
+        hint = "docs/configuration.md, Destinations, says how each kind is written."
+        return [Error(f"MUNIMENT_DESTINATIONS, {error}.", hint=hint, id="muniment.E010")]
     return []
 
 

@@ -297,6 +297,10 @@ CELERY_BEAT_SCHEDULE = {
         ("clear outbox", "audit.tasks.clear_outbox", 3600.0),
         ("clear sessions", "governance.tasks.clear_sessions", 3600.0),
         ("push anchors", "audit.tasks.push_anchors", MUNIMENT_ANCHOR_INTERVAL),
+        ("publish destinations", "audit.tasks.publish_destinations", 60.0),
+        ("mail exports", "audit.tasks.mail_exports", 60.0),
+        ("sweep kept exports", "audit.tasks.sweep_exports", 24 * 3600.0),
+        ("stream records", "audit.tasks.stream_records", 5.0),
         ("verify a sample", "audit.tasks.verify_sample", 3600.0),
         ("verify the whole log", "audit.tasks.verify_all", 24 * 3600.0),
     ]
@@ -365,6 +369,21 @@ MUNIMENT_SEAL_STATE = Path(env.str("MUNIMENT_SEAL_STATE", str(MUNIMENT_VAR / "se
 # Keys that the verification trusts, as lines or as a saved /v1/keys; else it believes those that the log begins with.
 MUNIMENT_TRUST = env.str("MUNIMENT_TRUST_FILE", "")
 MUNIMENT_ANCHORS = (read_secret("MUNIMENT_ANCHORS") or "").split()
+
+
+def of_worker(variable: str, process: str) -> str:
+    """What is configured with credentials and is the worker's alone; a manage.py command may check it. Raises
+    ImproperlyConfigured for another process."""
+    text = read_secret(variable) or ""
+    if text and process not in ("worker", "manage"):
+        raise ImproperlyConfigured(f"{variable} is set, but the process {process!r} must not have it")
+    return text
+
+
+# Where exports are delivered to, as a YAML list: audit.destinations.
+MUNIMENT_DESTINATIONS = of_worker("MUNIMENT_DESTINATIONS", MUNIMENT_PROCESS)
+# Where records are streamed to, as a YAML list: audit.streams.
+MUNIMENT_STREAMS = of_worker("MUNIMENT_STREAMS", MUNIMENT_PROCESS)
 
 
 def mail_server(url: str) -> dict[str, object]:

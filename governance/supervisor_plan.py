@@ -11,6 +11,8 @@ from governance.embedded_redis import broker_url
 URLS = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
 MARK = "MUNIMENT_SUPERVISED"
 WEB_ALONE = ("MUNIMENT_OIDC_CLIENT_SECRET", "MUNIMENT_METRICS_TOKEN")
+# With credentials of other places: the worker's. Each process refuses to start with what is not its own.
+WORKER_ALONE = ("MUNIMENT_DESTINATIONS", "MUNIMENT_STREAMS", "MUNIMENT_NOTIFY_WEBHOOK")
 
 
 class PlanError(Exception):
@@ -108,6 +110,8 @@ def _is_secret(name: str, process: str) -> bool:
     base = name.removesuffix("_FILE")
     if base in WEB_ALONE:
         return process != "web"
+    if base in WORKER_ALONE:
+        return process != "worker"
     return base in URLS or base.removeprefix("MUNIMENT_") in devkeys.NAMES
 
 
