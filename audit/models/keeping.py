@@ -126,6 +126,7 @@ class RetentionRun(models.Model):
     due = models.BigIntegerField(default=0, help_text="records that it set out to delete")
     deleted = models.BigIntegerField(default=0)
     held = models.BigIntegerField(default=0, help_text="records that were due, and stay under a hold")
+    rules = models.JSONField(default=list, help_text="the rules that it follows; once they change it goes no further")
     words = models.TextField(default="", help_text="why it waits or failed")
 
     class Meta:
