@@ -31,6 +31,7 @@ class People:
         self._first: dict[str, int] = {}  # holder -> the first record that has details under its key
         self._subs: dict[str, bytes] = {}  # uid -> digest of the `sub` that its first record discloses
         self._stripped: list[tuple[int, str | None]] = []
+        self._unhashed: list[tuple[int, str | None, str]] = []  # index, user, and the hash that is not there
 
     def record(self, record: Record, said: dict[str, Any]) -> None:
         """One record, whose statement is what was sealed."""
@@ -67,6 +68,9 @@ class People:
         for index, subject in self._stripped:
             if subject not in erased and not retained(index):
                 self._find("disclosure-missing", index, "has lost its protected details")
+        for index, subject, column in self._unhashed:
+            if subject not in erased:
+                self._hashed_otherwise(index, column)
         if self.opened:
             self._users(erased)
 
@@ -103,8 +107,15 @@ class People:
             self._same(record.index, record.subject, sub)
         for column in (*LOOKUPS.values(), "resource_key"):
             stored = getattr(record, column)
-            if (bytes(stored) if stored is not None else None) != expected.get(column):
-                self._find("column-differs", record.index, f"is found by another {column} than it has")
+            if (bytes(stored) if stored is not None else None) == expected.get(column):
+                continue
+            if stored is None:  # of one who was erased, also while we were at it, that is as it must be
+                self._unhashed.append((record.index, record.subject, column))
+            else:
+                self._hashed_otherwise(record.index, column)
+
+    def _hashed_otherwise(self, index: int, column: str) -> None:
+        self._find("column-differs", index, f"is found by another {column} than it has")
 
     def _same(self, index: int, uid: str, sub: str) -> None:
         """One uid is one user for ever; what the entry of the user says is compared in the end."""
@@ -129,6 +140,9 @@ class People:
         if email is not None:
             same = same and bytes(user.email_key or b"") == subjects.email_key(email)
         if not same or (user.email_key is not None) != (user.email is not None):
+            now = Subject.objects.filter(uid=user.uid).first()
+            if now is not None and _emptied(now):
+                return  # erased between the look at the entry and the look at its key
             words = f"the entry of user {user.uid} does not hold the identifiers that it is found by"
             self._report(Finding("subject-swapped", words, self._first.get(user.uid)))
 

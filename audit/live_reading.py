@@ -4,16 +4,18 @@ open (DESIGN.md section 6, Storage)."""
 import json
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from django.db import connection
+from django.db.models import Q
 
 from audit.live_records import EPOCH
 from audit.models import Batch as BatchRow
-from audit.models import Record, Tile
-from muniment import merkle
+from audit.models import Outbox, Record, Tile
+from muniment import merkle, statements
 from muniment.examine import Batch
 from muniment.merkle import HASH_BYTES
 from muniment.tiles import WIDTH, Tree
@@ -21,6 +23,7 @@ from muniment.tiles import WIDTH, Tree
 MOST = 10_000  # records in a write batch; the writer makes 512 at most
 AT_ONCE = 100  # write batches read in one statement
 AHEAD = 500  # records read in one statement, unless one write batch is larger
+PENDING = Q(record_index=None, kind="erasure", members__action="erased")
 # Each side by itself, so that each is looked up in the index.
 HEAD = """SELECT coalesce(policy, 0), coalesce(next, 0), at, batch, coalesce(drained, 0),
         ARRAY(SELECT index FROM audit_record WHERE index >= coalesce(h.next, 0) ORDER BY index LIMIT 20)
@@ -93,6 +96,17 @@ def vouching(index: int, tree: Tree, start: int) -> tuple[Batch | None, list[byt
 def records(first: int, upto: int) -> list[Record]:
     """The records with an index in [first, upto), in order; one index may be there twice."""
     return list(Record.objects.filter(index__gte=first, index__lt=upto).order_by("index", "at"))
+
+
+def erased_since(index: int) -> set[str]:
+    """Whose erasure is on record at or behind `index`, or on its way there: those who were erased while a verification
+    ran that looks no further."""
+    found = set(Outbox.objects.filter(PENDING).values_list("members__holder", flat=True))
+    for statement in Record.objects.filter(type="erasure", index__gte=index).values_list("statement", flat=True):
+        with suppress(statements.StatementError, AttributeError):
+            said = statements.load(bytes(statement))
+            found |= {said.get("holder")} if said.get("action") == "erased" else set()
+    return {holder for holder in found if isinstance(holder, str)}
 
 
 class Records:

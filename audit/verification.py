@@ -348,7 +348,7 @@ class _Run:
         self._moved()
         self._head(begin)
         self._tables()
-        self.people.finish(self.examiner.erased, self._retained)
+        self.people.finish(self.examiner.erased | reading.erased_since(self.head.next), self._retained)
         self._excused()
 
     def _retained(self, index: int) -> bool:

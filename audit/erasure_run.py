@@ -1,0 +1,144 @@
+"""What the worker does of an erasure, as the owner of the tables: in steps, each of which can be killed and done again.
+
+1. Under the guard row: the holds are asked once more; then, in one transaction, the identifiers, their hashes and the
+   key go, and the record `erasure/erased` is put into the outbox. From then on the person cannot be named any more.
+2. The keyed hashes of the user's records go, in batches, each a transaction of its own under the guard row.
+3. Files of exports that hold the user's protected details are flagged; when the last backup has expired it is complete.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.db import OperationalError, connections, transaction
+from django.utils import timezone
+
+from audit import erasure, erasure_exports, guard, holds, subjects
+from audit.models import DataKey, Erasure, Subject
+from audit.staff_log import tell
+
+logger = logging.getLogger(__name__)
+
+OWNER = "owner"
+BATCH = 1000  # records whose hashes go in one transaction
+MOST_COUNTED = 1_000_000
+LOCK = "200ms"  # for every lock: no call waits for an erasure longer than that
+KEYS = ("request_key", "trace_key", "session_key", "resource_key")
+HASHED = " OR ".join(f"{key} IS NOT NULL" for key in KEYS)
+FIND = f"SELECT at FROM audit_record WHERE subject = %s AND at > %s AND ({HASHED}) ORDER BY at LIMIT %s"  # noqa: S608
+CLEAR = f"UPDATE audit_record SET {', '.join(f'{key} = NULL' for key in KEYS)} WHERE at = ANY(%s)"  # noqa: S608
+BEGINNING = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+Stop = Callable[[], bool]
+
+
+def work() -> int:
+    """Every erasure that waits for something, one after the other; how many were moved on. One that fails says why,
+    stays as it is, and is tried again at the next call."""
+    moved = 0
+    open_ones = Erasure.objects.using(OWNER).exclude(state__in=["refused", "complete"])
+    for row in open_ones.order_by("asked_at"):
+        try:
+            moved += advance(row)
+        except OperationalError as error:  # a lock that was not to be had, or the database is away
+            logger.warning("erasure %d waits: %s", row.pk, type(error).__name__)
+            note(row.pk, "The database was busy or away; it is tried again within a minute.")
+    return moved
+
+
+def note(number: int, words: str) -> None:
+    """Say in the row why it waits, where that can be written."""
+    try:
+        Erasure.objects.using(OWNER).filter(pk=number).update(words=words)
+    except OperationalError:
+        logger.warning("erasure %d: the database is away", number)
+
+
+def advance(row: Erasure) -> bool:
+    """All that can be done of one erasure now; whether that was anything."""
+    moved = False
+    if row.state == "asked":
+        counted = erasure.count(row.subject, MOST_COUNTED, OWNER)
+        moved, row = True, forget(row.pk, counted.said())
+    if row.state == "erased" and row.hashes_gone_at is None:
+        erasure_exports.flag(row.subject, OWNER)
+        clear_hashes(row.subject)
+        Erasure.objects.using(OWNER).filter(pk=row.pk).update(hashes_gone_at=timezone.now(), words="")
+        return True
+    if row.state == "erased" and row.backups_until is not None and row.backups_until <= timezone.now():
+        Erasure.objects.using(OWNER).filter(pk=row.pk, state="erased").update(state="complete")
+        return True
+    return moved
+
+
+def forget(number: int, counts: dict[str, int]) -> Erasure:
+    """Step 1, or the refusal that takes its place. Raises OperationalError where a lock cannot be had."""
+    with guard.locked(OWNER, lock_timeout=LOCK):
+        row = Erasure.objects.using(OWNER).select_for_update().get(pk=number)
+        if row.state != "asked":
+            return row
+        held = holds.covering_subject(row.subject, OWNER)
+        if held or not _may(row.asked_by):
+            row.state, row.holds = "refused", [hold.pk for hold in held]
+            row.words = erasure.refusal(held) or "Refused: who asked for it may not erase users any more."
+            row.save(update_fields=["state", "holds", "words"])
+            erasure.tell_refused(row, OWNER)
+            return row
+        row.state, row.erased_at, row.words, row.counts = "erased", timezone.now(), "", counts
+        row.backups_until = erasure.backups_until(row.erased_at)
+        row.save(update_fields=["state", "erased_at", "words", "counts", "backups_until"])
+        destroy(row.subject, row.erased_at)
+        private = {"reference": row.reference, "reason": row.reason}
+        tell(row.asked_by, "", "erased", private, kind="erasure", using=OWNER, subject=row.subject,
+             holder=row.subject, erasure=row.pk, **counts)  # fmt: skip
+    subjects.forget(row.subject)
+    return row
+
+
+def destroy(uid: str, at: datetime) -> None:
+    """The identifiers, their hashes and the key of a user, in the caller's transaction under the guard row.
+
+    The user's row is locked before the head is, so that nobody waits for the head because of a lock on a user; and the
+    head is held to the end, so that each write batch either sees that the user is gone, or is there when the hashes of
+    records are taken away."""
+    user = Subject.objects.using(OWNER).select_for_update().filter(uid=uid).first()
+    with connections[OWNER].cursor() as cursor:
+        cursor.execute("SELECT 1 FROM audit_head FOR UPDATE")
+    if user is not None:
+        for column in erasure.IDENTIFIERS:
+            setattr(user, column, None)
+        user.erased_at = user.erased_at or at
+        user.save(using=OWNER, update_fields=[*erasure.IDENTIFIERS, "erased_at"])
+    DataKey.objects.using(OWNER).filter(holder=uid).delete()
+
+
+def _may(actor: str) -> bool:
+    """Whether who asked may still erase: asked again where it is done."""
+    kind, _, number = actor.partition(":")
+    if kind == "system":  # an erasure that is applied again after a restore
+        return True
+    user: Any = get_user_model().objects.using(OWNER).filter(pk=number if number.isdecimal() else None).first()
+    return user is not None and user.is_active and user.is_staff and user.has_perm("audit.add_erasure")
+
+
+def clear_hashes(uid: str, stop: Stop = lambda: False) -> int:
+    """Step 2: how many records lost their hashes. Going on after it was killed reads the user's records once more."""
+    cleared, after = 0, BEGINNING
+    while not stop():
+        with guard.locked(OWNER, lock_timeout=LOCK), connections[OWNER].cursor() as cursor:
+            cursor.execute(FIND, [uid, after, BATCH])
+            times = [at for (at,) in cursor.fetchall()]
+            if not times:
+                return cleared
+            cursor.execute("SELECT set_config('muniment.maintenance', 'on', true)")
+            cursor.execute(CLEAR, [times])
+            cleared, after = cleared + cursor.rowcount, times[-1]
+    return cleared
+
+
+def hashed(uid: str, using: str = OWNER) -> bool:
+    """Whether a record of the user has a keyed hash left: reads all of the user's records."""
+    with transaction.atomic(using=using), connections[using].cursor() as cursor:
+        cursor.execute(FIND, [uid, BEGINNING, 1])
+        return cursor.fetchone() is not None
