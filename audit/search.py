@@ -105,6 +105,12 @@ def outcomes_of(records: Sequence[Record]) -> dict[UUID, Record]:
     return {outcome.parent: outcome for outcome in told if outcome.parent is not None}
 
 
+def outcome_statements(decisions: Sequence[UUID], upto: int) -> list[tuple[UUID, bytes]]:
+    """The statements of the outcomes, with an index below `upto`, of some decisions that a viewer was shown: of many at
+    once, as (decision, statement), the first first."""
+    return search_pages.outcomes(decisions, time_of(min(decisions)), upto) if decisions else []
+
+
 def one(viewer: Viewer, record: UUID) -> Record | None:
     """A record that the viewer may see; None where there is none for them. Raises PermissionDenied."""
     check(viewer)

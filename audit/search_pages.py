@@ -4,6 +4,7 @@ held open (DESIGN.md section 6, Storage). `audit.search` decides who may read, a
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from django.db import connection
@@ -14,6 +15,10 @@ PAGE = 5_000  # indices that one statement looks at
 STATEMENT = """SELECT index, decision{columns} FROM audit_record
     WHERE index >= %(first)s AND index < %(upto)s AND at >= %(since)s AND at < %(until)s{conditions}
     ORDER BY index"""
+# As one join rather than by a list of values, which the planner takes for a handful.
+OUTCOMES = """SELECT o.parent, o.statement FROM unnest(%(decisions)s::uuid[]) AS d(id)
+    JOIN audit_record o ON o.parent = d.id AND o.type = 'outcome'
+    WHERE o.at >= %(since)s AND o.index < %(upto)s ORDER BY o.index"""
 
 Row = tuple[Any, ...]
 
@@ -38,3 +43,8 @@ def _read(statement: str, given: Mapping[str, Any]) -> list[Row]:
     connection.ensure_connection()
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
         return cursor.execute(statement, given, binary=True).fetchall()
+
+
+def outcomes(decisions: Sequence[UUID], since: datetime, upto: int) -> list[tuple[UUID, bytes]]:
+    """Parent and statement of the outcomes of these decisions, by index, below `upto`; none is before `since`."""
+    return _read(OUTCOMES, {"decisions": list(decisions), "since": since, "upto": upto})
