@@ -37,6 +37,8 @@ STAFF_ACTIONS = {
     "subject.sign_out": "signed user {subject} out everywhere",
     "person.lookup": "looked for a user by {by}", "personal.view": "looked at protected details of {subject}",
     "records.csv": "took a page of {count} records out as a file",
+    "export.downloaded": "downloaded the {file} file of run {run} of export {export}",
+    "export.mailed": "told {mailed} recipients by e-mail of run {run} of export {export}",
     "person.report": "made a report of all that was done with the data of user {subject}",
     "inbox.ignore_client": "decided to leave the client id {client_id} refused",
     "inbox.heed_client": "put the client id {client_id} back into the inbox",

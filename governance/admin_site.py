@@ -20,6 +20,7 @@ class MunimentAdminSite(AdminSite):
     enable_nav_sidebar = False
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
+        from audit.downloads import DownloadViews
         from audit.log_page import LogViews
         from audit.people_view import PeopleViews
         from audit.person_report_view import PersonReportViews
@@ -45,6 +46,7 @@ class MunimentAdminSite(AdminSite):
             *RecordView(self, directory).urls(),
             *RecordViews(self, directory).urls(),
             *LogViews(self).urls(),
+            *DownloadViews(self).urls(),
             *InboxViews(self).urls(),
             *reasons_page.urls(self),
             *SignInViews(self).urls(),
