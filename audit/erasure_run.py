@@ -7,12 +7,14 @@
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.db import OperationalError, connections, transaction
+from django.db import Error, OperationalError, connections, transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from audit import erasure, erasure_exports, guard, holds, subjects
@@ -30,21 +32,42 @@ HASHED = " OR ".join(f"{key} IS NOT NULL" for key in KEYS)
 FIND = f"SELECT at FROM audit_record WHERE subject = %s AND at > %s AND ({HASHED}) ORDER BY at LIMIT %s"  # noqa: S608
 CLEAR = f"UPDATE audit_record SET {', '.join(f'{key} = NULL' for key in KEYS)} WHERE at = ANY(%s)"  # noqa: S608
 BEGINNING = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
-Stop = Callable[[], bool]
+WORKING = 0x65726173  # an advisory lock
+BUSY = "The database was busy or away; it is tried again within a minute."
 
 
 def work() -> int:
     """Every erasure that waits for something, one after the other; how many were moved on. One that fails says why,
-    stays as it is, and is tried again at the next call."""
+    stays as it is, and is tried again at the next call. Nothing while another worker is at it."""
     moved = 0
-    open_ones = Erasure.objects.using(OWNER).exclude(state__in=["refused", "complete"])
-    for row in open_ones.order_by("asked_at"):
-        try:
-            moved += advance(row)
-        except OperationalError as error:  # a lock that was not to be had, or the database is away
-            logger.warning("erasure %d waits: %s", row.pk, type(error).__name__)
-            note(row.pk, "The database was busy or away; it is tried again within a minute.")
+    with _alone() as alone:
+        for row in due() if alone else []:
+            try:
+                moved += advance(row)
+            except OperationalError as error:  # a lock that was not to be had, or the database is away
+                logger.warning("erasure %d waits: %s", row.pk, type(error).__name__)
+                note(row.pk, BUSY)
     return moved
+
+
+def due() -> list[Erasure]:
+    """What is asked for, not done to its end, or complete by now; the oldest first."""
+    over = Q(state="erased", hashes_gone_at=None) | Q(state="erased", backups_until__lte=timezone.now())
+    return list(Erasure.objects.using(OWNER).filter(Q(state="asked") | over).order_by("asked_at", "pk"))
+
+
+@contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether no other worker is at it: a lock of the session, which ends with it."""
+    with connections[OWNER].cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [WORKING])
+        (alone,) = cursor.fetchone()
+    try:
+        yield alone
+    finally:
+        if alone:
+            with suppress(Error), connections[OWNER].cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_unlock(%s)", [WORKING])
 
 
 def note(number: int, words: str) -> None:
@@ -122,10 +145,10 @@ def _may(actor: str) -> bool:
     return user is not None and user.is_active and user.is_staff and user.has_perm("audit.add_erasure")
 
 
-def clear_hashes(uid: str, stop: Stop = lambda: False) -> int:
+def clear_hashes(uid: str) -> int:
     """Step 2: how many records lost their hashes. Going on after it was killed reads the user's records once more."""
     cleared, after = 0, BEGINNING
-    while not stop():
+    while True:
         with guard.locked(OWNER, lock_timeout=LOCK), connections[OWNER].cursor() as cursor:
             cursor.execute(FIND, [uid, after, BATCH])
             times = [at for (at,) in cursor.fetchall()]
@@ -134,7 +157,6 @@ def clear_hashes(uid: str, stop: Stop = lambda: False) -> int:
             cursor.execute("SELECT set_config('muniment.maintenance', 'on', true)")
             cursor.execute(CLEAR, [times])
             cleared, after = cleared + cursor.rowcount, times[-1]
-    return cleared
 
 
 def hashed(uid: str, using: str = OWNER) -> bool:

@@ -2,13 +2,36 @@
 
 from celery import shared_task
 
-from audit import anchors, destinations, export_mail, export_store, maintenance, rollups, streams, verification_runs
+from audit import (
+    anchors,
+    destinations,
+    erasure_restore,
+    erasure_run,
+    export_mail,
+    export_store,
+    maintenance,
+    rollups,
+    streams,
+    verification_runs,
+)
 
 
 @shared_task
 def make_partitions() -> None:
     """Hourly: the months that records will come into have their partition."""
     maintenance.make_partitions()
+
+
+@shared_task(ignore_result=True)
+def erase_users() -> None:
+    """Every ten seconds: who was asked to be erased is, and what is left of that to do is done."""
+    erasure_run.work()
+
+
+@shared_task(ignore_result=True)
+def hold_erasures() -> None:
+    """Hourly: what a restore brought back of erased users goes again."""
+    erasure_restore.mend()
 
 
 @shared_task

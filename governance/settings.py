@@ -295,6 +295,8 @@ CELERY_BEAT_SCHEDULE = {
         ("make partitions", "audit.tasks.make_partitions", 3600.0),
         ("count records", "audit.tasks.count_records", 5.0),
         ("clear outbox", "audit.tasks.clear_outbox", 3600.0),
+        ("erase users", "audit.tasks.erase_users", 10.0),
+        ("hold erasures", "audit.tasks.hold_erasures", 3600.0),
         ("clear sessions", "governance.tasks.clear_sessions", 3600.0),
         ("push anchors", "audit.tasks.push_anchors", MUNIMENT_ANCHOR_INTERVAL),
         ("publish destinations", "audit.tasks.publish_destinations", 60.0),

@@ -7,7 +7,10 @@ from django.core.wsgi import get_wsgi_application
 from django.urls import get_resolver
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "governance.settings")
-application = get_wsgi_application()
+django_application = get_wsgi_application()
+from governance.erasure_gate import Gate  # noqa: E402 - its models need the settings
+
+application = Gate(django_application)
 # All code is loaded before the first request, not during it; and what lives as long as the process is kept out of the
 # garbage collector's full rounds, which else stop every thread for some 75 ms (measured), verify calls among them.
 get_resolver().check()

@@ -1,0 +1,56 @@
+"""Nothing is served from a database that was restored to a state in which erased users are there again."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from threading import Lock
+from typing import Any
+
+from django.db import Error, connection
+
+from audit.erasure_restore import checked
+
+logger = logging.getLogger(__name__)
+
+ALIVE = "/livez"
+AGAIN = 2.0  # seconds between two looks while it is closed
+AWAY = "Whether users who were erased are there again could not be looked at: the database cannot be reached."
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class Gate:
+    """A WSGI application (PEP 3333) around another: until a look at the database found that every erasure of the log
+    holds, each request but /livez is answered with 503. From then on it costs a comparison."""
+
+    def __init__(self, application: Application, look: Callable[[], str] = checked) -> None:
+        self.application, self.look = application, look
+        self.open, self.why, self.looked_at = False, "", float("-inf")
+        self.looking = Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer, or refuse to."""
+        if self.open or environ.get("PATH_INFO") == ALIVE or self._opens():
+            return self.application(environ, start_response)
+        members = {"type": "urn:muniment:problem:unavailable", "title": "Unavailable", "status": 503}
+        body = json.dumps(members | {"detail": self.why}).encode()
+        headers = [("Content-Type", "application/problem+json"), ("Content-Length", str(len(body))),
+                   ("Retry-After", "5"), ("Cache-Control", "no-store")]  # fmt: skip
+        start_response("503 Service Unavailable", headers)
+        return [body]
+
+    def _opens(self) -> bool:
+        """Look, at most once in two seconds, one thread at a time."""
+        with self.looking:
+            if self.open or time.monotonic() - self.looked_at < AGAIN:
+                return self.open
+            try:
+                why = self.look()
+            except Error:
+                why = AWAY
+            finally:
+                connection.close()  # it is of no request, and would outlive this one
+            if why and why != self.why:
+                logger.error("%s", why)
+            self.why, self.open, self.looked_at = why, not why, time.monotonic()
+            return self.open
