@@ -29,19 +29,19 @@ FORMATS = ("json", "text")
 PATTERNS = [
     re.compile(pattern, flags)
     for pattern, flags in (
-        (r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S),
+        (r"(-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----)[A-Za-z0-9+/=\s\\-]*", 0),
         # The whole value of a header or member that carries credentials (RFC 9110 section 11.6.2).
         (r"((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic|dpop|digest|negotiate)\s+)?[^\s'\",;]+",
          re.I),
         (r"(\b(?:bearer|basic|dpop)\s+)[A-Za-z0-9._~+/=-]{8,}", re.I),
         (r"((?:set-)?cookie['\"]?\s*:\s*['\"]?)[^\r\n'\"]+", re.I),
         (r"(\b(?:mk|sk)_)[A-Za-z0-9_-]{4,}", 0),
-        (r"(\beyJ)[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)*", 0),
-        (r"([a-z][a-z0-9+.-]*://)[^\s/@'\"]*@", re.I),
+        (r"(eyJ)[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)*", 0),
+        (r"(\b[a-z][a-z0-9+.-]{0,30}://)[^\s/@'\"]*@", re.I),
         (r"(\b(?:password|passwd|pwd|secret|client_secret|api_key|apikey|access_token|refresh_token|id_token|token|"
          r"pepper|private_key|sub|subject_token|assertion|email|e-mail|login_hint)['\"]?\s*(?:=|:)\s*)"
-         r"(?:\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^\s,;&'\")}\]]+)", re.I),
-        (r"()[A-Za-z0-9.!#$%&*+/=?^_`{|}~-]+(?:@|%40)[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+", 0),
+         r"(?:\"(?:[^\"\\]|\\+.)*\"|'(?:[^'\\]|\\+.)*'|[^\s,;&'\")}\]]+)", re.I),
+        (r"()[A-Za-z0-9.!#$%&*+/=?^_`{|}~-]{1,64}(?:@|%40)[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]+)+", 0),
     )
 ]  # fmt: skip
 _known: set[str] = set()

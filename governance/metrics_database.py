@@ -7,6 +7,7 @@ out and named by `muniment_scrape_failed`, so that its alarm is for the part and
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import islice
 
 from django.db import Error, connection, transaction
 from django.db.models import Count, Max, Min, Sum
@@ -32,6 +33,7 @@ from audit.models import (
     Verification,
 )
 from audit.models.handing import OPEN
+from audit.schedules import parse, slots
 from governance.idempotency import store
 
 SECONDS = 2  # for a query
@@ -126,6 +128,10 @@ def _verification(p: Pulse) -> Iterator[Metric]:
 
 def _exports(p: Pulse) -> Iterator[Metric]:
     due = list(ExportRun.objects.filter(state__in=OPEN).values_list("slot", flat=True))
+    # A slot whose run was not made, because nobody makes them, is late as well.
+    scheduled = Export.objects.filter(enabled=True, due_from__isnull=False).exclude(schedule="")
+    for schedule, since in scheduled.values_list("schedule", "due_from")[:MOST]:
+        due += islice(slots(parse(schedule), since, p.now), 1)
     yield gauge("export_lag_seconds", "Age of the oldest export that is due and not done.",
                 age(p.now, min(due, default=None)))  # fmt: skip
     failing = Export.objects.filter(enabled=True).aggregate(of=Sum("failures"))["of"] or 0
