@@ -17,6 +17,7 @@ from audit.live_seams import words as seam_words
 from audit.live_tree import Held, Tree
 from audit.models import Checkpoint, Log, PublishedKey, Record
 from audit.seal_reading import log_origin
+from audit.spans import Spans
 from muniment import checkpoints, merkle, statements
 from muniment.checkpoints import CheckpointError
 from muniment.examine import Batch, Entry, Examiner
@@ -344,31 +345,21 @@ class _Run:
             if seam := self.seams.get(number):
                 seam.finish(tree, self.leaves[number], self.examiner.notices)
             tree.finish()
+        self.retained = Spans(self.examiner.retained)
         self._gone()
         self._moved()
         self._head(begin)
         self._tables()
-        self.people.finish(self.examiner.erased | reading.erased_since(self.head.next), self._retained)
+        self.people.finish(self.examiner.erased | reading.erased_since(self.head.next), self.retained.__contains__)
         self._excused()
-
-    def _retained(self, index: int) -> bool:
-        return any(first <= index < first + size for first, size in self.examiner.retained)
 
     def _gone(self) -> None:
         """Records that are missing, unless a retention record names them."""
         for first, size in self.gaps:
-            at = first
-            while at < first + size:
-                covers = [low + count for low, count in self.examiner.retained if low <= at < low + count]
-                if covers:
-                    at = max(covers)
-                    continue
-                later = [low for low, _ in self.examiner.retained if at < low < first + size]
-                end = min([first + size, *later])
-                which = f"record {at:,} is" if end == at + 1 else f"records {at:,} to {end - 1:,} are"
-                words = f"{which} missing, and no retention record accounts for {'it' if end == at + 1 else 'them'}"
+            for at, count in self.retained.without(first, size):
+                which = f"record {at:,} is" if count == 1 else f"records {at:,} to {at + count - 1:,} are"
+                words = f"{which} missing, and no retention record accounts for {'it' if count == 1 else 'them'}"
                 self.report.add(Finding("record-missing", words, at))
-                at = end
 
     def _excused(self) -> None:
         """What records say was deleted by rule: staff compare it with what they did."""
@@ -378,7 +369,9 @@ class _Run:
             words = f"Retention records account for {deleted:,} deleted records, in {ranges:,} ranges."
             self.report.notes.append(words)
         if self.examiner.erased:
-            self.report.notes.append(f"Erasure records account for {len(self.examiner.erased):,} destroyed keys.")
+            self.report.notes.append(
+                f"Erasure and retention records account for {len(self.examiner.erased):,} destroyed keys."
+            )
 
     def _moved(self) -> None:
         """Changed records whose bytes are another one's: they were moved."""

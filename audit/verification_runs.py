@@ -13,6 +13,7 @@ from django.utils import timezone
 from audit import alerts, logtree, verification
 from audit.models import Record, Verification
 from audit.record_check import verify_record
+from audit.spans import Spans
 from audit.trusting import believed, given
 from audit.verification import Report
 from muniment.checkpoints import CheckpointError
@@ -87,10 +88,10 @@ def sample(count: int) -> Report:
         return report
     report.size = log.start + newest.size
     trust = believed()
-    retained = _retained(trust)
+    retained = Spans(_retained(trust))
     for index in sorted(random.sample(range(log.start, report.size), min(count, newest.size))):
         found = list(Record.objects.filter(index=index)[:2])
-        if not found and not any(first <= index < first + size for first, size in retained):
+        if not found and index not in retained:
             words = f"record {index:,} is missing, and no retention record accounts for it"
             report.add(Finding("record-missing", words, index))
         if len(found) > 1:

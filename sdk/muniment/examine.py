@@ -20,6 +20,8 @@ UNKNOWN = bytes(merkle.HASH_BYTES)
 """Stands for the leaf of a record of which nothing is left."""
 
 SEAMS = ("log.open", "log.adopted")
+DAILY = "backend:"
+"""How the holders of the keys begin under which details of callers are that could not be established."""
 
 LONGEST = 100  # characters of a policy's digest that are looked at; it has 64
 MOST_WAITING = 100  # decisions that wait for the record of their policy version
@@ -214,6 +216,8 @@ class Examiner:
             self.trust.learn(said)
         elif kind == "retention" and said.get("action") == "deleted":
             self.retained += _ranges(said.get("ranges"))
+        elif kind == "retention" and said.get("action") == "keys.destroyed":
+            self.erased |= _daily(said.get("holders"))
         elif kind == "erasure" and said.get("action") == "erased" and isinstance(said.get("holder"), str):
             self.erased.add(said["holder"])
         elif kind == "notice" and said.get("action") in SEAMS:
@@ -291,3 +295,10 @@ def _ranges(value: object) -> list[tuple[int, int]]:
         for pair in value
         if isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair)
     ]
+
+
+def _daily(value: object) -> set[str]:
+    """Holders of daily keys of backends, as a retention record tells them; the key of a user goes by erasure alone."""
+    if not isinstance(value, list):
+        return set()
+    return {one for one in value if isinstance(one, str) and one.startswith(DAILY)}

@@ -74,6 +74,7 @@ def past(folder: Path, *when: int) -> Iterator[Past]:
         made = Past(build(), sealer, datetime.now(UTC))
         made.at(*when)
         process.start_recorder(clock=lambda: made.now)
+        drained()  # the policy's records come first
         try:
             yield made
         finally:
@@ -89,9 +90,14 @@ def rule(days: int, **named: Any) -> RetentionRule:
 
 def hold(**named: Any) -> Hold:
     """A hold in force."""
-    return Hold.objects.create(
-        matter="M-1", reason="a test", placed_by="staff:1", placed_at=timezone.now(), **named
-    )
+    return Hold.objects.create(matter="M-1", reason="a test", placed_by="staff:1", placed_at=timezone.now(), **named)
+
+
+def released(placed: Hold) -> None:
+    """A hold that was in force is so no more."""
+    now = timezone.now()
+    said = {"release_asked_by": "staff:1", "release_asked_at": now, "released_by": "staff:2", "released_at": now}
+    Hold.objects.filter(pk=placed.pk).update(**said)
 
 
 def there(*ids: str) -> int:

@@ -1,16 +1,16 @@
 """A run of retention: what is due goes, what is not stays, and the log accounts for every gap."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from audit import alerts, retention, retention_deciding, retention_deleting
+from audit import alerts, retention, retention_deleting
 from audit.models import Outbox, Record, RetentionRule, RetentionRun, RetentionStep
 from muniment import statements
-from tests.audit.retained import Past, findings, gaps, hold, past, rule, tables, there
+from tests.audit.retained import Past, findings, gaps, hold, past, released, rule, tables, there
 from tests.audit.test_partitions import drop_months
 
 
@@ -52,3 +52,198 @@ def test_without_a_rule_nothing_is_deleted(log: Past) -> None:
     assert log.retain().state == "done" and there(*old) == 3
     rule(30, backend="another")
     assert log.retain().state == "done" and there(*old) == 3
+
+
+def test_a_month_of_which_nearly_all_goes_is_replaced_by_what_stays_guarded_as_before(
+    log: Past, owner_url: str
+) -> None:
+    log.at(2025, 2, 3).call(40)
+    kept = log.call(2, user="bob")
+    log.at(2025, 4, 1).call()
+    hold(subject=str(Record.objects.get(id=kept[0]).subject))
+    rule(10)
+    before = table(owner_url, "audit_record_202502")
+    run = log.retain()
+    assert (run.state, run.deleted, run.held) == ("done", 40, 2)
+    after = table(owner_url, "audit_record_202502")
+    assert after.pop("oid") != before.pop("oid") and after == before
+    assert there(*kept) == 2 and findings() == []
+    with psycopg.connect(owner_url) as owner:
+        for attempt in ("DELETE FROM audit_record_202502", "TRUNCATE audit_record_202502",
+                        "UPDATE audit_record_202502 SET tool = 'x'"):  # fmt: skip
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), owner.transaction():
+                owner.execute(attempt)
+
+
+def table(owner_url: str, name: str) -> dict[str, object]:
+    """What there is of a partition besides its rows."""
+    asked = {
+        "oid": "SELECT %s::regclass::oid",
+        "columns": "SELECT array_agg(attname || atttypid::regtype::text || attnotnull ORDER BY attnum)"
+        " FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0",
+        "triggers": "SELECT array_agg(tgname || tgtype || tgenabled::text ORDER BY tgname) FROM pg_trigger"
+        " WHERE tgrelid = %s::regclass",
+        "checks": "SELECT array_agg(pg_get_constraintdef(oid) ORDER BY pg_get_constraintdef(oid)) FROM pg_constraint"
+        " WHERE conrelid = %s::regclass",
+        "indexes": "SELECT array_agg(inhparent::regclass::text || indisvalid ORDER BY inhparent::regclass::text)"
+        " FROM pg_index"
+        " LEFT JOIN pg_inherits ON inhrelid = indexrelid WHERE indrelid = %s::regclass",
+        "bound": "SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = %s::regclass",
+        "owner": "SELECT relowner, relpersistence FROM pg_class WHERE oid = %s::regclass",
+    }
+    with psycopg.connect(owner_url) as owner:
+        return {what: owner.execute(query, [name]).fetchone() for what, query in asked.items()}
+
+
+def test_a_month_of_which_nothing_stays_has_no_table_any_more(log: Past) -> None:
+    log.at(2025, 2, 3).call(8)
+    log.at(2025, 4, 1).call()
+    rule(10)
+    assert log.retain().deleted == 8
+    assert tables() == ["audit_record_202501", "audit_record_202504"]
+    assert findings() == []
+
+
+def test_of_the_newest_day_nothing_is_deleted_and_its_table_is_not_replaced(log: Past) -> None:
+    log.at(2025, 2, 3).call(20)
+    newest = log.at(2025, 2, 28, 23).call(3)
+    rule(1)
+    later = datetime(2030, 1, 1, tzinfo=UTC)  # of a log in which nothing happened for years
+    assert log.retain(later).deleted == 20
+    assert there(*newest) == 3 and "audit_record_202502" in tables()
+
+
+def test_what_is_not_sealed_is_not_deleted(log: Past) -> None:
+    log.at(2025, 2, 3).call(5)
+    log.seal()
+    unsealed = log.at(2025, 2, 4).call(5)
+    log.at(2025, 6, 1).call()
+    rule(10)
+    run = retention.run(log.now, wait=0)
+    assert (run.state, run.due) == ("waiting", 5)
+    log.seal()
+    run = retention.go_on(wait=0) or run
+    assert run.deleted == 5 and there(*unsealed) == 5
+    assert findings() == []
+
+
+def test_records_by_which_others_are_judged_stay_for_ever(log: Past) -> None:
+    before = set(Record.objects.filter(type__in=["policy", "key", "notice"]).values_list("index", flat=True))
+    log.at(2025, 2, 3).call(3)
+    log.at(2026, 2, 3).call()
+    rule(1)
+    log.retain()
+    log.at(2027, 2, 3).call()
+    log.retain()
+    stay = Record.objects.filter(index__in=before).count()
+    assert before and stay == len(before)
+    assert len(said("retention", "deleted")) == 2
+    assert findings() == []
+
+
+def test_a_hold_that_is_placed_after_the_log_was_told_keeps_its_records(
+    log: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most in (20_000, 0):  # a new table, and in batches
+        monkeypatch.setattr(retention_deleting, "KEPT_MOST", most)
+        log.at(log.now.year + 1, 2, 3).call(20)
+        held = log.call(2, user=f"held-{most}")
+        log.at(log.now.year, 6, 1).call()
+        RetentionRule.objects.all().delete()
+        rule(10)
+        log.seal()
+        retention.run(log.now, wait=0)
+        log.seal()
+        placed = hold(subject=str(Record.objects.get(id=held[0]).subject))
+        run = retention.go_on(wait=0)
+        assert run is not None and run.state == "done" and there(*held) == 2
+        assert run.deleted == run.due - 2
+        assert findings() == []
+        released(placed)
+        assert log.retain().deleted == 2 and there(*held) == 0  # released: told once more, and gone
+        assert findings() == []
+
+
+def test_rules_that_change_before_it_deletes_end_a_run(log: Past) -> None:
+    old = log.at(2025, 2, 3).call(5)
+    log.at(2025, 6, 1).call()
+    made = rule(10)
+    log.seal()
+    assert retention.run(log.now, wait=0).state == "waiting"
+    log.seal()
+    RetentionRule.objects.filter(pk=made.pk).update(days=3650)
+    run = retention.go_on(wait=0)
+    assert run is not None and run.state == "done" and "changed" in run.words
+    assert run.deleted == 0 and there(*old) == 5
+    assert retention.go_on(wait=0) is None
+    assert findings() == []  # what was told and not done is no finding
+
+
+def test_an_entry_that_became_something_else_deletes_nothing_and_says_so(log: Past) -> None:
+    old = log.at(2025, 2, 3).call(5)
+    log.at(2025, 6, 1).call()
+    rule(10)
+    log.seal()
+    retention.run(log.now, wait=0)
+    log.seal()
+    RetentionStep.objects.using("owner").update(ranges=[[0, 10_000]])
+    run = retention.go_on(wait=0)
+    assert run is not None and run.state == "failed" and "does not say" in run.words
+    assert there(*old) == 5
+    assert [alert.kind for alert in alerts.open_alerts()] == ["retention-failed"]
+
+
+def test_what_was_cleared_from_the_outbox_before_it_was_seen_is_told_again(log: Past) -> None:
+    log.at(2025, 2, 3).call(5)
+    log.at(2025, 6, 1).call()
+    rule(10)
+    log.seal()
+    retention.run(log.now, wait=0)
+    log.seal()
+    Outbox.objects.using("owner").all().delete()
+    assert (run := retention.go_on(wait=0)) is not None and run.state == "waiting"
+    log.seal()
+    assert (run := retention.go_on(wait=0)) is not None and (run.state, run.deleted) == ("done", 5)
+    assert findings() == []
+
+
+def test_it_waits_for_an_anchor_where_some_are_configured(log: Past, settings: object, tmp_path: Path) -> None:
+    from audit import anchors
+
+    log.at(2025, 2, 3).call(5)
+    log.at(2025, 6, 1).call()
+    rule(10)
+    (tmp_path / "anchor").mkdir()
+    settings.MUNIMENT_ANCHORS = [f"file://{tmp_path / 'anchor'}"]  # type: ignore[attr-defined]
+    run = log.retain()
+    assert run.state == "waiting" and "anchored" in run.words
+    anchors.push_all()
+    assert (run := retention.go_on(wait=0) or run).deleted == 5 and run.state == "done"
+
+
+def test_two_runs_at_once_are_one(log: Past, owner_url: str) -> None:
+    with psycopg.connect(owner_url) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [retention.RUNNING])
+        with pytest.raises(retention.Running):
+            retention.run(log.now, wait=0)
+    assert not RetentionRun.objects.exists()
+    assert retention.run(log.now, wait=0).state == "done"
+
+
+def test_a_lock_that_cannot_be_had_fails_the_run_in_words_and_it_is_tried_again(
+    log: Past, owner_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_deleting, "ATTEMPTS", 2)
+    monkeypatch.setattr(retention_deleting, "PAUSE", 0.01)
+    log.at(2025, 2, 3).call(8)
+    log.at(2025, 6, 1).call()
+    rule(10)
+    log.seal()
+    retention.run(log.now, wait=0)
+    log.seal()
+    with psycopg.connect(owner_url) as reader:
+        reader.execute("LOCK TABLE audit_record IN ACCESS SHARE MODE")
+        run = retention.go_on(wait=0)
+        assert run is not None and run.state == "failed" and "lock" in run.words and run.deleted == 0
+    assert (run := retention.go_on(wait=0)) is not None and (run.state, run.deleted) == ("done", 8)
+    assert alerts.open_alerts() == []

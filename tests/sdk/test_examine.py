@@ -323,6 +323,8 @@ def test_deletions_and_erasures_are_noted_and_junk_in_them_is_not(log: Log) -> N
     log.write(
         {"type": "retention", "action": "deleted", "ranges": [[0, 2], [5, 1], [1], "x", [-1, 2], [True, 1]]},
         {"type": "retention", "action": "planned", "ranges": [[0, 99]]},
+        {"type": "retention", "action": "keys.destroyed", "holders": ["backend:inner:2026-01-02", "usr_3", 7]},
+        {"type": "retention", "action": "keys.destroyed", "holders": "backend:x"},
         {"type": "erasure", "action": "erased", "holder": "usr_1"},
         {"type": "erasure", "action": "erased", "holder": 7},
         {"type": "erasure", "action": "refused", "holder": "usr_2"},
@@ -332,8 +334,8 @@ def test_deletions_and_erasures_are_noted_and_junk_in_them_is_not(log: Log) -> N
     found, _, examiner = log.examine()
     assert found == []
     assert examiner.retained == [(0, 2), (5, 1)]
-    assert examiner.erased == {"usr_1"}
-    assert [(index, said["log"]) for index, said in examiner.notices] == [(13, 2)]
+    assert examiner.erased == {"usr_1", "backend:inner:2026-01-02"}  # a user's key goes by erasure alone
+    assert [(index, said["log"]) for index, said in examiner.notices] == [(15, 2)]
 
 
 def test_a_finding_has_a_code_of_the_registry() -> None:
