@@ -37,6 +37,13 @@ STAFF_ACTIONS = {
     "subject.sign_out": "signed user {subject} out everywhere",
     "person.lookup": "looked for a user by {by}", "personal.view": "looked at protected details of {subject}",
     "records.csv": "took a page of {count} records out as a file",
+    "export.created": "defined export {export}", "export.changed": "changed export {export}",
+    "export.enabled": "let export {export} run again", "export.disabled": "paused export {export}",
+    "export.deleted": "deleted export {export}", "export.run": "began run {run} of export {export}",
+    "export.done": "made the file of run {run} of export {export}, with {records} records",
+    "export.failed": "could not make run {run} of export {export}",
+    "export.cancelled": "cancelled run {run} of export {export}",
+    "export.delivered": "delivered run {run} of export {export} to {destination}",
     "export.downloaded": "downloaded the {file} file of run {run} of export {export}",
     "export.mailed": "told {mailed} recipients by e-mail of run {run} of export {export}",
     "person.report": "made a report of all that was done with the data of user {subject}",
@@ -47,6 +54,11 @@ STAFF_ACTIONS = {
     "request.ask": "asked for a grant, in request {request}", "request.approve": "approved request {request}",
     "request.reject": "rejected request {request}", "request.withdraw": "withdrew request {request}",
     "request.lapse": "let request {request} lapse, which nobody decided",
+    "hold.placed": "placed legal hold {hold}", "hold.release.asked": "asked to release legal hold {hold}",
+    "hold.release.refused": "left legal hold {hold} in force, which {about} asked to release",
+    "hold.released": "released legal hold {hold}, as {about} asked",
+    "erasure.asked": "asked to erase user {subject}", "erasure.erased": "erased user {subject}",
+    "erasure.refused": "could not have user {subject} erased",
     "review.start": "started an access review of the {of} {reviewed}",
     "review.finish": "finished an access review of the {of} {reviewed}",
 }  # fmt: skip
@@ -115,7 +127,7 @@ def title(statement: Statement, names: Mapping[str, str]) -> str:
             return _outcome(statement, names)
         case "policy":
             return _policy(statement)
-        case "staff" | "request" | "review":
+        case "staff" | "request" | "review" | "hold" | "erasure":
             return _staff(statement)
         case "denials":
             counts = statement.get("counts") or {}
@@ -209,7 +221,8 @@ class _Members(dict[str, str]):
 
 def _staff(statement: Statement) -> str:
     action = str(statement.get("action"))
-    words = STAFF_ACTIONS.get(action) or f"did {action}".replace("{", "(").replace("}", ")")
+    named = action if action in STAFF_ACTIONS else f"{statement.get('type')}.{action}"
+    words = STAFF_ACTIONS.get(named) or f"did {action}".replace("{", "(").replace("}", ")")
     return f"{actor_words(statement.get('actor'))} {words.format_map(_Members(statement))}"
 
 

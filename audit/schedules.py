@@ -5,7 +5,7 @@ crontab(5), with steps: `*`, numbers, ranges and lists. A day of the month and a
 programs disagree on what that means; and so is a schedule that never comes, such as 31 February.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
@@ -52,11 +52,11 @@ class Schedule:
     @property
     def crontab(self) -> tuple[str, str, str, str, str]:
         """Its fields, each as `*` or as a list of numbers, which every crontab reads alike."""
-        fields = (self.minutes, self.hours, self.days, self.months, self.weekdays)
-        return tuple(_field(found, most) for found, most in zip(fields, (60, 24, 31, 12, 7), strict=True))  # type: ignore[return-value]
+        minutes, hours = _field(self.minutes, 60), _field(self.hours, 24)
+        return minutes, hours, _field(self.days, 31), _field(self.months, 12), _field(self.weekdays, 7)
 
 
-def _field(numbers: tuple[int, ...] | frozenset[int], most: int) -> str:
+def _field(numbers: Collection[int], most: int) -> str:
     return "*" if len(numbers) == most else ",".join(map(str, sorted(numbers)))
 
 

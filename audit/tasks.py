@@ -8,12 +8,16 @@ from audit import (
     erasure_restore,
     erasure_run,
     export_mail,
+    export_queue,
+    export_runs,
     export_store,
     maintenance,
+    retention,
     rollups,
     streams,
     verification_runs,
 )
+from audit import export_due as exports_due
 
 
 @shared_task
@@ -38,6 +42,18 @@ def hold_erasures() -> None:
 def clear_outbox() -> None:
     """Hourly: what the log has had for a week leaves the outbox."""
     maintenance.clear_outbox()
+
+
+@shared_task
+def retain() -> None:
+    """Nightly: what is due by the retention rules is deleted."""
+    retention.nightly()
+
+
+@shared_task
+def retain_further() -> None:
+    """Every five minutes: a run of retention that waits, or that failed, is gone on with."""
+    retention.further()
 
 
 @shared_task
@@ -93,3 +109,22 @@ def stream_records() -> None:
 def stream_deliver(name: str) -> None:
     """What one stream has not got is brought to it, for a few seconds."""
     streams.deliver(name)
+
+
+@shared_task(ignore_result=True)
+def export_due(export: int) -> None:
+    """When the schedule of an export says so: the runs that are due of it are made."""
+    exports_due.due(export)
+
+
+@shared_task(ignore_result=True)
+def export_sweep() -> None:
+    """Each minute: what is due of every export, and runs that nobody works on."""
+    exports_due.sweep()
+
+
+@shared_task(ignore_result=True, time_limit=24 * 3600)
+def export_run(run: int) -> None:
+    """A run of an export is taken as far as it goes now; one that only waits for the log is looked at again soon."""
+    if after := export_runs.work(run):
+        export_queue.send([run], after)

@@ -297,6 +297,7 @@ CELERY_BEAT_SCHEDULE = {
         ("clear outbox", "audit.tasks.clear_outbox", 3600.0),
         ("erase users", "audit.tasks.erase_users", 10.0),
         ("hold erasures", "audit.tasks.hold_erasures", 3600.0),
+        ("make exports", "audit.tasks.export_sweep", 60.0),
         ("clear sessions", "governance.tasks.clear_sessions", 3600.0),
         ("push anchors", "audit.tasks.push_anchors", MUNIMENT_ANCHOR_INTERVAL),
         ("publish destinations", "audit.tasks.publish_destinations", 60.0),
@@ -305,6 +306,8 @@ CELERY_BEAT_SCHEDULE = {
         ("stream records", "audit.tasks.stream_records", 5.0),
         ("verify a sample", "audit.tasks.verify_sample", 3600.0),
         ("verify the whole log", "audit.tasks.verify_all", 24 * 3600.0),
+        ("retention", "audit.tasks.retain", 24 * 3600.0),
+        ("go on with retention", "audit.tasks.retain_further", 300.0),
     ]
 }
 DJANGO_CELERY_BEAT_TZ_AWARE = True
