@@ -150,7 +150,8 @@ def _cancelled(claim: Claim) -> None:
             export_store.remove(run)
     with transaction.atomic():
         claim.save(state="cancelled", words="", ended_at=timezone.now(), retry_at=None)
-        tell(run.cancelled_by or "system", "", "export.cancelled", **_about(run))
+        by = ExportRun.objects.filter(pk=run.pk).values_list("cancelled_by", flat=True).get()
+        tell(by or "system", "", "export.cancelled", **_about(run))
 
 
 def _again(claim: Claim, words: str, cause: str) -> None:
