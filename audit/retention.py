@@ -7,7 +7,7 @@ A run may be killed at any moment: it goes on from what its steps say. It is nev
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
@@ -58,6 +58,20 @@ def go_on(wait: float = WAIT) -> RetentionRun | None:
     with _alone():
         found = unfinished()
         return _proceed(found, wait) if found else None
+
+
+def nightly() -> None:
+    """A run; nothing, with a line in the log, where another process is at it."""
+    try:
+        run()
+    except Running:
+        logger.warning("retention is left out: another process is at it")
+
+
+def further() -> None:
+    """Go on; nothing where another process is at it."""
+    with suppress(Running):
+        go_on()
 
 
 def unfinished() -> RetentionRun | None:

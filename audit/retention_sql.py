@@ -53,11 +53,11 @@ class Question:
         return sql, [*params, self.cutoffs]
 
     def counts(self, window: Window, most: int) -> tuple[str, list[Any]]:
-        """For each rule that counts for some of these records: how many, and how many of them are held; of `most`
-        records at the most."""
+        """For each rule that counts for some of these records (NULL: none does): how many, and how many of them are
+        held; of `most` records at the most."""
         found, params = self._found(window)
         sql = f"""SELECT rule, count(*), count(*) FILTER (WHERE held) FROM ({found} LIMIT %s) AS found
-            WHERE rule IS NOT NULL GROUP BY rule ORDER BY rule"""  # noqa: S608
+            GROUP BY rule ORDER BY rule"""  # noqa: S608 - values are parameters
         return sql, [*params, most]
 
     def _found(self, window: Window) -> tuple[str, list[Any]]:
