@@ -86,6 +86,7 @@ class SubjectAdmin(ReadOnlyAdmin):
         found = [
             *link("Everything of this user", "admin:timeline", "user", user.uid),
             *link("A report of all that was done with their data", "admin:person_report", user.uid),
+            *(link("Erase this user", "admin:erase", user.uid) if getattr(user, "may_erase", False) else []),
         ]
         return format_html_join(", ", '<a href="{}">{}</a>', [(one.url, one.words) for one in found])
 
@@ -105,7 +106,9 @@ class SubjectAdmin(ReadOnlyAdmin):
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         """One user, with when they were active last."""
-        user = super().get_object(request, object_id, from_field)
+        user: Any = super().get_object(request, object_id, from_field)
+        if user is not None:
+            user.may_erase = user.erased_at is None and request.user.has_perm("audit.add_erasure")
         return note_activity(request, [user])[0] if user is not None else None
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:

@@ -32,6 +32,7 @@ STAFF_ACTIONS = {
     "staff.sign_in_failed": "refused a sign-in", "staff.sign_ins_failed": "refused {count} sign-ins",
     "staff.add": "added {about}", "staff.roles": "changed the roles of {about} from {before} to {after}",
     "staff.password": "set the password of {about}",
+    "staff.notifications": "chose what to be told of by e-mail",
     "staff.deactivate": "deactivated {about}", "staff.reactivate": "reactivated {about}",
     "subject.block": "blocked user {subject}", "subject.unblock": "unblocked user {subject}",
     "subject.sign_out": "signed user {subject} out everywhere",

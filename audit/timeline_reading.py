@@ -17,7 +17,7 @@ LOOKED, OLDER, NEARBY = 1000, 2000, 100
 PAGE = 50
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 # Not lines of their own: an outcome stands with its call, and what staff did stands apart.
-APART = frozenset({"outcome", "staff", "request", "review"})
+APART = frozenset({"outcome", "staff", "request", "review", "hold", "erasure"})
 STAFF = APART - {"outcome"}
 COLUMNS = ("id", "at", "type", "decision", "flagged", "client", "backend", "tool", "mode")
 OLD_COLUMNS = ("at", "type", "client", "backend", "tool", "mode")

@@ -21,6 +21,8 @@ class MunimentAdminSite(AdminSite):
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
         from audit.downloads import DownloadViews
+        from audit.erasure_page import ErasureViews
+        from audit.holds_page import HoldViews
         from audit.log_page import LogViews
         from audit.people_view import PeopleViews
         from audit.person_report_view import PersonReportViews
@@ -32,6 +34,7 @@ class MunimentAdminSite(AdminSite):
         from governance import reasons_page
         from governance.explainer_view import ExplainerViews
         from governance.matrix_view import MatrixViews
+        from governance.notifications_page import NotificationViews
         from governance.sign_in import SignInViews
         from governance.stops_view import StopViews
 
@@ -46,9 +49,12 @@ class MunimentAdminSite(AdminSite):
             *RecordView(self, directory).urls(),
             *RecordViews(self, directory).urls(),
             *LogViews(self).urls(),
+            *HoldViews(self).urls(),
+            *ErasureViews(self).urls(),
             *DownloadViews(self).urls(),
             *InboxViews(self).urls(),
             *reasons_page.urls(self),
+            *NotificationViews(self).urls(),
             *SignInViews(self).urls(),
             *super().get_urls(),
         ]

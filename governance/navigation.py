@@ -29,6 +29,8 @@ NAVIGATION: list[tuple[str, list[Line]]] = [
         ("Users", "admin:audit_subject_changelist", "audit.view_subject"),
         ("Why calls are refused", "admin:reasons", None),
         ("Log", "admin:log", "audit.view_record"),
+        ("Legal holds", "admin:holds", "audit.view_hold"),
+        ("Erasures", "admin:erasures", "audit.view_erasure"),
         ("Outbox", "admin:audit_outbox_changelist", "audit.view_outbox"),
         ("Published keys", "admin:audit_publishedkey_changelist", "audit.view_publishedkey"),
     ]),
@@ -41,6 +43,7 @@ NAVIGATION: list[tuple[str, list[Line]]] = [
         ("Staff", "admin:auth_user_changelist", "auth.view_user"),
         ("Roles", "admin:auth_group_changelist", "auth.view_group"),
         ("Schedules", "admin:django_celery_beat_periodictask_changelist", "django_celery_beat.view_periodictask"),
+        ("Notifications", "admin:notifications", None),
         ("API reference", "reference", None),
     ]),
 ]  # fmt: skip
@@ -80,7 +83,14 @@ def _inbox(user: Any) -> int:
     return waiting_count()
 
 
+def _releases(user: Any) -> int:
+    from audit.holds_page import waiting_for
+
+    return waiting_for(user)
+
+
 COUNTS: dict[str, Callable[[Any], int]] = {
+    "admin:holds": _releases,
     "admin:clients_accessrequest_changelist": _requests,
     "admin:inbox": _inbox,
 }
