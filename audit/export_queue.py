@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 EXPIRES = 300  # seconds; by then the sweeper has sent another
 BATCH = 500
+# Who asks does not wait for a broker that is away.
+HASTY = {"max_retries": 1, "interval_start": 0, "socket_connect_timeout": 2, "socket_timeout": 5}
 
 
 @cache
@@ -31,7 +33,7 @@ def send(numbers: Iterable[int], after: float = 0.0) -> None:
 
 def _send(numbers: list[int], after: float) -> None:
     try:
-        with _sender().connection_for_write() as connection:
+        with _sender().connection_for_write(transport_options=HASTY) as connection:
             for number in numbers:
                 _sender().send_task(
                     "audit.tasks.export_run", [number], connection=connection, countdown=after or None,
