@@ -300,14 +300,16 @@ def _batch_at(index: int) -> Batch | None:
     return found if found and index < found.first + found.size else None
 
 
-def jwks() -> bytes:
-    """The published keys as GET /v1/keys names them; in a bundle they are for information."""
+def jwks(before: datetime | None = None) -> bytes:
+    """The published keys as GET /v1/keys names them, those of a time where one is given; in a bundle they are for
+    information."""
+    published = PublishedKey.objects.filter(**({"not_before__lt": before} if before else {}))
     keys = [
         {
             "kty": "OKP", "crv": "Ed25519", "x": urlsafe_b64encode(bytes(key.public)).rstrip(b"=").decode(),
             "kid": key.key_id, "alg": "EdDSA", "use": key.use,
         }
-        for key in PublishedKey.objects.order_by("not_before", "key_id")
+        for key in published.order_by("not_before", "key_id")
     ]  # fmt: skip
     return msgspec.json.format(msgspec.json.encode({"keys": keys}), indent=1) + b"\n"
 

@@ -34,7 +34,7 @@ MAX_RATIO = 250  # of a member's size to what it takes in the archive; ours stay
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d))?", re.ASCII)
 # What zipfile, zlib and the operating system raise on an archive that is none, or that ends early.
-_BROKEN = (BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError, struct.error)
+BROKEN = (BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError, struct.error)
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
 Number = Annotated[int, Meta(ge=1, lt=2**15)]
@@ -171,10 +171,10 @@ class Bundle:
     def __init__(self, file: IO[bytes]) -> None:
         """Raises BundleError for what is no archive of the expected files, or does not look like a harmless one."""
         start = file.read(2)
-        guard = _Guard(file)
+        guard = Guard(file)
         try:
             self._zip = ZipFile(cast(IO[bytes], guard))
-        except _BROKEN:
+        except BROKEN:
             if start == b"PK":
                 raise BundleError("bundle-truncated", "the archive has no end: it was cut off") from None
             raise BundleError("bundle-malformed", "it is not a ZIP archive") from None
@@ -262,14 +262,14 @@ class Bundle:
             member = self._zip.open(name)
         except KeyError:
             raise BundleError("bundle-truncated", f"{name} is missing") from None
-        except _BROKEN:
+        except BROKEN:
             raise BundleError("bundle-malformed", f"{name} cannot be unpacked") from None
         try:
             yield member
-        except _BROKEN:
+        except BROKEN:
             raise BundleError("bundle-malformed", f"{name} cannot be unpacked") from None
         finally:
-            with suppress(*_BROKEN):
+            with suppress(*BROKEN):
                 member.close()
 
 
@@ -310,7 +310,7 @@ class Writer:
         self._zip.close()
 
 
-class _Guard:
+class Guard:
     """A file for zipfile to read from in small pieces: it asks for the archive's directory in one, whatever size the
     archive claims for that."""
 

@@ -114,6 +114,7 @@ class Facts(Struct):
     read: bool = False
     statements: int = 0
     bundle: bool = False
+    pack: bool = False
 
 
 def message(manifest: Mapping[str, object]) -> bytes:
@@ -264,6 +265,18 @@ def _check_content(file: IO[bytes], manifest: Manifest, trust: Trust | None, rep
         for one in found.findings:
             if one.code != "keys-untrusted":
                 report.add(one)
+        seen = found.facts
+        counts = (seen.matching, seen.allowed, seen.denied)
+        if counts != (manifest.records, manifest.counts.get("allow", 0), manifest.counts.get("deny", 0)):
+            report.find("export-differs", "the records in the bundle are not as many as the manifest counts")
+        return
+    if manifest.type == "evidence":
+        from muniment import packs  # which needs this module
+
+        facts.pack = True
+        for one in packs.verify(file, trust)[0].findings:
+            if one.code != "keys-untrusted":
+                report.add(one)
         return
     read = reader_of(manifest.type)
     if read is None:
@@ -319,6 +332,8 @@ def words(report: Report, facts: Facts) -> Iterator[str]:
 def _read(facts: Facts) -> str:
     if facts.bundle:
         return "The file is a bundle, which proves itself: it was verified, too."
+    if facts.pack:
+        return "The file is an evidence pack, which is signed in itself: each file in it was verified, too."
     if not facts.read:
         return "The file is the one that was signed; what is in it was not read."
     stated = f", {counted(facts.statements, 'statement')} in it compared with the columns" if facts.statements else ""
