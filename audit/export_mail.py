@@ -80,7 +80,7 @@ def send(number: int) -> bool:
     numbers = recipients_of(run)
     people = {user.pk: user for user in staff_of(numbers)}
     mails = [mail for one in numbers if (mail := _for_one(people.get(one), run, export, outcome)) is not None]
-    _hand_over(mails)
+    hand_over(mails)
     with transaction.atomic():
         ExportRun.objects.filter(pk=number, mailed_at=None).update(mailed_at=timezone.now(), words=outcome.words)
         tell(
@@ -122,7 +122,7 @@ def domain() -> str:
     return parseaddr(settings.DEFAULT_FROM_EMAIL)[1].rpartition("@")[2] or "localhost"
 
 
-def _hand_over(mails: list[EmailMessage]) -> None:
+def hand_over(mails: list[EmailMessage]) -> None:
     """Give mails to the mail server in one connection. Raises MailFailed."""
     if not mails:
         return

@@ -13,6 +13,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
 from audit import anchors, destinations, streams
+from governance import notifications_sending
 from governance.oidc_provider import is_address
 
 # Answered in a second or so; a longer leeway lets a withdrawn token live on.
@@ -64,6 +65,17 @@ def destinations_can_be(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessag
     except destinations.ConfigError as error:
         hint = "docs/configuration.md, Destinations, says how each kind is written."
         return [Error(f"MUNIMENT_DESTINATIONS, {error}.", hint=hint, id="muniment.E010")]
+    return []
+
+
+@register(Tags.security)
+def webhook_can_be(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """E012: a webhook that is written wrong would notify nobody."""
+    try:
+        notifications_sending.webhook()
+    except notifications_sending.ConfigError as error:
+        hint = "docs/notifications.md says how it is written."
+        return [Error(f"MUNIMENT_NOTIFY_WEBHOOK, {error}.", hint=hint, id="muniment.E012")]
     return []
 
 

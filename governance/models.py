@@ -1,6 +1,7 @@
 """Who the staff are to the platform: their keys for the API, and how the identity provider knows them."""
 
 from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 
 
@@ -41,3 +42,68 @@ class StaffIdentity(models.Model):
 
     def __str__(self) -> str:
         return self.sub
+
+
+class Notification(models.Model):
+    """Something that somebody should look at, told once while it lasts: in words that name nobody, with the page that
+    says more. What it tells of is elsewhere; this may be deleted."""
+
+    kind = models.CharField(max_length=30)
+    about = models.CharField(max_length=255, help_text="of which: never a name of a person")
+    words = models.TextField()
+    path = models.CharField(max_length=300, help_text="of the page that says more")
+    made_at = models.DateTimeField()
+    over_at = models.DateTimeField(null=True)
+
+    class Meta:
+        default_permissions = ()
+        ordering = ["-made_at", "-pk"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["kind", "about"], name="notification_open_once", condition=models.Q(over_at=None)
+            )
+        ]
+        # query: what is over, to be forgotten; the newest, for a page
+        indexes = [models.Index(fields=["made_at"], name="notification_made_at")]
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.about}"
+
+
+class NotificationDelivery(models.Model):
+    """A notification on its way to one place: a member of staff's mailbox, or the operator's webhook."""
+
+    notification = models.ForeignKey(Notification, on_delete=models.CASCADE, related_name="deliveries")
+    to = models.CharField(max_length=40, help_text="staff:<id>, or webhook")
+    tries = models.IntegerField(default=0)
+    next_at = models.DateTimeField()
+    done_at = models.DateTimeField(null=True)
+    given_up_at = models.DateTimeField(null=True)
+    error = models.TextField(default="")
+
+    class Meta:
+        verbose_name = "delivery of a notification"
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["notification", "to"], name="notification_delivery_once")]
+        indexes = [
+            # query: what is due
+            models.Index(
+                fields=["next_at"], name="notification_due", condition=models.Q(done_at=None, given_up_at=None)
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.to
+
+
+class NotificationChoice(models.Model):
+    """Which kinds of notifications a member of staff wants no e-mail of. Without one: none of them."""
+
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+", primary_key=True)
+    off = ArrayField(models.CharField(max_length=30), default=list)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return ", ".join(self.off)

@@ -299,6 +299,7 @@ CELERY_BEAT_SCHEDULE = {
         ("hold erasures", "audit.tasks.hold_erasures", 3600.0),
         ("make exports", "audit.tasks.export_sweep", 60.0),
         ("clear sessions", "governance.tasks.clear_sessions", 3600.0),
+        ("notify", "governance.tasks.notify", 60.0),
         ("push anchors", "audit.tasks.push_anchors", MUNIMENT_ANCHOR_INTERVAL),
         ("publish destinations", "audit.tasks.publish_destinations", 60.0),
         ("mail exports", "audit.tasks.mail_exports", 60.0),
@@ -389,6 +390,8 @@ def of_worker(variable: str, process: str) -> str:
 MUNIMENT_DESTINATIONS = of_worker("MUNIMENT_DESTINATIONS", MUNIMENT_PROCESS)
 # Where records are streamed to, as a YAML list: audit.streams.
 MUNIMENT_STREAMS = of_worker("MUNIMENT_STREAMS", MUNIMENT_PROCESS)
+# Whom notifications are sent to besides staff: a URL and a secret (governance.notifications_sending).
+MUNIMENT_NOTIFY_WEBHOOK = of_worker("MUNIMENT_NOTIFY_WEBHOOK", MUNIMENT_PROCESS)
 
 
 def mail_server(url: str) -> dict[str, object]:

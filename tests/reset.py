@@ -15,7 +15,7 @@ from governance.failed_sign_ins import failures
 from governance.snapshot import snapshots
 from tools import credentials
 
-OURS = ("clients", "tools", "audit", "auth", "sessions", "django_celery_beat", "admin")
+OURS = ("governance", "clients", "tools", "audit", "auth", "sessions", "django_celery_beat", "admin")
 
 # In this process a test looks when it wants to: an alert at some moment of its own would be a record more.
 journal_watch.EVERY = 3600.0

@@ -54,6 +54,9 @@ NOT_REGISTERED = {
     "Destination": "the operator's; the form of an export offers them",
     "Stream": "the operator's; the streams page shows how each does",
     "DeadLetter": "on the streams page",
+    "Notification": "has a page of its own, for each member of staff theirs",
+    "NotificationDelivery": "shown with its notification",
+    "NotificationChoice": "a member of staff's own, on the page of notifications",
     "SealerStatus": "one row that the sealer writes; the log page says it in words",
 }
 LONGEST_FUNCTION, LONGEST_FILE = 45, 450

@@ -348,7 +348,8 @@ class TestTheMail:
         with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as other:
             other.execute("SELECT pg_advisory_lock(%s, %s)", [export_mail.LOCK, run.pk])
             assert export_mail.send_due() == 0
-        assert export_mail.send_due() == 1
+            other.execute("SELECT pg_advisory_unlock_all()")
+            assert export_mail.send_due() == 1
         with connection.cursor() as cursor:
             cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
             assert cursor.fetchone() == (0,)
