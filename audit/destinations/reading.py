@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe subset without aliases, in which a key that is given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if len({str(key) for key in keys}) != len(keys):
             raise yaml.YAMLError
         return super().construct_mapping(node, deep)

@@ -101,7 +101,8 @@ class Bucket(Destination):
                 return
             try:
                 with sending.open() as source:
-                    storage.save(sending.name, File(_Timed(source, sending), sending.name))
+                    timed: Any = _Timed(source, sending)
+                    storage.save(sending.name, File(timed, sending.name))
             except ClientError as error:
                 code = _code(error)
                 if code in _TAKEN and self._is_there(storage, sending):
