@@ -1,0 +1,38 @@
+"""A real Celery worker whose clock stands where a file says, and whose disk is slow, so that what happens to it happens
+in the midst of its work: `python -m tests.audit.moved_worker FILE ARGUMENTS...`, where the arguments are celery's."""
+
+import os
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "governance.settings"
+CLOCK = Path(sys.argv[1])
+PAUSE = 0.03  # seconds for a page of 10 records
+
+
+def main() -> None:
+    """Move the clock, slow the reading down, be a worker."""
+    from django.utils import timezone
+
+    timezone.now = lambda: datetime.fromisoformat(CLOCK.read_text())
+
+    from governance.celery import app
+
+    app.loader.import_default_modules()
+    from audit import export_making, search_pages
+
+    read = search_pages._read
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(PAUSE)
+        return read(*given)
+
+    search_pages.PAGE, export_making.SAVED_RECORDS, search_pages._read = 10, 20, slowly
+    app.worker_main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
