@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -54,8 +55,12 @@ class Page:
 
 
 def configured() -> list[Receiver]:
-    """The streams of MUNIMENT_STREAMS. Raises ConfigError; the system check muniment.E011 says so at the start."""
-    return parse(settings.MUNIMENT_STREAMS)
+    """The streams of MUNIMENT_STREAMS, files that they name read once. Raises ConfigError; the system check
+    muniment.E011 says so at the start."""
+    return list(_parsed(settings.MUNIMENT_STREAMS))
+
+
+_parsed = lru_cache(maxsize=4)(parse)  # to read certificates takes long, and each task asks
 
 
 def publish() -> list[str]:
