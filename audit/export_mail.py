@@ -11,13 +11,12 @@ from email.utils import parseaddr
 from typing import Any
 
 from django.conf import settings
-from django.core.mail import EmailMessage, get_connection
-from django.core.mail.backends.base import BaseEmailBackend
+from django.core.mail import EmailMessage
 from django.db import connection, transaction
 from django.template.loader import render_to_string
 from django.utils import timezone
 
-from audit.downloads import mailed_link, may_take, recipients_of, staff_of
+from audit.downloads import mailed_link, may_take, staff_of
 from audit.models import Export, ExportRun
 from audit.staff_log import tell
 
@@ -30,6 +29,10 @@ LOCK = 0x4D_6D  # the first half of our advisory locks: mail of a run
 
 class MailFailed(Exception):
     """The mail server did not take a mail. In words, without an address."""
+
+
+class MailRefused(MailFailed):
+    """A mail can never be taken, since the recipient's address is refused."""
 
 
 @dataclass
@@ -71,27 +74,28 @@ def send_due() -> int:
 
 
 def send(number: int) -> bool:
-    """Mail the recipients of one run; False where it was done before. Raises MailFailed."""
+    """Mail the recipients of one run; False where it was done before. Raises MailFailed when the mail server takes no
+    mail now; who was told by then is noted."""
     run = ExportRun.objects.filter(pk=number, state="done", mailed_at=None).first()
     export = Export.objects.filter(pk=run.export).first() if run else None
     if run is None or export is None:
         return False
     outcome = _Outcome()
-    numbers = recipients_of(run)
-    people = {user.pk: user for user in staff_of(numbers)}
-    mails = [mail for one in numbers if (mail := _for_one(people.get(one), run, export, outcome)) is not None]
-    hand_over(mails)
+    people = {user.pk: user for user in staff_of(export.recipients)}
+    for one in dict.fromkeys(export.recipients):
+        if one in run.mailed or _told(people.get(one), run, export, outcome):
+            outcome.mailed += 1
     with transaction.atomic():
         ExportRun.objects.filter(pk=number, mailed_at=None).update(mailed_at=timezone.now(), words=outcome.words)
         tell(
-            "system", "", "export.mailed", export=run.export, run=run.pk, owner=run.owner, mailed=len(mails),
+            "system", "", "export.mailed", export=run.export, run=run.pk, owner=run.owner, mailed=outcome.mailed,
             skipped=sum(outcome.skipped.values()),
         )  # fmt: skip
     return True
 
 
-def _for_one(user: Any, run: ExportRun, export: Export, outcome: _Outcome) -> EmailMessage | None:
-    """The mail for a recipient, or None where they are not to get one, and why in the outcome."""
+def _told(user: Any, run: ExportRun, export: Export, outcome: _Outcome) -> bool:
+    """Mail one recipient, or say in the outcome why not. Raises MailFailed."""
     if user is None or not user.is_active:
         outcome.skip("no longer on the staff")
     elif not may_take(user, run):
@@ -99,8 +103,15 @@ def _for_one(user: Any, run: ExportRun, export: Export, outcome: _Outcome) -> Em
     elif not user.email:
         outcome.skip("without an e-mail address")
     else:
-        return message(user, run, export)
-    return None
+        try:
+            hand_over(message(user, run, export))
+        except MailRefused:
+            outcome.skip("whose address the mail server refused")
+            return False
+        run.mailed.append(user.pk)
+        ExportRun.objects.filter(pk=run.pk).update(mailed=run.mailed)
+        return True
+    return False
 
 
 def message(user: Any, run: ExportRun, export: Export) -> EmailMessage:
@@ -122,23 +133,23 @@ def domain() -> str:
     return parseaddr(settings.DEFAULT_FROM_EMAIL)[1].rpartition("@")[2] or "localhost"
 
 
-def hand_over(mails: list[EmailMessage]) -> None:
-    """Give mails to the mail server in one connection. Raises MailFailed."""
-    if not mails:
-        return
-    server: BaseEmailBackend = get_connection()
+def hand_over(mail: EmailMessage) -> None:
+    """Give a mail to the mail server, in bounded time (EMAIL_TIMEOUT). Raises MailFailed, and MailRefused where it
+    would be of no use to try again."""
     try:
-        server.open()
-        server.send_messages(mails)
+        mail.send()
+    except smtplib.SMTPRecipientsRefused as error:
+        codes = [code for code, _ in error.recipients.values()]
+        kind = MailRefused if all(code >= 500 for code in codes) else MailFailed
+        raise kind(f"the mail server refused the recipient ({max(codes, default=0)})") from None
     except smtplib.SMTPResponseException as error:
         raise MailFailed(f"the mail server refused it ({error.smtp_code})") from None
     except smtplib.SMTPException as error:
         raise MailFailed(f"the mail server refused it ({type(error).__name__})") from None
-    except (OSError, ValueError) as error:
-        words = getattr(error, "strerror", None) or type(error).__name__
-        raise MailFailed(f"the mail server cannot be reached: {words}") from None
-    finally:
-        server.close()
+    except OSError as error:
+        raise MailFailed(f"the mail server cannot be reached: {error.strerror or type(error).__name__}") from None
+    except ValueError:  # an address that cannot be one (BadHeaderError, UnicodeError)
+        raise MailRefused("the recipient's address cannot be one") from None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from django.template.loader import render_to_string
 from django.utils import timezone
 
 from audit import webhooks
-from audit.export_mail import MailFailed, domain, hand_over
+from audit.export_mail import MailFailed, MailRefused, domain, hand_over
 from audit.webhooks import Address, AddressError, Unreachable
 from governance.models import NotificationDelivery
 from governance.notifications import KINDS, WEBHOOK, kinds_for
@@ -81,7 +81,7 @@ def _sent(batch: Sequence[NotificationDelivery], now: datetime) -> int:
         wait = min(timedelta(minutes=2 ** min(tries - 1, 20)), LONGEST)
         words = str(error)
         logger.warning("notification %s to %s: %s", batch[0].notification_id, batch[0].to, words)
-        given_up = now if tries >= TRIES else None
+        given_up = now if tries >= TRIES or isinstance(error, MailRefused) else None
         rows.update(tries=tries, next_at=now + wait, error=words, given_up_at=given_up)
         return 0
     if refused:
@@ -100,7 +100,7 @@ def _mail(batch: Sequence[NotificationDelivery]) -> str:
     told = [one for one in batch if one.notification.kind in able]
     if not told:
         return "They may not see what it is about any more."
-    hand_over([message(user, told)])
+    hand_over(message(user, told))
     return ""
 
 

@@ -164,6 +164,7 @@ class Migration(migrations.Migration):
                 ('delivered_at', models.DateTimeField(null=True)),
                 ('destination', models.CharField(default='', max_length=64)),
                 ('mailed_at', models.DateTimeField(null=True)),
+                ('mailed', django.contrib.postgres.fields.ArrayField(base_field=models.BigIntegerField(), default=list, help_text='staff who were told by e-mail', size=None)),
                 ('removed_at', models.DateTimeField(help_text='when the kept file was deleted', null=True)),
                 ('erased_since', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=40), default=list, help_text='users in it who were erased afterwards', size=None)),
             ],

@@ -79,6 +79,7 @@ class ExportRun(models.Model):
     delivered_at = models.DateTimeField(null=True)
     destination = models.CharField(max_length=64, default="")
     mailed_at = models.DateTimeField(null=True)
+    mailed = ArrayField(models.BigIntegerField(), default=list, help_text="staff who were told by e-mail")
     removed_at = models.DateTimeField(null=True, help_text="when the kept file was deleted")
     erased_since = ArrayField(
         models.CharField(max_length=40), default=list, help_text="users in it who were erased afterwards"

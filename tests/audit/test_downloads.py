@@ -1,17 +1,25 @@
 """Taking the file of an export: by its link, in one's own session, with the rights of now, and on record first."""
 
+import email
 import os
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from aiosmtpd.controller import Controller
 from django.contrib.auth import get_user_model
 from django.core import mail, signing
 from django.db import DatabaseError, connection
 from django.test import Client as HttpClient
+from django.urls import reverse
 from django.utils import timezone
 
 from audit import downloads, export_mail, export_store
@@ -76,6 +84,43 @@ def forged(**changed: Any) -> str:
     """A link that is signed as ours are, and says something else."""
     said = {"run": 1, "staff": 1, "until": int(time.time()) + 60, "manifest": False} | changed
     return f"/admin/exports/download/{signing.Signer(salt=downloads.SALT).sign_object(said)}/"
+
+
+@dataclass
+class MailServer:
+    """A running one: its port, whose mails it refuses or is too busy for, and what it took."""
+
+    refusing: str
+    busy: str
+    port: int = 0
+    got: list[tuple[list[str], Any]] = field(default_factory=list)
+
+    async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:
+        if address.startswith(self.refusing):
+            return "550 no such mailbox"
+        if self.busy and address.startswith(self.busy):
+            return "450 later"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.got.append((envelope.rcpt_tos, email.message_from_bytes(envelope.content)))
+        return "250 OK"
+
+
+@contextmanager
+def mail_server(refusing: str, busy: str) -> Iterator[MailServer]:
+    """A mail server on loopback."""
+    found = MailServer(refusing, busy)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        found.port = free.getsockname()[1]
+    controller = Controller(found, "127.0.0.1", found.port)
+    controller.start()
+    try:
+        yield found
+    finally:
+        controller.stop()
 
 
 class TestALink:
@@ -169,9 +214,14 @@ class TestWhoMayTake:
         assert asked(recent(member("anna", "audit.export_record", "audit.add_export")), kept()).status_code == 403
 
     def test_it_is_asked_again_who_they_are(self, store: Path) -> None:
-        answer = asked(member("anna", *AUDITOR), kept())
+        http, run = member("anna", *AUDITOR), kept()
+        session = http.session
+        session[SIGNED_IN_AT] = int(time.time()) - 3600
+        session.save()
+        answer = asked(http, run)
         assert answer.status_code == 302
-        assert "sign-in-again" in answer["Location"] or "again" in answer["Location"]
+        assert answer["Location"].startswith(reverse("admin:sign_in_again"))
+        assert quote(downloads.page_of(run), safe="") in answer["Location"]
 
     def test_a_link_is_made_by_post_with_a_token_against_forgery(self, store: Path) -> None:
         http, run = recent(member("anna", *AUDITOR)), kept()
@@ -290,7 +340,7 @@ class TestTheMail:
         anna.save()
         run = kept(recipients=[anna.pk])
         export_mail.send(run.pk)
-        ExportRun.objects.update(mailed_at=None)  # as if the worker had been killed before it wrote that
+        ExportRun.objects.update(mailed_at=None, mailed=[])  # as if the worker had been killed before it wrote that
         export_mail.send(run.pk)
         first, second = (found.extra_headers["Message-ID"] for found in mail.outbox)
         assert first == second
@@ -311,6 +361,29 @@ class TestTheMail:
             "Not told by e-mail: 1 recipient without the rights to take the file; 2 recipients no longer on the staff; "
             "1 recipient without an e-mail address."
         )
+
+    def test_an_address_that_is_refused_keeps_nobody_else_from_being_told_and_nobody_is_told_twice(
+        self, store: Path, settings: Any
+    ) -> None:
+        people = [user_of(member(name, *AUDITOR)) for name in ("anna", "bad", "ben", "cara")]
+        for user in people:
+            user.email = f"{user.username}@staff.example"
+            user.save()
+        get_user_model().objects.filter(username="cara").update(email="cara@staff.example\nBcc: x@evil.example")
+        with mail_server(refusing="bad@", busy="ben@") as server:
+            settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+            settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", server.port
+            run = kept(recipients=[user.pk for user in people])
+            assert export_mail.send_due() == export_mail.send_due() == 0
+            assert [to for to, _ in server.got] == [["anna@staff.example"]], "once, although ben's is not taken yet"
+            server.busy = ""
+            assert export_mail.send_due() == 1
+        assert [to for to, _ in server.got] == [["anna@staff.example"], ["ben@staff.example"]]
+        assert [found.get_all("Message-ID") for _, found in server.got] == [
+            [f"<export-run-{run.pk}-{user.pk}@{export_mail.domain()}>"] for user in (people[0], people[2])
+        ]
+        run.refresh_from_db()
+        assert run.words == "Not told by e-mail: 2 recipients whose address the mail server refused."
 
     def test_of_personal_data_only_who_may_see_it_is_told(self, store: Path) -> None:
         anna = user_of(member("anna", *AUDITOR))
