@@ -12,7 +12,7 @@ from typing import IO, Any
 from django.conf import settings
 from django.utils import timezone
 
-from audit import bundling, evidence_controls, evidence_pages, evidence_parts, evidence_reading, logtree, search
+from audit import bundling, evidence_controls, evidence_html, evidence_parts, evidence_reading, logtree, search
 from audit.evidence_controls import Framework
 from audit.evidence_files import Files, document
 from audit.evidence_parts import Part
@@ -86,7 +86,7 @@ class _Pack:
         """All files, the manifest last."""
         self.parts = self._parts()
         manifest = self._manifest()
-        evidence_pages.write(self.files, manifest, self.frameworks, self.parts)
+        evidence_html.write(self.files, manifest, self.frameworks, self.parts)
         self.files.document("figures.json", document(self._figures()))
         self.files.document("checkpoint.txt", (self.checkpoint.note if self.checkpoint else "").encode())
         self.files.document("keys.json", bundling.jwks(self.span.made_at))

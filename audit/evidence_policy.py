@@ -57,16 +57,16 @@ class Grants:
         return found if type(found) is int else None
 
     def sentence(self, number: int) -> str:
-        """`grant 3: claude may use memory:read for everyone`; the number alone of one that is not known."""
+        """`claude may use memory:read for everyone`; what is not known is said so."""
         row = self.rows.get(number)
         if row is None:
-            return f"grant {number}"
+            return "what it was for is not on record before the end of the period"
         client, tool = self._name("clients_client", row.get("client_id")), self._name("tools_tool", row.get("tool_id"))
         who, may = client or "any client", "must not use" if row.get("effect") == "deny" else "may use"
         scopes = sorted(self._name("tools_scope", scope) for scope in self.scopes.get(number, {}).values())
         what = " in ".join(filter(None, [", ".join(scopes), f"the tool {tool}" if tool else ""])) or "anything"
         flagged = ", each call marked for review" if row.get("effect") == "flag" else ""
-        return f"grant {number}: {who} {may} {what} {_for_whom(row)}{_until(row)}{flagged}"
+        return f"{who} {may} {what} {_for_whom(row)}{_until(row)}{flagged}"
 
     def _name(self, table: str, number: Any) -> str:
         return "" if number is None else self.names[table].get(number, f"number {number}")

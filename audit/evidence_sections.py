@@ -34,6 +34,28 @@ class Line:
     row: str = ""
 
 
+DONE_WORDS = {
+    "review.start": "begun", "review.finish": "finished", "request.ask": "asked", "request.approve": "approved",
+    "request.reject": "rejected", "request.withdraw": "withdrawn", "request.lapse": "lapsed",
+    "staff.sign_in": "signed in", "staff.sign_out": "signed out", "staff.sign_in_again": "signed in again",
+    "staff.sign_in_failed": "sign-in refused", "staff.sign_ins_failed": "sign-ins refused",
+    "staff.roles": "roles changed", "staff.add": "added", "staff.deactivate": "deactivated",
+    "staff.reactivate": "reactivated", "staff.password": "password set", "staff_key.make": "key made",
+    "staff_key.revoke": "key revoked", "subject.block": "user blocked", "subject.unblock": "user unblocked",
+    "subject.sign_out": "user signed out", "personal.view": "details looked at", "person.lookup": "person looked for",
+    "person.report": "report on a person", "records.csv": "page taken as a file",
+    "bundle.disclosed": "bundle disclosed",
+    "key.published": "published", "key.retired": "retired", "alert.raised": "alert raised",
+    "alert.cleared": "alert over", "log.open": "log opened", "log.close": "log closed",
+    "outbox.unfit": "could not be recorded as it was", "release.asked": "release asked",
+    "release.refused": "release refused",
+}  # fmt: skip
+# What requests and holds name, in words.
+NAMED = {
+    "client": "client", "scopes": "scopes", "backend": "backend", "tool": "tool", "subject": "user",
+    "tenant": "tenant", "for_role": "role", "modes": "agent mode", "effect": "effect", "days": "days",
+    "granted_until": "granted until", "since": "from", "until": "to",
+}  # fmt: skip
 # What stands elsewhere in the line, or says nothing to a person.
 UNTOLD = frozenset({"v", "id", "at", "type", "action", "actor", "role", "_sd"})
 
@@ -67,7 +89,22 @@ def _plain(found: Found) -> Line:
     if not said:
         return Line("unreadable", UNREADABLE)
     action = str(said.get("action") or said.get("reason") or said.get("type"))
-    return Line(action.rpartition(".")[2].replace("_", " "), _sentence(said))
+    return Line(done_words(action), _sentence(said) + _named(said))
+
+
+def done_words(action: str) -> str:
+    """What was done, in a word or two."""
+    return DONE_WORDS.get(action) or action.replace(".", " ").replace("_", " ")
+
+
+def _named(said: Statement) -> str:
+    """What a request or a hold is about, where the sentence does not say it."""
+    if said.get("type") not in ("request", "hold"):
+        return ""
+    found = [
+        f"{words} {record_words.value_words(said[name])}" for name, words in NAMED.items() if said.get(name) is not None
+    ]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _sentence(said: Statement) -> str:
@@ -86,12 +123,6 @@ def _sentence(said: Statement) -> str:
     return f"{who}: {title.lower()} {done}" + (f" ({', '.join(named)})" if named else "")
 
 
-def _whole(found: Found) -> Line:
-    """The same with the whole action, where the last part of it alone could be anything."""
-    line = _plain(found)
-    return Line(str(found.statement.get("action") or line.done).replace("_", " "), line.what)
-
-
 def _grant_lines(found: Found, grants: Grants) -> list[Line]:
     """One line for each grant that a policy record made, changed, revoked or removed."""
     done: dict[int, str] = {}
@@ -102,7 +133,8 @@ def _grant_lines(found: Found, grants: Grants) -> list[Line]:
             if change.get("table") == "clients_grant":
                 done[number] = _grant_done(change)
     return [
-        Line(word, f"{grants.sentence(number)} ({word})", f"clients_grant/{number}") for number, word in done.items()
+        Line(word, f"Grant {number}, {word}: {grants.sentence(number)}", f"clients_grant/{number}")
+        for number, word in done.items()
     ]
 
 
@@ -137,13 +169,14 @@ def _review_lines(found: Found, grants: Grants) -> list[Line]:
     for name in OUTCOMES:
         numbers = said.get(name)
         for number in numbers if isinstance(numbers, list) else []:
-            known = grants.sentence(number) if type(number) is int else f"grant {number}"
-            lines.append(Line(name, f"{known} ({OUTCOMES[name]} {of})", str(number)))
+            if type(number) is int:
+                words = f"Grant {number}, {OUTCOMES[name]} {of}: {grants.sentence(number)}"
+                lines.append(Line(name, words, str(number)))
     return lines or [whole]
 
 
 def _deleted(found: Found, grants: Grants) -> list[Line]:
-    line, said = _whole(found), found.statement
+    line, said = _plain(found), found.statement
     if said.get("action") != "deleted":
         return [line]
     return [Line("deleted", f"{amount(_deleted_records(said), 'record')} deleted by rule{_ranges(said)}")]
@@ -225,7 +258,7 @@ SECTIONS = (
     Section(
         "access-reviews", "Access reviews", "Reviews of who may use what: begun, and finished with what was kept.",
         "All records of reviews.", ("review",), {"type": "review"}, lines=_review_lines, tallies=_of_review,
-        expected=("start", "finish"),
+        expected=("begun", "finished"),
     ),
     Section(
         "policy-changes", "Other changes of the policy",
@@ -236,7 +269,7 @@ SECTIONS = (
     ),
     Section(
         "requests", "Requests and approvals", "What was asked for, and what a second person decided.",
-        "All records of requests.", ("request",), {"type": "request"}, expected=("ask", "approve", "reject"),
+        "All records of requests.", ("request",), {"type": "request"}, expected=("asked", "approved", "rejected"),
     ),
     Section(
         "denials", "Refused calls", "Each call of an AI client that was refused, with the rule that refused it.",
@@ -257,28 +290,28 @@ SECTIONS = (
         "staff", "Staff: sign-ins, roles and keys",
         "Sign-ins, refused sign-ins, and changes of who is on the staff, in which role and with which key.",
         "Staff records about sign-ins, accounts, roles and staff keys.", ("staff",), {"type": "staff"},
-        lambda said: _action(said).startswith(PEOPLE), expected=("sign in", "roles", "add", "deactivate"),
+        lambda said: _action(said).startswith(PEOPLE), expected=("signed in", "roles changed", "added", "deactivated"),
     ),
     Section(
         "stops", "Stops and other acts of staff",
         "Users blocked or signed out, unknown clients and tools left refused, and whatever else staff did.",
         "Staff records that are in none of the other sections.", ("staff",), {"type": "staff"},
         lambda said: not _action(said).startswith((*PEOPLE, *OUT)) and _action(said) not in LOOKS,
-        lambda found, grants: [_whole(found)], expected=("subject.block", "subject.unblock"),
+        lambda found, grants: [_plain(found)], expected=("user blocked", "user unblocked"),
     ),
     Section(
         "looks", "Looks at personal data", "Each time that somebody on the staff looked at who a user is.",
         "Staff records of looks at protected details, and of searches for a person.", ("staff",), {"type": "staff"},
-        lambda said: _action(said) in LOOKS, lambda found, grants: [_whole(found)],
+        lambda said: _action(said) in LOOKS, lambda found, grants: [_plain(found)],
     ),
     Section(
         "exports", "Evidence taken out", "Exports, packs, reports, bundles and downloads: what left, and with whom.",
         "Staff records of exports, downloads, reports, files and streams.", ("staff",), {"type": "staff"},
-        lambda said: _action(said).startswith(OUT), lambda found, grants: [_whole(found)],
+        lambda said: _action(said).startswith(OUT), lambda found, grants: [_plain(found)],
     ),
     Section(
         "holds", "Legal holds", "Holds that were placed and released, with the second person's word.",
-        "All records of holds.", ("hold",), {"type": "hold"}, lines=lambda found, grants: [_whole(found)],
+        "All records of holds.", ("hold",), {"type": "hold"}, lines=lambda found, grants: [_plain(found)],
         expected=("placed", "released"),
     ),
     Section(
@@ -287,7 +320,7 @@ SECTIONS = (
     ),
     Section(
         "erasures", "Erasures", "Users who were forgotten on request, or whose request was refused. Never who.",
-        "All records of erasures.", ("erasure",), {"type": "erasure"}, lines=lambda found, grants: [_whole(found)],
+        "All records of erasures.", ("erasure",), {"type": "erasure"}, lines=lambda found, grants: [_plain(found)],
         expected=("asked", "refused", "erased"),
     ),
     Section(
@@ -297,12 +330,12 @@ SECTIONS = (
     ),
     Section(
         "notices", "Alerts and notices", "What the platform itself reported: alerts raised and over, logs opened.",
-        "All notices.", ("notice",), {"type": "notice"}, lines=lambda found, grants: [_whole(found)],
-        expected=("alert.raised", "alert.cleared"),
+        "All notices.", ("notice",), {"type": "notice"}, lines=lambda found, grants: [_plain(found)],
+        expected=("alert raised", "alert over"),
     ),
     Section(
         "other", "Other records", "Records of kinds that none of the sections above is about.",
-        "Records of other types, where there are any.", lines=lambda found, grants: [_whole(found)],
+        "Records of other types, where there are any.", lines=lambda found, grants: [_plain(found)],
     ),
 )  # fmt: skip
 BY_SLUG = {section.slug: section for section in SECTIONS}

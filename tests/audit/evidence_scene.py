@@ -135,6 +135,7 @@ def _keeping(mara: Any, noor: Any) -> None:
     tell(actor, "Mara", "staff.roles", {"about_name": MARKUP}, about=f"staff:{noor.pk}", before=[], after=["Auditor"])
     tell(actor, "Mara", "personal.view", subject=uid.uid)
     tell(actor, "Mara", "subject.block", {"reason": "asked by phone"}, subject=uid.uid)
+    tell(actor, "N" * 150, "inbox.ignore_tool", {"reason": "W" * 480}, backend="b" * 64, tool="t" * 128)
     tell(actor, "Mara", "export.done", export=3, run=4, records=12)
     hold = holds.place(mara, "M-17", "the lawsuit", client="claude")
     holds.ask_release(mara, hold.pk, "it is settled")

@@ -72,7 +72,7 @@ def test_grants_are_told_with_their_words_and_their_reasons(pack: bytes) -> None
     made = [row for (done, _), row in told.items() if done == "made"]
     revoked = [row for (done, _), row in told.items() if done == "revoked"]
     assert len(made) == 4 and figures(pack, "grants")["What was done"]["made"] == 4
-    assert "grant 1: claude may use memory:read for everyone" in [what.partition(" (")[0] for _, what in told]
+    assert ("scopes changed", "Grant 1, scopes changed: claude may use memory:read for everyone") in told
     assert any("for the role nurse, until " in row["what"] for row in made)
     assert LONG in [row["reason"] for row in revoked] and {row["name"] for row in revoked} == {"Mara"}
     assert figures(pack, "grants")["At the end of the period"] == {"grants in force": 1}
@@ -81,27 +81,29 @@ def test_grants_are_told_with_their_words_and_their_reasons(pack: bytes) -> None
 def test_a_review_tells_of_each_grant_what_became_of_it_and_its_note(pack: bytes) -> None:
     told = rows(pack, "access-reviews")
     assert figures(pack, "access-reviews") == {
-        "Grants reviewed": {"revoked": 2, "kept": 1}, "What was done": {"finish": 1, "start": 1},
+        "Grants reviewed": {"revoked": 2, "kept": 1}, "What was done": {"begun": 1, "finished": 1},
     }  # fmt: skip
     kept = next(row for row in told if row["done"] == "kept")
-    assert kept["reason"] == "note on 1" and kept["what"].startswith("grant 1: claude may use memory:read")
-    assert {row["reason"] for row in told if row["done"] == "start"} == {"yearly"}
+    assert kept["reason"] == "note on 1" and kept["what"] == (
+        "Grant 1, kept in the review of the client claude: claude may use memory:read for everyone"
+    )
+    assert {row["reason"] for row in told if row["done"] == "begun"} == {"yearly"}
 
 
 @pytest.mark.parametrize(
     ("part", "done", "words", "reason"),
     [
-        ("requests", "approve", "approved request 1", "seen and agreed"),
-        ("staff", "sign in", "signed in", ""),
-        ("looks", "personal.view", "looked at protected details", ""),
-        ("stops", "subject.block", "blocked user usr_", "asked by phone"),
-        ("holds", "placed", "placed legal hold 1", "the lawsuit; matter: M-17"),
+        ("requests", "approved", "approved request 1 (client claude, scopes memory:read, ", "seen and agreed"),
+        ("staff", "signed in", "signed in", ""),
+        ("looks", "details looked at", "looked at protected details", ""),
+        ("stops", "user blocked", "blocked user usr_", "asked by phone"),
+        ("holds", "placed", "placed legal hold 1 (client claude)", "the lawsuit; matter: M-17"),
         ("holds", "released", "released legal hold 1", "it is settled; matter: M-17"),
         ("retention", "deleted", "5 records deleted by rule, from 0 to 8", ""),
         ("erasures", "refused", "could not have user usr_", "reference: DSR-9"),
-        ("notices", "alert.raised", "An alert was raised: sealing late", ""),
+        ("notices", "alert raised", "An alert was raised: sealing late", ""),
         ("keys", "published", "A new log key was published", ""),
-        ("exports", "export.done", "export 3", ""),
+        ("exports", "export done", "export 3", ""),
         ("denials", "not granted", "claude was refused memory.capture", ""),
     ],
 )  # fmt: skip

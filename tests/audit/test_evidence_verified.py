@@ -215,7 +215,8 @@ def test_a_pack_that_was_delivered_as_an_export_is_verified_with_its_own_manifes
     def delivered(pack: bytes) -> set[str]:
         told: dict[str, Any] = {
             "format": exported.FORMAT, "type": "evidence", "export": {"id": 1, "name": "audit"},
-            "slot": "2026-01-01T00:00Z", "query": "", "columns": [], "personal": False, "records": 0, "counts": {}, "made_at": "now", "log": None,
+            "slot": "2026-01-01T00:00Z", "query": "",
+            "columns": [], "personal": False, "records": 0, "counts": {}, "made_at": "now", "log": None,
             "range": {"since": "2026-01-01T00:00:00Z", "until": "2026-02-01T00:00:00Z", "first": None, "last": None},
             "file": {"name": "pack.zip", "bytes": len(pack), "sha256": sha256(pack).hexdigest()},
         }  # fmt: skip
