@@ -139,7 +139,6 @@ def test_a_failover_to_a_synchronous_standby_loses_nothing_that_was_answered(pai
             assert code == 0, words
             callers.wait_for(300)
             instance.kill_postgres()  # with it, whatever the standby had not confirmed
-            struck = time.monotonic()
             pair.promote()
             promoted = time.monotonic()
             until(lambda: len(callers.since(promoted)) >= 100, 60)
