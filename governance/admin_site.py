@@ -22,6 +22,9 @@ class MunimentAdminSite(AdminSite):
     def get_urls(self) -> list[URLPattern | URLResolver]:
         from audit.downloads import DownloadViews
         from audit.erasure_page import ErasureViews
+        from audit.evidence_page import PackViews
+        from audit.export_run_page import ExportRunViews
+        from audit.exports_page import ExportViews
         from audit.holds_page import HoldViews
         from audit.log_page import LogViews
         from audit.people_view import PeopleViews
@@ -51,7 +54,10 @@ class MunimentAdminSite(AdminSite):
             *LogViews(self).urls(),
             *HoldViews(self).urls(),
             *ErasureViews(self).urls(),
+            *ExportViews(self).urls(),
+            *ExportRunViews(self).urls(),
             *DownloadViews(self).urls(),
+            *PackViews(self).urls(),
             *InboxViews(self).urls(),
             *reasons_page.urls(self),
             *NotificationViews(self).urls(),

@@ -27,6 +27,8 @@ NAVIGATION: list[tuple[str, list[Line]]] = [
         ("Audit search", "admin:records", "audit.view_record"),
         ("People", "admin:people", "audit.view_record"),
         ("Users", "admin:audit_subject_changelist", "audit.view_subject"),
+        ("Exports", "admin:exports", "audit.view_export"),
+        ("Evidence packs", "admin:evidence_packs", "audit.view_export"),
         ("Why calls are refused", "admin:reasons", None),
         ("Log", "admin:log", "audit.view_record"),
         ("Legal holds", "admin:holds", "audit.view_hold"),
