@@ -45,8 +45,11 @@ def resolve(issuer: str, sub: str, email: str | None = None) -> str:
     return known.uid
 
 
-def known(issuer: str, sub: str) -> str | None:
-    """The uid of a user who was met before. Nobody is made: for who is only said to be somebody."""
+def known(issuer: str, sub: str, remembered: bool = True) -> str | None:
+    """The uid of a user who was met before. Nobody is made: for who is only said to be somebody. What this process
+    remembers may be of one who was erased meanwhile: `remembered` off asks the database."""
+    if remembered and (found := _known.get((issuer, sub))) is not None:
+        return found.uid
     return Subject.objects.filter(identity_key=identity_key(issuer, sub)).values_list("uid", flat=True).first()
 
 

@@ -139,7 +139,7 @@ def to_entry(snapshot: Snapshot, backend: BackendPolicy, place: Place) -> Entry:
     line, claims = place.line, place.line.claimed or Claimed()
     issuer = claims.iss if claims.iss in backend.issuers else None
     client = snapshot.policy.clients.get((issuer or "", claims.client_id or ""))
-    subject = subjects.known(issuer, claims.sub) if issuer and claims.sub else None
+    subject = subjects.known(issuer, claims.sub, remembered=False) if issuer and claims.sub else None
     statement: dict[str, Any] = {
         "type": "ungoverned",
         "claimed": True,
