@@ -1,6 +1,7 @@
 """Which runs there are: one for each slot of a schedule, and those that somebody asks for. What is due is found from
 the export's row, so that neither a lost message, nor a restarted broker, nor beat itself loses a slot."""
 
+import logging
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -16,7 +17,10 @@ from audit.export_formats import EXTENSIONS
 from audit.models import Export, ExportRun
 from audit.models.handing import OPEN
 from audit.records_form import Directory, FilterForm
+from audit.schedules import ScheduleError
 from audit.staff_log import tell
+
+logger = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 400  # slots that are caught up in one go; the sweeper takes the next
 STALE = timedelta(seconds=30)  # a run whose worker gave no sign for so long is taken up by another
@@ -31,7 +35,11 @@ def due(number: int, now: datetime | None = None) -> list[int]:
         export = Export.objects.select_for_update().filter(pk=number, enabled=True).exclude(schedule="").first()
         if export is None:
             return []
-        schedule = schedules.parse(export.schedule)
+        try:
+            schedule = schedules.parse(export.schedule)
+        except ScheduleError:  # written by somebody else than `audit.exports`
+            logger.warning("the schedule of export %s is none", number)
+            return []
         for slot in islice(schedules.slots(schedule, export.due_from or export.created_at, now), MOST_AT_ONCE):
             since = schedules.before(schedule, slot)
             run, new = ExportRun.objects.get_or_create(

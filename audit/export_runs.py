@@ -6,8 +6,10 @@ failed runs in a row disable the export, and its owner is told.
 """
 
 import logging
+import traceback
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from django.db import DatabaseError, transaction
@@ -42,8 +44,8 @@ def work(number: int) -> float | None:
     """Take a run as far as it goes now; never raises for what may become of it. Seconds after which it is worth looking
     again, None where the sweeper is soon enough or nothing is left to do."""
     with claimed(number) as claim:
-        if claim is None:
-            return None
+        if claim is None or (claim.run.retry_at is not None and claim.run.retry_at > timezone.now()):
+            return None  # an older message, before its time
         try:
             _forward(claim)
         except Lost:
@@ -71,9 +73,15 @@ def _ended(claim: Claim, error: Exception) -> float | None:
             case DeliveryFailed():
                 _again(claim, f"Not delivered to {claim.run.destination}: {error}.", "delivery")
             case _:
-                logger.error("export run %s: %s", claim.run.pk, type(error).__name__, exc_info=error)
+                logger.error("export run %s: %s in %s", claim.run.pk, type(error).__name__, _where(error))
                 _again(claim, f"It failed ({type(error).__name__}); the worker's log says more.", "fault")
     return None
+
+
+def _where(error: Exception) -> str:
+    """The lines that a fault came from; what it says itself may be somebody's data."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    return ", ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
 
 def _forward(claim: Claim) -> None:
@@ -133,8 +141,9 @@ def _made(claim: Claim, export: Export) -> None:
             state="delivering" if run.destination else "done", bytes=length, sha256=digest, manifest=manifest, tries=0,
             words="", ended_at=None if run.destination else now, removed_at=None,
         )  # fmt: skip
-        Export.objects.filter(pk=run.export).update(failures=0)
         _tell(run, "export.done", records=run.records, sha256=digest)
+        if not run.destination:
+            Export.objects.filter(pk=run.export).update(failures=0)
 
 
 def _done(claim: Claim) -> None:
@@ -142,6 +151,7 @@ def _done(claim: Claim) -> None:
     with transaction.atomic():
         claim.save(state="done", delivered_at=now, ended_at=now, words="", tries=0, retry_at=None)
         _tell(claim.run, "export.delivered", destination=claim.run.destination, sha256=claim.run.sha256)
+        Export.objects.filter(pk=claim.run.export).update(failures=0)
 
 
 def _cancelled(claim: Claim) -> None:

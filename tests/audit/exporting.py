@@ -86,7 +86,8 @@ class Desk:
         } | more)  # fmt: skip
 
     def worked(self, run: ExportRun) -> ExportRun:
-        """The run, after a worker had it once."""
+        """The run, after a worker had it once, as if the time to try it again had come."""
+        ExportRun.objects.filter(pk=run.pk).update(retry_at=None)
         export_runs.work(run.pk)
         run.refresh_from_db()
         return run

@@ -440,6 +440,9 @@ def test_a_full_disk_is_said_and_tried_again_and_nothing_half_is_seen(
     assert Export.objects.get().failures == 0
     export_due.sweep()
     assert filled.sent == []  # not before its time
+    export_runs.work(run.pk)  # nor for a message that came late
+    assert ExportRun.objects.get().attempts == 1 + 1
+    assert ExportRun.objects.get().tries == 1
     export_due.sweep(run.retry_at)
     assert filled.sent == [run.pk]
     assert filled.worked(run).state == "done"

@@ -181,6 +181,13 @@ def test_what_was_missed_is_caught_up_in_bounded_steps(made: Desk, monkeypatch: 
     assert ExportRun.objects.count() == 10
 
 
+def test_one_export_that_was_spoiled_in_the_database_holds_up_no_other(made: Desk) -> None:
+    spoiled, other = begun(made, "daily", START), begun(made, "daily", START, name="other")
+    Export.objects.filter(pk=spoiled.pk).update(schedule="never")
+    export_due.sweep(START + DAY)
+    assert set(ExportRun.objects.values_list("export", flat=True)) == {other.pk}
+
+
 def test_a_paused_export_makes_no_runs_and_catches_up_when_it_goes_on(made: Desk) -> None:
     export = begun(made, "daily", timezone.now() - 3 * DAY)
     exports.disable(made.auditor, export)
@@ -306,10 +313,12 @@ def test_a_destination_that_fails_is_said_tried_again_and_loses_nothing(
         assert delivering.worked(run).state == "failed"
     assert delivering.path(run).exists()  # it is there for download
     export.refresh_from_db()
-    assert export.failures == 1
+    assert export.failures == 1  # that the file was made ends no row of failures
     assert exports.retry(delivering.auditor, run, export)
     assert delivering.worked(run).state == "done"
     assert (delivering.folder / "there" / run.file).exists()
+    export.refresh_from_db()
+    assert export.failures == 0
 
 
 def test_what_was_kept_for_a_time_only_is_made_once_more_for_its_delivery(delivering: Desk) -> None:
