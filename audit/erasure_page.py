@@ -196,5 +196,5 @@ def steps(row: Erasure) -> list[tuple[bool, str, Any]]:
     return [
         (row.erased_at is not None, "Identifiers and key destroyed, and that recorded", row.erased_at),
         (row.hashes_gone_at is not None, "Look-up hashes removed from the user's records", row.hashes_gone_at),
-        (row.state == "complete", "Backups that may hold the user expired", row.backups_until),
+        (row.state == "complete", "The last backup that may hold the user expires", row.backups_until),
     ]

@@ -234,6 +234,8 @@ def user_context(request: HttpRequest, uid: str) -> dict[str, Any]:
             (words, reverse("admin:audit_subject_act", args=[uid, act]), act != "unblock")
             for act, words in (block, ("sign-out", "Sign out everywhere…"))
         ]
+    if request.user.has_perm("audit.add_hold"):
+        acts.append(("Place a hold…", f"{reverse('admin:hold_add')}?{urlencode({'subject': uid})}", False))
     if request.user.has_perm("audit.add_erasure") and user.erased_at is None:
         acts.append(("Erase…", reverse("admin:erase", args=[uid]), True))
     return {"person": user, "acts": acts, "report": link("", "admin:person_report", uid)}
