@@ -158,7 +158,7 @@ def _replaced(name: str, month: date, steps: Sequence[RetentionStep]) -> bool:
 
 def _staying(name: str, ranges: Ranges, most: int) -> int | None:
     """How many records of a table are in none of the ranges; None for more than `most`, and for too many ranges."""
-    if len(ranges) > PIECES:
+    if len(ranges) > 2 * KEPT_MOST:
         return None
     with connections["owner"].cursor() as cursor:
         cursor.execute(
@@ -182,25 +182,23 @@ def _replace(name: str, month: date, steps: Sequence[RetentionStep], ranges: Ran
             f"CREATE TABLE {kept} (LIKE audit_record INCLUDING ALL, CONSTRAINT month CHECK (at >= %s AND at < %s))",
             [low, high],
         )
-        stay = _fill(cursor, name, kept, others(ranges), ("true", []))
-        covered = covered_sql(holds("owner"))
-        saved = _fill(cursor, name, kept, [(first, first + size - 1) for first, size in ranges], covered)
+        stay = _fill(cursor, kept, f"{WITHIN} JOIN {name} r ON r.index BETWEEN k.lo AND k.hi", _sides(others(ranges)))
+        covered, params = covered_sql(holds("owner"))
+        within = "{" + ",".join(f"[{first},{first + size})" for first, size in ranges) + "}"
+        # A hold's records are found by its own index, and then looked for in the ranges.
+        source = f"{name} r WHERE {covered} AND r.index <@ %s::int8multirange"
+        saved = _fill(cursor, kept, source, [*params, within]) if covered != "false" else []
         _swap(cursor, name, kept, bounds(month) if stay or saved else None)
         now = timezone.now()
         for step in steps:
             _count(step, step.due - step.deleted - _among(saved, step.ranges), done_at=now)
 
 
-def _fill(
-    cursor: Any, name: str, kept: str, ranges: Sequence[tuple[int, int]], wanted: tuple[str, list[Any]]
-) -> list[int]:
-    """Copy what is within the ranges and wanted; the indices, in order. Raises TooMuch."""
-    if wanted[0] == "false" or not ranges:
-        return []
+def _fill(cursor: Any, kept: str, source: str, params: Sequence[Any]) -> list[int]:
+    """Copy records; their indices, in order. Raises TooMuch."""
     cursor.execute(
-        f"INSERT INTO {kept} ({COLUMNS}) SELECT {COLUMNS} FROM {WITHIN}"  # noqa: S608 - names are ours
-        f" JOIN {name} r ON r.index BETWEEN k.lo AND k.hi WHERE {wanted[0]} LIMIT %s RETURNING index",
-        [*_sides(ranges), *wanted[1], 2 * KEPT_MOST],
+        f"INSERT INTO {kept} ({COLUMNS}) SELECT {COLUMNS} FROM {source} LIMIT %s RETURNING index",  # noqa: S608
+        [*params, 2 * KEPT_MOST],
     )
     found = sorted(index for (index,) in cursor.fetchall())
     if len(found) >= 2 * KEPT_MOST:

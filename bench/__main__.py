@@ -1,15 +1,19 @@
-"""`make bench`: ratios in one run on one machine (DESIGN.md section 8); `python -m bench search`: see there."""
+"""`make bench`: ratios in one run on one machine (DESIGN.md section 8); `python -m bench search`, `... retention`: see
+there."""
 
 import platform as machine
 import sys
 
-from bench import platform, search
+from bench import platform, retention, search
 
 
 def main() -> None:
     """Every measurement, on a clean database; the server's figures first, then what is measured in this process."""
     if sys.argv[1:2] == ["search"]:
         search.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["retention"]:
+        retention.main(sys.argv[2:])
         return
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
     print(f"Python {machine.python_version()}, {machine.machine()}, {seconds:g} s a measurement\n")
@@ -26,6 +30,7 @@ def main() -> None:
         sealing.measure(world)
         proofs.measure()
         deciding.measure(world)
+        retention.measure(world)
 
 
 if __name__ == "__main__":
