@@ -23,6 +23,8 @@ MOST_MESSAGE, MOST_TRACE = 8_192, 16_384  # characters
 TOO_LONG = "... (cut)"
 HIDDEN = "[hidden]"
 SHORTEST_SECRET = 8  # a shorter one would take words out of every line
+LOOKS_SECRET = 16
+WORDS = re.compile(r"[^\s'\",{}\[\]]+")
 FORMATS = ("json", "text")
 
 # Each leaves its first group, which says what was there.
@@ -49,21 +51,26 @@ _known_pattern: re.Pattern[str] | None = None
 
 
 def hide(secret: str | None) -> None:
-    """From now on no line of this process holds this secret; of URLs (with white space between) their passwords."""
+    """From now on no line of this process holds this secret; of text that has URLs in it, what of it may be one."""
     global _known_pattern
-    found = set(passwords(secret)) if secret and "://" in secret else {secret or ""}
+    found = set(secrets_in(secret)) if secret and "://" in secret else {secret or ""}
     _known.update(text for text in found if len(text) >= SHORTEST_SECRET)
     ordered = sorted(_known, key=len, reverse=True)
     _known_pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
-def passwords(urls: str) -> Iterator[str]:
-    """The passwords of URLs, as they stand there and decoded."""
-    for url in urls.split():
+def secrets_in(text: str) -> Iterator[str]:
+    """What of a text (a URL, several, a list in YAML) is secret, or looks like it: the passwords of URLs, as they stand
+    there and decoded, and words with letters and digits."""
+    for word in {*WORDS.findall(text), *text.split()}:
+        if "://" not in word:
+            if len(word) >= LOOKS_SECRET and not word.isalpha() and not word.isdecimal():
+                yield word
+            continue
         try:
-            password = urlsplit(url).password
+            password = urlsplit(word).password
         except ValueError:
-            password = url  # nobody knows what of it is secret
+            password = word  # nobody knows what of it is secret
         if password:
             yield from (password, unquote(password))
 

@@ -95,11 +95,18 @@ class TestWhatMustNotLeave:
         monkeypatch.setattr(logs, "_known_pattern", None)
         logs.hide(SECRET)
         logs.hide("redis://:p%C3%A4ssw0rd-x@host:1/0 smtp://u:other-secret@mail")
+        logs.hide("postgresql://muniment:comma,in-it-7@a:1,b:2/x")
         logs.hide("short")
+        logs.hide(
+            "- {kind: s3, endpoint: 'https://s3.example', access_key_id: x, secret_access_key: wJalrXUtnFEMI7K7MDENG}"
+        )
+        logs.hide("https://hooks.example/x whsec_MfKQ9r8GKYqrTwjU")
         logs.hide(None)
         written = log("one %s, two pässw0rd-x, three p%%C3%%A4ssw0rd-x, four other-secret, short", f"x{SECRET}y")
         for secret in (SECRET, "pässw0rd", "p%C3%A4ssw0rd", "other-secret"):
             assert secret not in written
+        for secret in ("wJalrXUtnFEMI7K7MDENG", "whsec_MfKQ9r8GKYqrTwjU", "comma,in-it-7"):
+            assert secret not in log(f"refused: {secret}")
         assert "short" in written and "three" in written
 
     def test_the_settings_hand_over_what_they_read(self) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -373,6 +374,24 @@ class TestSlots:
         for path in tmp_path.glob("*.db"):
             assert path.stat().st_blocks * 512 >= metrics_slots.FILE_BYTES
             assert path.stat().st_mode & 0o077 == 0
+
+
+def test_the_document_has_exactly_the_metrics_that_there_are(world: World) -> None:
+    world.verify()
+    document = (Path(__file__).resolve().parents[2] / "docs/operate.md").read_text()
+    table = document.partition("## Metrics")[2].partition("## Alarms")[0]
+    listed = [row for row in table.splitlines() if row.startswith("| `muniment_")]
+    documented = {name for row in listed for name in re.findall(r"`(muniment_\w+)`", row.split("|")[1])}
+    response = HttpClient(headers={"host": "127.0.0.1"}).get("/metrics")
+    served = {family.name for family in families(response.content.decode())}
+    documented = {name.removesuffix("_total") for name in documented}
+    sometimes = {"verification_findings", "verification_age_seconds", "retention_age_seconds", "turned_away", "refused",
+                 "beat_tick_seconds"}  # fmt: skip
+    told_when_there_is = {f"muniment_{name}" for name in sometimes}
+    assert documented | told_when_there_is == served | told_when_there_is
+    alarms = document.partition("## Alarms")[2].partition("## Logs")[0]
+    named = re.findall(r"muniment_[a-z_]+[a-z](?=[ {\[`])", alarms)
+    assert len(named) > 20 and {name.removesuffix("_total").removesuffix("_bucket") for name in named} <= documented
 
 
 def counting(folder: Path, value: int) -> None:
