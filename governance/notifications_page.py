@@ -121,7 +121,8 @@ def state(row: NotificationDelivery | None) -> str:
         return "sent"
     if row.given_up_at:
         return f"not sent: {row.error or 'given up'}"
-    return f"tried {row.tries} times: {row.error}" if row.tries else "about to be sent"
+    times = "once" if row.tries == 1 else f"{row.tries} times"
+    return f"tried {times}: {row.error}" if row.tries else "about to be sent"
 
 
 def webhook_state(user: Any) -> str:

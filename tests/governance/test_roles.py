@@ -25,8 +25,8 @@ ANSWERS = {200, 302, 400, 403, 404, 405, 422}
 # What somebody on the staff without any role may open: how they come, go and see that there is nothing for them.
 OPEN = {"index", "login", "logout", "password_change", "password_change_done", "jsi18n", "sign_in_again", "oidc_start",
         "oidc_callback"}  # fmt: skip
-# Everybody on the staff may ask for a grant, sees what became of it, and what reason codes mean.
-ASKING = {"access_ask", "clients_accessrequest_changelist", "reasons"}
+# Everybody on the staff may ask for a grant, sees what became of it, what reason codes mean, and what they are told of.
+ASKING = {"access_ask", "clients_accessrequest_changelist", "reasons", "notifications"}
 # And what tells nothing of anybody: where an address that is none, or only a redirect, is answered so.
 NOTHING = {302, 403, 404, 405}
 # Of these everybody with this permission has their own.
