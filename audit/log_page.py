@@ -29,6 +29,7 @@ from audit.models import Alert, Anchoring, AnchorState, Checkpoint, Log, Publish
 from audit.record_page import Pill
 from audit.record_proof import Found, told
 from audit.seal_words import REMEDIES, TAMPERED
+from audit.streams_page import lines
 from audit.templatetags.muniment import lapse, when
 from muniment.findings import counted
 from muniment.notes import NoteError
@@ -227,7 +228,7 @@ class LogViews:
             "note": checkpoint_note(state.newest) if state.newest else "",
             "runs": runs(list(Verification.objects.order_by("-began_at")[:SHOWN])),
             "root": b64encode(state.newest.root).decode() if state.newest else "", "several_logs": len(logs) > 1,
-            "interval": lapse(settings.MUNIMENT_ANCHOR_INTERVAL),
+            "streams": lines(), "interval": lapse(settings.MUNIMENT_ANCHOR_INTERVAL),
             "keys": PublishedKey.objects.order_by("use", "not_before"), "seams": seams(logs),
         }  # fmt: skip
         return TemplateResponse(request, "admin/log.html", context)

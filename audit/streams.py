@@ -244,7 +244,7 @@ class _Run:
             else:
                 try:
                     self._send(items)
-                    changes |= {"settled_at": timezone.now()}
+                    changes |= {"settled_at": timezone.now(), "words": "taken when it was sent again"}
                     self.rows.update(sent=F("sent") + 1)
                 except Refused as error:
                     changes |= {"words": str(error)}

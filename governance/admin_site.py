@@ -31,6 +31,7 @@ class MunimentAdminSite(AdminSite):
         from audit.person_report_view import PersonReportViews
         from audit.record_view import RecordView
         from audit.records_view import RecordViews
+        from audit.streams_page import StreamViews
         from audit.timeline_view import TimelineViews
         from clients.admin.granting import Granting
         from clients.admin.inbox import InboxViews
@@ -52,6 +53,7 @@ class MunimentAdminSite(AdminSite):
             *RecordView(self, directory).urls(),
             *RecordViews(self, directory).urls(),
             *LogViews(self).urls(),
+            *StreamViews(self).urls(),
             *HoldViews(self).urls(),
             *ErasureViews(self).urls(),
             *ExportViews(self).urls(),

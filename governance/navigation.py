@@ -45,6 +45,7 @@ NAVIGATION: list[tuple[str, list[Line]]] = [
         ("Staff", "admin:auth_user_changelist", "auth.view_user"),
         ("Roles", "admin:auth_group_changelist", "auth.view_group"),
         ("Schedules", "admin:django_celery_beat_periodictask_changelist", "django_celery_beat.view_periodictask"),
+        ("Streams", "admin:streams", "audit.view_stream"),
         ("Notifications", "admin:notifications", None),
         ("API reference", "reference", None),
     ]),
