@@ -65,7 +65,7 @@ def on_record(using: str = "default") -> Iterator[Erased]:
             yield Erased(uid, at, None)
 
 
-def _page(after: int, using: str) -> Iterable[tuple[int, datetime, bytes]]:
+def _page(after: int, using: str) -> Iterable[tuple[int, datetime, bytes | memoryview]]:
     rows = Record.objects.using(using).filter(type="erasure", index__gt=after).order_by("index")
     return rows.values_list("index", "at", "statement")[:PAGE]
 

@@ -141,7 +141,9 @@ def _may(actor: str) -> bool:
     kind, _, number = actor.partition(":")
     if kind == "system":  # an erasure that is applied again after a restore
         return True
-    user: Any = get_user_model().objects.using(OWNER).filter(pk=number if number.isdecimal() else None).first()
+    if not number.isdecimal():
+        return False
+    user: Any = get_user_model().objects.using(OWNER).filter(pk=number).first()
     return user is not None and user.is_active and user.is_staff and user.has_perm("audit.add_erasure")
 
 

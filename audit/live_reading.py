@@ -104,7 +104,7 @@ def erased_since(index: int) -> set[str]:
     found = set(Outbox.objects.filter(PENDING).values_list("members__holder", flat=True))
     for statement in Record.objects.filter(type="erasure", index__gte=index).values_list("statement", flat=True):
         with suppress(statements.StatementError, AttributeError):
-            said = statements.load(bytes(statement))
+            said: Any = statements.load(bytes(statement))
             found |= {said.get("holder")} if said.get("action") == "erased" else set()
     return {holder for holder in found if isinstance(holder, str)}
 

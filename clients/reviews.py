@@ -252,7 +252,7 @@ def _tell_finish(review: Review, actor: Actor) -> None:
     """What became of each grant, in parts where there are many; notes and reason as protected details."""
     parts = list(_parts(review))
     for number, part in enumerate(parts):
-        outcome: dict[str, list[int]] = {"kept": [], "revoked": [], "gone": []}
+        outcome: dict[str, Any] = {"kept": [], "revoked": [], "gone": []}
         for item in part:
             outcome[{"keep": "kept", "revoke": "revoked", "": "gone"}[item.decision]].append(item.grant_id)
         notes = {str(item.grant_id): item.note for item in part if item.note}

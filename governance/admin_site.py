@@ -20,18 +20,11 @@ class MunimentAdminSite(AdminSite):
     enable_nav_sidebar = False
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
-        from audit.downloads import DownloadViews
-        from audit.erasure_page import ErasureViews
-        from audit.evidence_page import PackViews
-        from audit.export_run_page import ExportRunViews
-        from audit.exports_page import ExportViews
-        from audit.holds_page import HoldViews
         from audit.log_page import LogViews
         from audit.people_view import PeopleViews
         from audit.person_report_view import PersonReportViews
         from audit.record_view import RecordView
         from audit.records_view import RecordViews
-        from audit.streams_page import StreamViews
         from audit.timeline_view import TimelineViews
         from clients.admin.granting import Granting
         from clients.admin.inbox import InboxViews
@@ -53,13 +46,7 @@ class MunimentAdminSite(AdminSite):
             *RecordView(self, directory).urls(),
             *RecordViews(self, directory).urls(),
             *LogViews(self).urls(),
-            *StreamViews(self).urls(),
-            *HoldViews(self).urls(),
-            *ErasureViews(self).urls(),
-            *ExportViews(self).urls(),
-            *ExportRunViews(self).urls(),
-            *DownloadViews(self).urls(),
-            *PackViews(self).urls(),
+            *keeping(self),
             *InboxViews(self).urls(),
             *reasons_page.urls(self),
             *NotificationViews(self).urls(),
@@ -118,6 +105,27 @@ class MunimentAdminSite(AdminSite):
         request.current_app = self.name
         context = self.each_context(request)
         return TemplateResponse(request, "admin/index.html", context | home(request, context["pulse"]))
+
+
+def keeping(site: Any) -> list[URLPattern]:
+    """The pages on keeping, forgetting and handing over."""
+    from audit.downloads import DownloadViews
+    from audit.erasure_page import ErasureViews
+    from audit.evidence_page import PackViews
+    from audit.export_run_page import ExportRunViews
+    from audit.exports_page import ExportViews
+    from audit.holds_page import HoldViews
+    from audit.streams_page import StreamViews
+
+    return [
+        *HoldViews(site).urls(),
+        *ErasureViews(site).urls(),
+        *ExportViews(site).urls(),
+        *ExportRunViews(site).urls(),
+        *DownloadViews(site).urls(),
+        *PackViews(site).urls(),
+        *StreamViews(site).urls(),
+    ]
 
 
 def directory() -> Any:
