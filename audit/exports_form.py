@@ -103,8 +103,9 @@ class ExportForm(PlainForm):
         kept = (initial or {}).get("columns", ())
         offered = [*COLUMNS, *(() if self.refusal else PERSONAL), *(c for c in kept if c in PERSONAL and self.refusal)]
         self._offer("columns", [(name, capfirst(name.replace("_", " "))) for name in offered])
-        presets = [("", "Once: when I run it")] + [(name, schedule_words(name)) for name in schedules.PRESETS]
-        self._offer("schedule", [*presets, (CRONTAB, "By a crontab")])
+        once = "Only when somebody runs it" if "name" in (initial or {}) else "Once, now"
+        presets = [(name, schedule_words(name)) for name in schedules.PRESETS]
+        self._offer("schedule", [("", once), *presets, (CRONTAB, "By a crontab")])
         self.places_known = list(Destination.objects.order_by("name")[:100])
         self._offer("destination", [("", "Keep it for download here"), *map(_place, self.places_known)])
         self._offer("recipients", staff())
