@@ -26,7 +26,10 @@ PACKAGES = ("governance", "clients", "tools", "audit", "bench")
 EXTERNAL = ("http://", "https://")
 VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 # Functions that read a variable by the name that they are given; `get` is that of os.environ and the like.
-READERS = {"str", "int", "float", "bool", "list", "get", "read_secret", "database", "days", "_number", "_value_or_file"}
+READERS = {
+    "str", "int", "float", "bool", "list", "get", "read_secret", "database", "days", "of_worker", "_number",
+    "_value_or_file",
+}  # fmt: skip
 
 
 def text(name: str) -> str:
