@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import time
 from collections.abc import Callable
@@ -10,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
 
 from audit import destinations, models
 from audit.destinations import ConfigError, DeliveryFailed, Differs, directory
 from audit.destinations.base import Sending
+from governance.settings import of_worker
+from governance.supervisor_plan import Urls, environment_for, read_plan
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMmPCLSA0Fgbvh8aCJ5zUQgVtWa3VSfLu0bAANVqZ8Sn"
 
@@ -33,6 +39,29 @@ def place(tmp_path: Path, settings: Any) -> Path:
     place.mkdir()
     settings.MUNIMENT_DESTINATIONS = f"[{{name: archive, kind: directory, path: {place}}}]"
     return place
+
+
+@pytest.mark.parametrize("name", ["MUNIMENT_DESTINATIONS", "MUNIMENT_NOTIFY_WEBHOOK"])
+def test_what_holds_credentials_of_other_places_is_the_workers_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "s3cret")
+    for process in ("web", "beat", "seal"):
+        with pytest.raises(ImproperlyConfigured, match=f"{name} is set, but the process '{process}' must not have it"):
+            of_worker(name, process)
+    assert of_worker(name, "worker") == of_worker(name, "manage") == "s3cret"
+    plan, urls = read_plan({}), Urls("postgresql:///a", "postgresql:///b", "redis:///c")
+    for process in ("web", "beat", "seal", "worker"):
+        found = environment_for(process, plan, urls, {name: "s", f"{name}_FILE": "/s"}, owner=False)
+        assert (name in found, f"{name}_FILE" in found) == (process == "worker", process == "worker")
+
+
+@pytest.mark.usefixtures("db")
+def test_the_system_check_says_what_is_wrong_without_what_is_in_it(settings: Any) -> None:
+    settings.MUNIMENT_DESTINATIONS = "[{name: archive, kind: directory, path: s3cret}]"
+    with pytest.raises(SystemCheckError, match=r"muniment\.E010") as found:
+        call_command("check", tags=["security"], verbosity=0)
+    assert "s3cret" not in str(found.value)
 
 
 class TestEntries:
@@ -131,6 +160,13 @@ class TestEntries:
         (tmp_path / "token").write_bytes(b"\xff")
         with pytest.raises(ConfigError, match="entry 1: the file of a secret is not text"):
             destinations.parse(entry)
+
+    def test_the_example_of_the_documents_is_one(self) -> None:
+        text = (Path(__file__).resolve().parents[2] / "docs/configuration.md").read_text()
+        [example] = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.S) if "kind: sftp" in block]
+        assert [(one.name, one.kind) for one in destinations.parse(example)] == [
+            ("archive", "directory"), ("bucket", "s3"), ("auditor", "sftp"), ("portal", "https"),
+        ]  # fmt: skip
 
     def test_nothing_configured_is_nothing(self) -> None:
         assert destinations.parse("") == destinations.parse("[]") == []
