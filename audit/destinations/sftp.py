@@ -126,7 +126,7 @@ def _is_there(folder: Any, target: str, sending: Sending) -> bool:
     if state.st_size != sending.size:
         raise Differs(sending.name)
     with folder.open(target, "rb") as file:
-        file.prefetch(sending.size)
+        file.prefetch(sending.size, max_concurrent_requests=64)  # of 32 KiB: memory stays flat
         if not same(sending, chunks(file)):
             raise Differs(sending.name)
     return True
