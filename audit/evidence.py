@@ -116,14 +116,9 @@ class _Pack:
         return grants
 
     def _others(self) -> tuple[str, ...]:
-        """The types of records that no section is about."""
+        """The types of records that no section is about, of those that were counted."""
         known = {*CALLS, *(kind for section in SECTIONS for kind in section.types)}
-        found = {
-            kind
-            for low, high in evidence_reading.windows(self.span)
-            for kind, *_ in evidence_reading.counts(self.span, low, high)
-        }
-        return tuple(sorted(found - known))
+        return tuple(sorted(self.span.kinds - known))
 
     def _manifest(self) -> dict[str, Any]:
         """What the pack is, without its files."""

@@ -38,7 +38,8 @@ STATES = {
 @dataclass(frozen=True, slots=True)
 class Span:
     """The records of a pack: whose rights, the period, indices [first, end) of what is sealed of it, and when the pack
-    was asked for: what was added to the platform's tables later is not in it, so that it is the same made again."""
+    was asked for: what was added to the platform's tables later is not in it, so that it is the same made again.
+    `kinds`: the types of records that were met when they were counted."""
 
     viewer: Viewer
     since: datetime
@@ -46,6 +47,7 @@ class Span:
     first: int
     end: int
     made_at: datetime
+    kinds: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +85,14 @@ class Reader:
     def refused(self) -> Iterator[list[Found]]:
         """The refused calls, in pages, in the order of the log."""
         for low, high in windows(self.span):
-            rows = _between(self.span, low, high).filter(type="decision", decision="deny")
-            if page := list(rows.defer("disclosures").order_by("index")):
-                yield [self._found(record) for record in page]
+            more = True
+            while more:
+                rows = _between(self.span, low, high).filter(type="decision", decision="deny")
+                page = list(rows.defer("disclosures").order_by("index")[:PAGE])
+                more = len(page) == PAGE
+                if page:
+                    yield [self._found(record) for record in page]
+                    low = page[-1].index + 1
 
     def _found(self, record: Record) -> Found:
         sound = merkle.leaf_hash(bytes(record.statement)) == bytes(record.leaf)
@@ -116,7 +123,9 @@ def windows(span: Span) -> Iterator[tuple[int, int]]:
 def counts(span: Span, low: int, high: int) -> list[tuple[str, str | None, bool, int]]:
     """How many records of [low, high) there are, by type, decision and whether they are flagged."""
     rows = _between(span, low, high).order_by().values_list("type", "decision", "flagged")
-    return [(*row[:3], row[3]) for row in rows.annotate(number=Count("index"))]
+    found = [(*row[:3], row[3]) for row in rows.annotate(number=Count("index"))]
+    span.kinds.update(kind for kind, *_ in found)
+    return found
 
 
 def _between(span: Span, low: int, high: int) -> Any:
