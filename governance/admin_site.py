@@ -115,9 +115,11 @@ def keeping(site: Any) -> list[URLPattern]:
     from audit.export_run_page import ExportRunViews
     from audit.exports_page import ExportViews
     from audit.holds_page import HoldViews
+    from audit.retention_page import RetentionViews
     from audit.streams_page import StreamViews
 
     return [
+        *RetentionViews(site).urls(),
         *HoldViews(site).urls(),
         *ErasureViews(site).urls(),
         *ExportViews(site).urls(),

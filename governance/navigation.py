@@ -31,6 +31,7 @@ NAVIGATION: list[tuple[str, list[Line]]] = [
         ("Evidence packs", "admin:evidence_packs", "audit.view_export"),
         ("Why calls are refused", "admin:reasons", None),
         ("Log", "admin:log", "audit.view_record"),
+        ("Retention", "admin:retention", "audit.view_retentionrule"),
         ("Legal holds", "admin:holds", "audit.view_hold"),
         ("Erasures", "admin:erasures", "audit.view_erasure"),
         ("Outbox", "admin:audit_outbox_changelist", "audit.view_outbox"),
