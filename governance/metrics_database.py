@@ -4,6 +4,7 @@ Every query goes by an index or over a table of few rows, and is given two secon
 out and named by `muniment_scrape_failed`, so that its alarm is for the part and not for the whole scrape.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -33,8 +34,10 @@ from audit.models import (
     Verification,
 )
 from audit.models.handing import OPEN
-from audit.schedules import parse, slots
+from audit.schedules import ScheduleError, parse, slots
 from governance.idempotency import store
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 2  # for a query
 MOST = 10_000  # that is counted
@@ -131,13 +134,22 @@ def _exports(p: Pulse) -> Iterator[Metric]:
     # A slot whose run was not made, because nobody makes them, is late as well.
     scheduled = Export.objects.filter(enabled=True, due_from__isnull=False).exclude(schedule="")
     for schedule, since in scheduled.values_list("schedule", "due_from")[:MOST]:
-        due += islice(slots(parse(schedule), since, p.now), 1)
+        if since is not None:
+            due += _first(schedule, since, p.now)
     yield gauge("export_lag_seconds", "Age of the oldest export that is due and not done.",
                 age(p.now, min(due, default=None)))  # fmt: skip
     failing = Export.objects.filter(enabled=True).aggregate(of=Sum("failures"))["of"] or 0
     yield gauge("export_failures", "Runs that failed, in a row, of all exports together.", failing)
     disabled = Export.objects.filter(enabled=False).exclude(words="").count()
     yield gauge("exports_disabled", "Exports that were disabled because they kept failing.", disabled)
+
+
+def _first(schedule: str, since: datetime, now: datetime) -> list[datetime]:
+    """The first slot that is due; none where the schedule cannot be read, which the export's page says."""
+    try:
+        return list(islice(slots(parse(schedule), since, now), 1))
+    except ScheduleError:
+        return []
 
 
 def _streams(p: Pulse) -> Iterator[Metric]:
@@ -221,5 +233,6 @@ class DatabaseCollector:
         try:
             with bounded():
                 return list(part(known))
-        except Error:
+        except Error as error:
+            logger.warning("of a scrape the part %r could not be asked: %s", part.__name__, type(error).__name__)
             return None
