@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
-from audit import destinations, models
+from audit import destinations, models, tasks
 from audit.destinations import ConfigError, DeliveryFailed, Differs, directory
 from audit.destinations.base import Sending
 from governance.settings import of_worker
@@ -273,7 +273,7 @@ class TestWhatBecameOfIt:
         assert (place / manifest.name).read_text() == "{}"
 
     def test_the_table_says_what_is_configured_and_how_it_goes(self, file: Path, place: Path) -> None:
-        assert destinations.publish() == 1
+        tasks.publish_destinations()
         row = models.Destination.objects.get()
         assert (row.name, row.kind, row.place, row.failures) == ("archive", "directory", str(place), 0)
         place.rename(place.with_name("away"))

@@ -22,7 +22,7 @@ from django.test import Client as HttpClient
 from django.urls import reverse
 from django.utils import timezone
 
-from audit import downloads, export_mail, export_store
+from audit import downloads, export_mail, export_store, tasks
 from audit.export_mail import MailFailed
 from audit.export_store import StoreFailed
 from audit.models import Export, ExportRun, Outbox
@@ -333,6 +333,17 @@ class TestTheMail:
         assert "calls" not in mail.outbox[0].subject + str(mail.outbox[0].body), "a name is free text of somebody's"
         [found] = told("export.mailed")
         assert (found["mailed"], found["skipped"]) == (2, 0)
+
+    def test_the_workers_tasks_mail_and_sweep(self, store: Path) -> None:
+        anna = user_of(member("anna", *AUDITOR))
+        anna.email = "anna@staff.example"
+        anna.save()
+        kept(recipients=[anna.pk])
+        old = kept(ended_at=timezone.now() - timedelta(days=40))
+        tasks.mail_exports()
+        tasks.sweep_exports()
+        assert len(mail.outbox) == 1
+        assert not export_store.path(old.file).exists()
 
     def test_a_repeat_is_the_same_mail(self, store: Path) -> None:
         anna = user_of(member("anna", *AUDITOR))

@@ -22,7 +22,7 @@ from audit import rollups, webhooks
 from audit.alerts import clear, raise_alert
 from audit.models import Export, ExportRun, Outbox, SealerStatus
 from clients.models import AccessRequest, Client, Grant
-from governance import notifications, notifications_sending
+from governance import notifications, notifications_sending, tasks
 from governance.models import Notification, NotificationChoice, NotificationDelivery
 from governance.notifications import KINDS, kinds_for, refresh
 from governance.notifications_finding import denials, unusual
@@ -207,6 +207,13 @@ class TestDenials:
 
 
 class TestWhoIsTold:
+    def test_the_workers_task_finds_and_tells(self) -> None:
+        somebody("mara", "clients.change_grant")
+        grant(3)
+        tasks.notify()
+        tasks.notify()
+        assert len(mail.outbox) == 1
+
     def test_nobody_is_told_of_a_kind_that_they_do_not_want(self) -> None:
         mara = somebody("mara", "clients.change_grant")
         notifications.choose(mara, [])
