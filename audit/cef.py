@@ -77,7 +77,10 @@ def _extension(event: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _value(value: object) -> str:
     """A value of the extension: backslash, equals sign and line ends are escaped, other control characters gone."""
-    return _plain(_cut(str(value)), "\n\r").translate(_VALUE)
+    text = str(value)
+    if len(text) <= MAX_VALUE // 4 and text.isprintable() and "\\" not in text and "=" not in text:
+        return text  # as nearly all are
+    return _plain(_cut(text), "\n\r").translate(_VALUE)
 
 
 def _cut(text: str) -> str:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
-from uuid import UUID
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -28,7 +27,7 @@ from audit.models import Alert, DeadLetter, Log, Record, Stream
 from audit.stream_base import Item, Receiver, Refused, Undelivered
 from audit.stream_reading import parse
 
-__all__ = ["ConfigError", "Page", "configured", "deliver", "publish", "read", "sealed_end"]
+__all__ = ["ConfigError", "Page", "configured", "deliver", "publish", "sealed_end"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,25 +112,34 @@ def sealed_end() -> int:
     return log.start + newest.size if log and newest else (log.start if log else 0)
 
 
-def read(start: int, most: int) -> Page:
-    """The sealed records from an index on, at most so many."""
-    end = sealed_end()
-    found = Record.objects.filter(index__gte=start, index__lt=end).order_by("index")
-    items = _items(list(found.values_list(*ocsf.ROW)[:most]))
-    return Page(items, items[-1].index + 1 if len(items) == most else max(start, end))
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What is sealed: up to which index, and the logs that it is in, the newest first, by where they start."""
 
+    end: int
+    logs: Sequence[tuple[int, str]]
 
-def _items(rows: Sequence[tuple[UUID, int, datetime, bytes, bytes]]) -> list[Item]:
-    """Rows of OCSF's columns with the names of their logs."""
-    logs = list(Log.objects.order_by("-start").values_list("start", "origin"))
+    @classmethod
+    def now(cls) -> "Sealed":
+        """As the database has it."""
+        return cls(sealed_end(), list(Log.objects.order_by("-start").values_list("start", "origin")))
 
-    def origin_of(index: int) -> str:
-        return next((origin for start, origin in logs if start <= index), settings.MUNIMENT_LOG_ORIGIN)
+    def origin(self, index: int) -> str:
+        """The name of the log that a record is in."""
+        return next((origin for start, origin in self.logs if start <= index), settings.MUNIMENT_LOG_ORIGIN)
 
-    return [
-        Item(record, index, at, bytes(leaf), bytes(statement), origin_of(index))
-        for record, index, at, leaf, statement in rows
-    ]
+    def items(self, found: QuerySet[Record], most: int) -> list[Item]:
+        """Some records, to be sent."""
+        return [
+            Item(record, index, at, bytes(leaf), bytes(statement), self.origin(index))
+            for record, index, at, leaf, statement in found.values_list(*ocsf.ROW)[:most]
+        ]
+
+    def page(self, start: int, most: int) -> Page:
+        """The sealed records from an index on, at most so many."""
+        found = Record.objects.filter(index__gte=start, index__lt=self.end).order_by("index")
+        items = self.items(found, most)
+        return Page(items, items[-1].index + 1 if len(items) == most else max(start, self.end))
 
 
 @contextmanager
@@ -155,7 +163,7 @@ class _Run:
         self.receiver, self.name = receiver, receiver.name
         self.rows = Stream.objects.filter(name=receiver.name)
         self.until = time.monotonic() + RUN_SECONDS
-        self.limit = receiver.most
+        self.limit, self.sealed = receiver.most, Sealed.now()
 
     def run(self) -> None:
         """Dead letters that staff want sent again, then what is new, until there is no more or the time is over."""
@@ -179,7 +187,9 @@ class _Run:
 
     def _step(self, row: Stream) -> bool:
         """Send some of what comes next; whether anything was moved. Raises Undelivered."""
-        page = read(row.next, self.receiver.most)
+        if row.next >= self.sealed.end:
+            self.sealed = Sealed.now()
+        page = self.sealed.page(row.next, self.receiver.most)
         if page.end <= row.next:
             return False
         wanted = [item for item in page.items if self.receiver.wants(item)]
@@ -237,9 +247,9 @@ class _Run:
         for letter in asked.order_by("index")[:LETTERS]:
             if time.monotonic() > self.until:
                 return
-            found = Record.objects.filter(index=letter.index, id=letter.record).values_list(*ocsf.ROW)
+            found = Record.objects.filter(index=letter.index, id=letter.record)
             changes: dict[str, Any] = {"retries": F("retries") + 1, "asked_at": None}
-            if not (items := _items(list(found[:1]))):
+            if not (items := self.sealed.items(found, 1)):
                 changes |= {"settled_at": timezone.now(), "words": "the record is no longer in the database"}
             else:
                 try:

@@ -11,9 +11,10 @@ import psycopg
 import pytest
 from django.db import connection
 
-from audit import streams
+from audit import streams, tasks
 from audit.models import Alert, DeadLetter, Outbox, Record, Stream
 from audit.stream_reading import ConfigError
+from governance.celery import app as celery
 from tests.audit import receiving
 from tests.audit.anchored import Clock, alerts, stopped
 from tests.audit.filling import fill
@@ -335,7 +336,7 @@ KILLED = """
 import os, signal, sys
 import django
 django.setup()
-from audit import streams
+from audit import streams, tasks
 from audit.stream_webhook import Webhook
 send = Webhook.send
 def once(self, items):
@@ -409,3 +410,16 @@ def test_a_configuration_that_cannot_be_read_stops_nothing_else(db: None, settin
     settings.MUNIMENT_STREAMS = "- {name: siem, kind: pigeon}"
     with pytest.raises(ConfigError, match="entry 1: kind must be one of webhook, syslog"):
         streams.publish()
+
+
+def test_the_tasks_of_the_worker_deliver_each_stream(
+    log: HandSealed, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(celery.conf, "task_always_eager", True)
+    grow(log, 3)
+    with receiving.webhook() as one, receiving.webhook() as other:
+        configure(settings, hook(one), hook(other, name="other"))
+        tasks.stream_records()
+        assert one.accepted == other.accepted == [0, 1, 2]
+    schedule = {entry["task"]: entry for entry in settings.CELERY_BEAT_SCHEDULE.values()}
+    assert schedule["audit.tasks.stream_records"]["schedule"] == 5.0
