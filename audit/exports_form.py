@@ -22,9 +22,10 @@ from audit.exports import Definition
 from audit.models import Destination, Export
 from audit.records_form import printable
 from audit.schedules import ScheduleError
-from audit.viewer import Viewer, viewer_of
+from audit.viewer import Viewer
 
 MOST_STAFF = 200
+MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"  # whose permissions ours have
 CRONTAB, LOOK = "crontab", "look"
 GROUPS = {
     "When, and which": ("time", "index", "record", "kind"),
@@ -57,9 +58,10 @@ def personal_refusal(viewer: Viewer) -> str:
 
 
 def staff() -> list[tuple[int, str]]:
-    """Who can be told by e-mail: active staff with an address who may read records. Number and name."""
-    known = get_user_model().objects.filter(is_active=True, is_staff=True).exclude(email="").order_by("username")
-    return [(user.pk, viewer_of(user).name) for user in known[:MOST_STAFF] if user.has_perm("audit.view_export")]
+    """Who can be told by e-mail: active staff with an address who may see exports. Number and name, in one query."""
+    users: Any = get_user_model().objects
+    known = users.with_perm("audit.view_export", backend=MODEL_BACKEND).filter(is_staff=True).exclude(email="")
+    return [(user.pk, user.get_full_name() or user.get_username()) for user in known.order_by("username")[:MOST_STAFF]]
 
 
 class ExportForm(PlainForm):

@@ -126,7 +126,7 @@ class ExportViews:
         """To be put before the site's own."""
         wrap, both = self.site.admin_view, require_http_methods(["GET", "HEAD", "POST"])
         return [
-            path("exports/", wrap(require_safe(self.list)), name="exports"),
+            path("exports/", wrap(require_safe(self.listed)), name="exports"),
             path("exports/add/", wrap(both(self.add)), name="export_add"),
             path("exports/<int:number>/", wrap(require_safe(self.one)), name="export"),
             path("exports/<int:number>/edit/", wrap(both(self.edit)), name="export_edit"),
@@ -142,7 +142,7 @@ class ExportViews:
 
     # --- which there are ---------------------------------------------------------------------------------------
 
-    def list(self, request: HttpRequest) -> HttpResponse:
+    def listed(self, request: HttpRequest) -> HttpResponse:
         """By name, with those under way before."""
         allowed(request)
         now, viewer = timezone.now(), viewer_of(request.user)

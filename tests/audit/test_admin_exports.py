@@ -541,3 +541,49 @@ def test_what_may_be_done_is_asked_of_the_rights_of_now(table: Desk, http: HttpC
     fresh = get_user_model().objects.get(pk=table.auditor.pk)
     assert not exports.may_change(fresh, export)
     assert signed_in(fresh).post(f"/admin/exports/{export.pk}/run/").status_code == 403
+
+
+HOSTILE = [
+    "subject=%00", "client=%00", "since=%00", "window=%00", "type=" + "x" * 5000, "%ED%A0%80=1", "since=2026-01-01",
+    "since=9999-12-31T23:59:59Z&until=0001-01-01", "before=%00", "tenant=%ED%A0%80", "request_key=zz", "look=1",
+    "since=2026-02-01&until=2026-01-01", "name=x&csrfmiddlewaretoken=y",
+]  # fmt: skip
+
+
+def test_hostile_searches_and_forms_are_never_a_failure(table: Desk, http: HttpClient) -> None:
+    export, run = table.export(schedule="daily"), table.run(table.export(name="b"), timezone.now(), timezone.now())
+    http.raise_request_exception = False
+    junk = {
+        "format": "\x00", "columns": ["\x00"] * 300, "crontab": "٣ * * * *", "schedule": "crontab", "reason": "\x00",
+        "destination": "x" * 9000, "recipients": ["9" * 40, "-1", "\x00"],
+    }  # fmt: skip
+    broken = []
+    for query in HOSTILE:
+        for path in ("exports/", "exports/add/", f"exports/{export.pk}/", f"exports/{export.pk}/edit/", "packs/",
+                     f"exports/runs/{run.pk}/"):  # fmt: skip
+            broken += [(path, query)] if http.get(f"/admin/{path}?{query}").status_code >= 500 else []
+        for path in ("exports/add/", f"exports/{export.pk}/edit/"):
+            given = {**junk, "name": "x" if query.startswith("look") else "a\x00"}
+            broken += [(path, query)] if http.post(f"/admin/{path}?{query}", given).status_code >= 500 else []
+    assert not broken and Export.objects.count() == 2
+
+
+def test_the_form_asks_as_much_of_the_database_whoever_is_on_the_staff(
+    table: Desk, http: HttpClient, django_assert_max_num_queries: Any
+) -> None:
+    http.get("/admin/exports/add/")
+    for number in range(20):
+        user = staff(f"s{number}", *READS)
+        get_user_model().objects.filter(pk=user.pk).update(email=f"s{number}@example.com")
+    with django_assert_max_num_queries(35):
+        assert "S19" in text(http.get("/admin/exports/add/"))
+
+
+def test_the_list_asks_as_much_of_the_database_however_many_exports_there_are(
+    table: Desk, http: HttpClient, django_assert_max_num_queries: Any
+) -> None:
+    now = timezone.now()
+    for number in range(15):
+        table.run(table.export(name=f"e{number}", schedule="daily"), now - timedelta(days=1), now)
+    with django_assert_max_num_queries(35):
+        assert "e14" in text(http.get("/admin/exports/"))
