@@ -1,4 +1,4 @@
-"""The demo's world: policy, staff logins, backend key, and two weeks of history. Demo mode only.
+"""The demo's world: policy, staff logins, backend key, two weeks of history, and what is kept of it. Demo mode only.
 
 The history is not painted: every record is one of a real call, verified, decided and written by the same code
 as any other, under a record clock that is set in the past, which only works while the log is empty.
@@ -18,7 +18,7 @@ from audit.models import Head
 from audit.outbox import acting
 from clients import jwks, policyfile, policyfile_apply
 from clients.models import Grant, Issuer, KeySet
-from governance import demo_issuer, devkeys, role_mapping, staff_roles
+from governance import demo_issuer, demo_keeping, devkeys, role_mapping, staff_roles
 from governance.demo_history import DAYS, write_history
 from tools import credentials
 from tools.models import Backend, BackendKey
@@ -50,6 +50,7 @@ def load() -> str:
     # The record clock dates the policy's records to the start of the history; the admin shows the same.
     Grant.objects.update(created_at=timezone.now() - timedelta(days=DAYS))
     calls = write_history(key)
+    demo_keeping.make()
     return f"loaded the demo data: {calls} calls of the past {DAYS} days"
 
 
