@@ -7,14 +7,16 @@ from django.db.models.signals import post_migrate
 
 
 def prepare_database(sender: AppConfig, using: str, **kwargs: Any) -> None:
-    """After every migration, give the serving role what it needs and no more, and make the partitions that are
-    due, so that a new installation does not begin in the default one."""
+    """After every migration, give the serving role what it needs and no more, make the partitions that are due, so
+    that a new installation does not begin in the default one, and erase again whom a restore brought back."""
+    from audit.erasure_restore import mend
     from audit.maintenance import make_partitions
     from audit.rights import grant
 
     grant(using)
     if using == "owner":
         make_partitions()
+        mend()
 
 
 class AuditConfig(AppConfig):

@@ -141,8 +141,6 @@ class Supervisor:
     def _prepare_database(self, urls: Urls) -> None:
         say("preparing the database")
         self._manage(urls, "migrate", "--database", "owner", "--no-input", seconds=300)
-        # Of a database that was restored: whoever was erased goes again before anything is served.
-        self._manage(urls, "erasures", "apply", seconds=300)
         # Writes records itself, so it has the part of a web process, before there is one.
         self._manage(urls, "demo_load", process="web", seconds=300)
 

@@ -127,6 +127,12 @@ def test_the_worker_mends_it_by_itself(erased: str, restore: Restore) -> None:
     assert erasure_restore.mend() == 1 and found(erased) == set()
 
 
+def test_each_migration_mends_it_before_anything_is_started(erased: str, restore: Restore) -> None:
+    restore("audit_subject", "audit_datakey")
+    call_command("migrate", database="owner", verbosity=0, interactive=False)
+    assert found(erased) == set() and erasure_restore.checked() == ""
+
+
 def test_a_user_who_was_erased_and_returned_is_left_alone(world: World, erased: str) -> None:
     again = str(world.verify(**CALL)["subject"]["uid"])
     assert erasure_restore.checked() == "" and run("apply").endswith("0 users erased again.\n")
