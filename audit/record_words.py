@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from audit import question_words
+from audit import question_words, retention_words
 from audit.reasons import REASONS
 
 Statement = Mapping[str, Any]
@@ -140,6 +140,8 @@ def title(statement: Statement, names: Mapping[str, str]) -> str:
             user = f" of {_user(statement)}" if statement.get("subject") else ""
             through = f"let a call of {statement.get('tool')}{user} through while Muniment was away"
             return f"{statement.get('backend') or 'A backend'} {through}"
+        case "retention":
+            return retention_words.record(statement, actor_words(statement.get("actor")))
         case "notice" | "key":
             return _notice(statement)
     return f"{TYPES.get(str(statement.get('type')), str(statement.get('type')).capitalize())}"

@@ -23,7 +23,7 @@ EVER = (-(2**63), 2**63 - 1)
 @dataclass(frozen=True, slots=True)
 class Line:
     """Records of one month under one rule: how many, how many of them are held, and between which days they go.
-    `more`: there are more, which were not counted."""
+    `more`: these were counted, and there may be more."""
 
     month: date
     rule: Rule
@@ -43,11 +43,11 @@ class Line:
     @property
     def words(self) -> str:
         """`1,203,441 records of January 2026 go; 12,001 stay under a hold`."""
-        more = "more than " if self.more else ""
+        more = "at least " if self.more else ""
         going = self.records - self.held
         what = f"{more}{going:,} record{'' if going == 1 else 's'} of {retention_words.month(self.month)}"
         stay = f"; {more}{self.held:,} stay{'s' if self.held == 1 else ''} under a hold" if self.held else ""
-        verb = "goes" if going == 1 and not more else "go"
+        verb = "goes" if going == 1 else "go"
         return f"{what} {verb}{stay}"
 
 

@@ -1,8 +1,10 @@
 """Retention in words: rules, days, months, and what a preview says."""
 
-from datetime import date, timedelta
+from collections.abc import Mapping
+from datetime import date
+from typing import Any
 
-from audit.retention_rules import Rule
+from audit.retention_rules import SELECTORS, Rule
 
 KINDS = {
     "decision": "calls, with their outcomes", "evaluation": "questions", "introspection": "token checks",
@@ -41,6 +43,46 @@ def day(on: date) -> str:
     return f"{on.day} {on:%B %Y}"
 
 
-def last_day(end: date, days: int) -> date:
-    """The day on which the newest record of a month whose next begins at `end` is old enough."""
-    return end + timedelta(days=days)
+def record(said: Mapping[str, Any], actor: str) -> str:
+    """A retention record in one sentence, whatever its statement holds; `actor` in words."""
+    match said.get("action"):
+        case "deleted":
+            return f"Muniment set out to delete {_many(_size(said.get('ranges')), 'record')}{_of(said.get('month'))}"
+        case "keys.destroyed":
+            keys = _many(said.get("count"), "daily key")
+            return f"Muniment set out to destroy {keys} of callers that could not be established"
+        case "rule.added":
+            return f"{actor} added the retention rule for {_rule(said.get('new'))}"
+        case "rule.changed":
+            return f"{actor} changed the retention rule for {_rule(said.get('old'))}, to {_rule(said.get('new'))}"
+        case "rule.removed":
+            return f"{actor} removed the retention rule for {_rule(said.get('old'))}"
+        case "floor.set":
+            return f"{actor} set the floor {said.get('preset')} from {said.get('old')} to {said.get('new')}"
+    return f"Retention: {said.get('action')}"
+
+
+def _size(ranges: object) -> int:
+    """How many records these ranges have; what is none counts nothing."""
+    found = ranges if isinstance(ranges, list) else []
+    return sum(one[1] for one in found if isinstance(one, list) and len(one) == 2 and type(one[1]) is int)
+
+
+def _many(number: object, noun: str) -> str:
+    count = number if type(number) is int else 0
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _of(text: object) -> str:
+    try:
+        return f" of {month(date.fromisoformat(f'{text}-01'))}"
+    except ValueError:
+        return ""
+
+
+def _rule(columns: object) -> str:
+    found = columns if isinstance(columns, dict) else {}
+    named = {name: found.get(name) if name == "sensitive" else str(found.get(name) or "") or None for name in SELECTORS}
+    sensitive = named.pop("sensitive")
+    days = found.get("days") if type(found.get("days")) is int else 0
+    return f"{about(Rule(0, days, sensitive=sensitive if type(sensitive) is bool else None, **named))}: {long(days)}"

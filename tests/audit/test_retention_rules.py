@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audit import floors, retention_words
+from audit import floors, record_words, retention_words
 from audit.retention_rules import CALLS, KEPT, TYPES, Facts, Rule, counts, ordered, shortest
 
 NAMES = st.sampled_from([None, "a", "b"])
@@ -18,6 +18,7 @@ RULES = st.lists(
     max_size=8,
     unique_by=lambda rule: rule.id,
 )
+patient = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # on a machine that is busy
 FACTS = st.builds(Facts, st.sampled_from([*TYPES, *KEPT]), NAMES, NAMES, NAMES, SENSITIVE)
 
 
@@ -45,6 +46,7 @@ def test_no_rule_fits_a_record_by_which_others_are_judged(kind: str) -> None:
     assert counts([Rule(1, 1), Rule(2, 1, type=kind)], Facts(kind)) is None
 
 
+@patient
 @given(RULES, FACTS)
 def test_what_counts_fits_and_nothing_that_fits_is_more_specific_or_as_specific_and_longer(
     rules: list[Rule], facts: Facts
@@ -58,6 +60,7 @@ def test_what_counts_fits_and_nothing_that_fits_is_more_specific_or_as_specific_
         assert max((rule.named, rule.days) for rule in fitting) == (found.named, found.days)
 
 
+@patient
 @given(RULES, FACTS, st.randoms())
 def test_the_order_in_which_rules_are_stored_does_not_matter(rules: list[Rule], facts: Facts, random: object) -> None:
     shuffled = list(rules)
@@ -66,6 +69,7 @@ def test_the_order_in_which_rules_are_stored_does_not_matter(rules: list[Rule], 
     assert ordered(rules) == ordered(shuffled)
 
 
+@patient
 @given(RULES, FACTS, st.dictionaries(st.sampled_from(list(floors.BY_KEY)), st.sampled_from(["off", "warn", "refuse"])))
 def test_no_record_is_kept_for_less_than_a_floor_that_refuses(
     rules: list[Rule], facts: Facts, modes: dict[str, str]
@@ -110,3 +114,29 @@ def test_rules_and_days_in_words() -> None:
     for days, words in ((1, "1 day"), (30, "30 days"), (365, "365 days (a year)"), (366, "366 days (a year)"),
                         (2192, "2,192 days (6 years)"), (2193, "2,193 days")):  # fmt: skip
         assert retention_words.long(days) == words
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"action": "deleted", "ranges": [[0, 1200], [5000, 3441]], "month": "2026-01"},
+         "Muniment set out to delete 4,641 records of January 2026"),
+        ({"action": "deleted", "ranges": [[0], "x", [1, "2"], [4, 1]], "month": "soon"},
+         "Muniment set out to delete 1 record"),
+        ({"action": "keys.destroyed", "count": 1},
+         "Muniment set out to destroy 1 daily key of callers that could not be established"),
+        ({"action": "rule.added", "new": {"type": "staff", "days": 365}},
+         "Staff member 7 added the retention rule for staff actions: 365 days (a year)"),
+        ({"action": "rule.changed", "old": {"days": 30}, "new": {"days": 1, "client": "claude"}},
+         "Staff member 7 changed the retention rule for all records: 30 days, to all records, client claude: 1 day"),
+        ({"action": "rule.removed", "old": {"sensitive": False, "days": 30}},
+         "Staff member 7 removed the retention rule for calls of tools that are not sensitive: 30 days"),
+        ({"action": "floor.set", "preset": "hipaa", "old": "off", "new": "warn"},
+         "Staff member 7 set the floor hipaa from off to warn"),
+        ({"action": "rule.added", "new": [1], "old": 7},
+         "Staff member 7 added the retention rule for all records: 0 days"),
+        ({"action": None}, "Retention: None"), ({}, "Retention: None"),
+    ],
+)  # fmt: skip
+def test_a_record_of_retention_in_one_sentence(said: dict[str, object], words: str) -> None:
+    assert record_words.title({"type": "retention", "actor": "staff:7"} | said, {}) == words
