@@ -7,13 +7,13 @@ touched stay protected. A user is the uid alone. docs/siem.md says where each me
 from base64 import b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
 from audit.reasons import REASONS
-from muniment import __version__
 
 VERSION = "1.5.0"
 CLASS, CATEGORY = 6003, 6
@@ -41,7 +41,7 @@ VERBS = {
 }  # fmt: skip
 OPERATIONS = {"insert": CREATE, "update": UPDATE, "delete": DELETE}
 ALARMING = frozenset({"alert.raised", "log.close", "outbox.unfit"})
-PRODUCT = {"name": "Muniment", "vendor_name": "Muniment", "version": __version__}
+PRODUCT = {"name": "Muniment", "vendor_name": "Muniment", "version": version("muniment")}
 # What the event says elsewhere, or what only a verifier needs.
 _SAID = frozenset({"v", "id", "at", "type", "_sd"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

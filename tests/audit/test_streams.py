@@ -412,14 +412,15 @@ def test_a_configuration_that_cannot_be_read_stops_nothing_else(db: None, settin
         streams.publish()
 
 
-def test_the_tasks_of_the_worker_deliver_each_stream(
-    log: HandSealed, settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(celery.conf, "task_always_eager", True)
+def test_the_tasks_of_the_worker_deliver_each_stream(log: HandSealed, settings: Any) -> None:
     grow(log, 3)
     with receiving.webhook() as one, receiving.webhook() as other:
         configure(settings, hook(one), hook(other, name="other"))
-        tasks.stream_records()
+        celery.conf.task_always_eager = True
+        try:
+            tasks.stream_records()
+        finally:
+            celery.conf.task_always_eager = False
         assert one.accepted == other.accepted == [0, 1, 2]
     schedule = {entry["task"]: entry for entry in settings.CELERY_BEAT_SCHEDULE.values()}
     assert schedule["audit.tasks.stream_records"]["schedule"] == 5.0
