@@ -109,7 +109,7 @@ def _outcomes(ids: Column, decisions: Column, sealed: int) -> dict[str, Column]:
     said: dict[Any, _Result] = {}
     for parent, statement in search.outcome_statements(allowed, sealed) if allowed else ():
         try:
-            said.setdefault(parent, _outcome.decode(statement).outcome or _Result())
+            said[parent] = _outcome.decode(statement).outcome or _Result()
         except (msgspec.DecodeError, msgspec.ValidationError, UnicodeError):
             continue  # what is no statement any more says nothing
     nothing = _Result()

@@ -107,7 +107,7 @@ def outcomes_of(records: Sequence[Record]) -> dict[UUID, Record]:
 
 def outcome_statements(decisions: Sequence[UUID], upto: int) -> list[tuple[UUID, bytes]]:
     """The statements of the outcomes, with an index below `upto`, of some decisions that a viewer was shown: of many at
-    once, as (decision, statement), the first first."""
+    once, as (decision, statement)."""
     return search_pages.outcomes(decisions, time_of(min(decisions)), upto) if decisions else []
 
 

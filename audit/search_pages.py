@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from django.db import connection
+from django.db import connection, transaction
 
 from audit.search_scan import condition
 
@@ -15,10 +15,11 @@ PAGE = 5_000  # indices that one statement looks at
 STATEMENT = """SELECT index, decision{columns} FROM audit_record
     WHERE index >= %(first)s AND index < %(upto)s AND at >= %(since)s AND at < %(until)s{conditions}
     ORDER BY index"""
-# As one join rather than by a list of values, which the planner takes for a handful.
-OUTCOMES = """SELECT o.parent, o.statement FROM unnest(%(decisions)s::uuid[]) AS d(id)
-    JOIN audit_record o ON o.parent = d.id AND o.type = 'outcome'
-    WHERE o.at >= %(since)s AND o.index < %(upto)s ORDER BY o.index"""
+# Each by the index of parents: left to itself, the planner reads all that there is of outcomes for every page.
+OUTCOMES = """SELECT d.id, o.statement FROM unnest(%(decisions)s::uuid[]) AS d(id), LATERAL (
+        SELECT statement FROM audit_record
+        WHERE parent = d.id AND type = 'outcome' AND at >= %(since)s AND index < %(upto)s ORDER BY at LIMIT 1) o"""
+BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off; SET LOCAL jit = off"
 
 Row = tuple[Any, ...]
 
@@ -46,5 +47,8 @@ def _read(statement: str, given: Mapping[str, Any]) -> list[Row]:
 
 
 def outcomes(decisions: Sequence[UUID], since: datetime, upto: int) -> list[tuple[UUID, bytes]]:
-    """Parent and statement of the outcomes of these decisions, by index, below `upto`; none is before `since`."""
-    return _read(OUTCOMES, {"decisions": list(decisions), "since": since, "upto": upto})
+    """The first outcome of each of these decisions, where it has one with an index below `upto`: decision and statement.
+    None is before `since`."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(BY_INDEX)
+        return _read(OUTCOMES, {"decisions": list(decisions), "since": since, "upto": upto})

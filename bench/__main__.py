@@ -1,10 +1,11 @@
-"""`make bench`: ratios in one run on one machine (DESIGN.md section 8); `python -m bench search`, `... retention`: see
-there."""
+"""`make bench`: ratios in one run on one machine (DESIGN.md section 8); `python -m bench search`,
+`... retention`, `... export`: see there."""
 
 import platform as machine
+import subprocess
 import sys
 
-from bench import platform, retention, search
+from bench import exporting, platform, retention, search
 
 
 def main() -> None:
@@ -14,6 +15,9 @@ def main() -> None:
         return
     if sys.argv[1:2] == ["retention"]:
         retention.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["export"]:
+        exporting.main(sys.argv[2:])
         return
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
     print(f"Python {machine.python_version()}, {machine.machine()}, {seconds:g} s a measurement\n")
@@ -31,6 +35,8 @@ def main() -> None:
         proofs.measure()
         deciding.measure(world)
         retention.measure(world)
+    # It fills an empty database, and so has one of its own.
+    subprocess.run([sys.executable, "-m", "bench", "export", str(exporting.FEW)], check=True)
 
 
 if __name__ == "__main__":
