@@ -1,9 +1,10 @@
 """Exports in a real browser: their pages in the states that people meet them in; and, with a real worker, from a search
-to a file that `muniment verify` accepts, a legal hold, and a user who is erased."""
+to a file that `muniment verify` accepts, a legal hold, a look at what retention will do, and a user who is erased."""
 
 import base64
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -163,7 +164,7 @@ def wait(visitor: Visitor, sealer: Sealer, log: Path, holds: Callable[[], bool],
     raise AssertionError(f"waited in vain at {visitor.page.url}; the worker:\n{last_lines(log)}")
 
 
-def test_an_export_is_made_and_verified_a_hold_placed_and_a_user_erased(
+def test_an_export_is_made_and_verified_a_hold_placed_retention_previewed_and_a_user_erased(
     scene: tuple[World, Sealer, Path], visitor: Visitor, tmp_path: Path
 ) -> None:
     world, sealer, log = scene
@@ -172,6 +173,7 @@ def test_an_export_is_made_and_verified_a_hold_placed_and_a_user_erased(
     downloaded_and_verified(visitor, world, tmp_path)
     alice, bob = (Subject.objects.get(uid=world.verify(token=token(sub))["subject"]["uid"]) for sub in ("alice", "bob"))
     held(visitor, bob)
+    previewed(visitor)
     erased(visitor, alice)
     task("erase_users")
     wait(visitor, sealer, log, lambda: Subject.objects.filter(pk=alice.pk, erased_at__isnull=False).exists())
@@ -228,6 +230,17 @@ def held(visitor: Visitor, user: Subject) -> None:
     assert page.get_by_text("The hold is in force").is_visible() and Hold.objects.get().subject == user.uid
     visitor.go(f"/admin/people/{user.uid}/erase/")
     assert page.get_by_role("heading", name="A legal hold forbids it").is_visible()
+
+
+def previewed(visitor: Visitor) -> None:
+    """A rule of retention, and what it will do: all goes but the record under the hold."""
+    page = visitor.page
+    visitor.go("/admin/retention/add/")
+    page.get_by_label("Days", exact=True).fill("400")
+    page.get_by_label("Legal basis").fill("as long as claims can be made")
+    page.get_by_label("Reason", exact=True).fill("the data protection officer asks for it")
+    visitor.follow(page.get_by_role("button", name="Save the rule"))
+    assert page.get_by_text(re.compile(r"\d records? of \w+ \d{4} goe?s?; 1 stays under a hold")).is_visible()
 
 
 def erased(visitor: Visitor, user: Subject) -> None:
