@@ -64,24 +64,24 @@ def line(found: Standing) -> Line:
 
 
 def _behind(found: Standing) -> str:
-    """`1,203 records, the oldest written 4 minutes ago`; nothing where it has all."""
+    """`1,203 records, 4 minutes behind`; nothing where it has all."""
     if not found.lag:
         return ""
     words = counted(found.lag, "record")
-    return f"{words}, {lapse(found.seconds(timezone.now()))}" if found.since else words
+    return f"{words}, {lapse(found.seconds(timezone.now()))} behind" if found.since else f"{words} behind"
 
 
 def _words(found: Standing) -> SafeString | str:
     stream = found.stream
     match found.state:
         case "gone":
-            words = "No worker has had it in its configuration since {}. If it is there, check that a worker runs."
+            words = "A worker last had it in its configuration {}. If it still should, check that a worker runs."
             return format_html(words, when(stream.seen_at))
         case "paused":
             return format_html("Paused {}. Nothing is lost: it goes on where it was.", when(stream.paused_at))
         case "failing":
             times = "once" if stream.failures == 1 else f"{stream.failures:,} times in a row"
-            words = "Failed {}, the last time {}. It is tried again, after ten minutes at the latest."
+            words = "Failed {}, the last time {}. It is tried again by itself."
             return format_html(words, times, when(stream.tried_at, seconds=True))
         case "waiting":
             return "The worker begins with the next record that is sealed."

@@ -11,8 +11,8 @@ from django.core.exceptions import PermissionDenied
 from django.test import Client as HttpClient
 from django.utils import timezone
 
-from audit import stream_control
-from audit.models import DeadLetter, Outbox, Record, Stream
+from audit import stream_control, streams_page
+from audit.models import Batch, DeadLetter, Outbox, Record, Stream
 from audit.record_words import title
 from audit.stream_control import StreamError
 from tests.audit import receiving
@@ -75,7 +75,7 @@ def test_the_page_says_how_far_each_stream_is_and_what_it_said(siem: Webhook, au
     text = page(auditor)
     assert "Delivering" in text
     assert "503" not in text
-    assert "nothing: it has every record that is sealed" in page(auditor, "siem/")
+    assert "up to date: it has every record that is sealed" in page(auditor, "siem/")
 
 
 def test_the_log_page_has_lag_and_last_error_of_each_stream(siem: Webhook, auditor: HttpClient) -> None:
@@ -216,5 +216,9 @@ def test_the_lag_is_counted_in_records_and_time(siem: Webhook, log: HandSealed) 
     [found] = stream_control.standings()
     assert found.lag == 0  # what is not sealed is nothing to send yet
     log.seal()
+    written = timezone.now() - timedelta(minutes=5)
+    Batch.objects.create(first=10, size=4, previous=b"", root=b"", digest=b"", signature=b"", key_id="", at=written)
     [found] = stream_control.standings()
-    assert found.lag == 4
+    assert (found.lag, found.since) == (4, written)
+    assert 300 <= found.seconds(timezone.now()) < 330
+    assert streams_page.line(found).behind == "4 records, 5 minutes behind"

@@ -15,7 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from audit import rollups
-from audit.models import Record, Sighting, Subject
+from audit.models import DeadLetter, Record, Sighting, Stream, Subject
 from clients import requests, reviews
 from clients.models import Client, Grant, Issuer, OAuthClientId
 from clients.proposals import Proposal
@@ -50,6 +50,17 @@ def load_demo() -> None:
     requests.ask(noor, Proposal("grant", "allow", claude, (capture,), days=30), "pilot with 40 users")
     mara = users.get(username="mara")
     reviews.start(client=Client.objects.get(slug="chatgpt"), scope=None, user=mara, reason="yearly review")
+    stream("siem", place="https://siem.example/muniment", error="the receiver cannot be reached: Connection refused")
+
+
+def stream(name: str, **more: str) -> None:
+    """A stream that is failing, with a dead letter."""
+    now, refused = timezone.now(), Record.objects.order_by("index")[0]
+    Stream.objects.create(
+        name=name, kind="webhook", next=9, sent=8, failures=3, seen_at=now, sent_at=now, tried_at=now, **more
+    )
+    words = "the receiver cannot work with what it gets (422)"
+    DeadLetter.objects.create(stream=name, index=refused.index, record=refused.pk, words=words, at=now)
 
 
 def long_names() -> None:
@@ -68,6 +79,7 @@ def long_names() -> None:
     source, seen = "https://" + "i" * 200, timezone.now()
     Sighting.objects.create(kind="client", source=source, name="n" * 250, count=10**9, last_seen=seen)
     Sighting.objects.create(kind="tool", source=backend.slug, name="n" * 120, count=1, last_seen=seen)
+    stream("s" * 64, place="https://" + "h" * 240, error="e" * 240)
 
 
 def of_navigation() -> Iterator[tuple[str, str]]:
@@ -86,6 +98,12 @@ def of_models() -> Iterator[tuple[str, str]]:
             yield prefix, reverse(f"admin:{prefix}_change", args=[one.pk])
             for action in getattr(page, "can_act", ()):
                 yield f"{prefix}-{action.name}", reverse(f"admin:{prefix}_act", args=[one.pk, action.name])
+
+
+def of_streams() -> Iterator[tuple[str, str]]:
+    """Each stream's own page."""
+    for number, name in enumerate(Stream.objects.values_list("name", flat=True), 1):
+        yield f"stream-{number}", reverse("admin:stream", args=[name])
 
 
 def of_evidence() -> Iterator[tuple[str, str]]:
@@ -148,7 +166,7 @@ def walk(visitor: Visitor, folder: Path, prefix: str, pages: Iterator[tuple[str,
 def test_every_page_is_fit_to_be_seen_with_the_demos_data(world: World, visitor: Visitor, tmp_path: Path) -> None:
     load_demo()
     visitor.sign_in()
-    walk(visitor, tmp_path, "", chain(of_navigation(), of_evidence(), of_forms(), of_models()))
+    walk(visitor, tmp_path, "", chain(of_navigation(), of_evidence(), of_streams(), of_forms(), of_models()))
 
 
 def test_every_page_is_fit_to_be_seen_with_names_that_fit_nowhere(
@@ -157,7 +175,7 @@ def test_every_page_is_fit_to_be_seen_with_names_that_fit_nowhere(
     load_demo()
     long_names()
     visitor.sign_in()
-    walk(visitor, tmp_path, "long-", chain(of_navigation(), of_models(), of_forms()))
+    walk(visitor, tmp_path, "long-", chain(of_navigation(), of_streams(), of_models(), of_forms()))
 
 
 def test_every_page_is_fit_to_be_seen_with_nothing_in_it(world: World, visitor: Visitor, tmp_path: Path) -> None:
