@@ -156,14 +156,18 @@ def _what(found: Found, line: Line) -> str:
 
 def _by(found: Found) -> str:
     actor = found.statement.get("actor")
+    if found.record.type == "decision":
+        return found.record.client or "a client that was not established"
     return record_words.actor_words(actor) if isinstance(actor, str) else ""
 
 
 def reason_of(found: Found, line: Line) -> str:
-    """Why, in the words of whoever did it: the reason of this very row where there are several; else why there is none
-    to read. Empty where none was given."""
+    """Why, in the words of whoever did it: the reason of this very row where there are several; of a call, which rule
+    refused it; else why there is none to read. Empty where none was given."""
     if found.opened.fault:
         return found.opened.fault
+    if found.record.type == "decision":
+        return record_words.why(found.statement, {})
     said = found.opened.said
     reasons, notes = said.get("reasons"), said.get("notes")
     own = reasons.get(line.row) if isinstance(reasons, dict) and line.row else said.get("reason")

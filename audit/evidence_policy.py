@@ -62,14 +62,18 @@ class Grants:
         if row is None:
             return "what it was for is not on record before the end of the period"
         client, tool = self._name("clients_client", row.get("client_id")), self._name("tools_tool", row.get("tool_id"))
-        who, may = client or "any client", "must not use" if row.get("effect") == "deny" else "may use"
+        denied = row.get("effect") == "deny"
+        who = client or ("no client" if denied else "any client")
+        may = "must not use" if denied and client else "may use"
         scopes = sorted(self._name("tools_scope", scope) for scope in self.scopes.get(number, {}).values())
         what = " in ".join(filter(None, [", ".join(scopes), f"the tool {tool}" if tool else ""])) or "anything"
         flagged = ", each call marked for review" if row.get("effect") == "flag" else ""
         return f"{who} {may} {what} {_for_whom(row)}{_until(row)}{flagged}"
 
     def _name(self, table: str, number: Any) -> str:
-        return "" if number is None else self.names[table].get(number, f"number {number}")
+        if number is None:
+            return ""
+        return self.names[table].get(number, f"number {number}") if type(number) is int else "one that is not named"
 
     def in_force(self, at: datetime) -> int:
         """How many grants were neither revoked nor over at a time."""

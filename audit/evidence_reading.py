@@ -97,7 +97,9 @@ class Reader:
     def _found(self, record: Record) -> Found:
         sound = merkle.leaf_hash(bytes(record.statement)) == bytes(record.leaf)
         statement = read(record)
-        opened = open_of_staff(record, statement, self.ring) if details.of_staff(record, statement) else Opened()
+        opened = Opened() if sound else Opened(fault=STATES["broken"])
+        if sound and details.of_staff(record, statement):
+            opened = open_of_staff(record, statement, self.ring)
         return Found(record, statement, opened, sound)
 
 

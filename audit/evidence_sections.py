@@ -10,6 +10,7 @@ from audit import record_words
 from audit.evidence_policy import GRANTS, Grants, row_of
 from audit.evidence_reading import Found, Span
 from audit.models import PublishedKey
+from audit.reasons import REASONS
 from audit.record_page import UNREADABLE
 from audit.record_words import Statement, amount
 
@@ -213,7 +214,8 @@ def _of_review(found: Found, lines: Sequence[Line]) -> Iterator[Tally]:
 
 def _of_denial(found: Found, lines: Sequence[Line]) -> Iterator[Tally]:
     record = found.record
-    yield "By reason", record.reason or "none", 1
+    known = REASONS.get(record.reason or "")
+    yield "By reason", f"{known.title} ({record.reason})" if known else record.reason or "none", 1
     yield "By client", record.client or "not established", 1
     yield "By tool", f"{record.backend or 'no backend'}: {record.tool or 'none'}", 1
 

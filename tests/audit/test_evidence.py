@@ -17,8 +17,9 @@ from audit import evidence, evidence_controls, evidence_reading, evidence_sectio
 from audit.evidence import Refused
 from audit.models import Record, Subject
 from audit.viewer import Viewer
+from muniment import packs
 from tests.audit.evidence_scene import FORMULA, LONG, MARKUP, Scene, names, read, scene
-from tests.audit.sealers import sealed
+from tests.audit.sealers import altered, sealed
 from tests.staff import drained
 
 Row = dict[str, str]
@@ -104,7 +105,7 @@ def test_a_review_tells_of_each_grant_what_became_of_it_and_its_note(pack: bytes
         ("notices", "alert raised", "An alert was raised: sealing late", ""),
         ("keys", "published", "A new log key was published", ""),
         ("exports", "export done", "export 3", ""),
-        ("denials", "not granted", "claude was refused memory.capture", ""),
+        ("denials", "not granted", "claude was refused memory.capture", "No grant lets claude use memory:write."),
     ],
 )  # fmt: skip
 def test_what_was_done_is_in_its_part_in_words_with_its_reason(
@@ -117,7 +118,9 @@ def test_what_was_done_is_in_its_part_in_words_with_its_reason(
 
 def test_figures_of_refusals_retention_and_verifications_add_up(pack: bytes) -> None:
     denied = figures(pack, "denials")
-    assert denied["By reason"] == {"not_granted": 1, "tool_unknown": 1} and denied["By client"] == {"claude": 2}
+    assert denied["By reason"] == {"Not granted (not_granted)": 1, "Unknown tool (tool_unknown)": 1} and denied[
+        "By client"
+    ] == {"claude": 2}
     assert denied["By tool"] == {"inner: memory.capture": 1, "inner: memory.unheard_of": 1}
     assert figures(pack, "retention")["Records"] == {"deleted by rule": 5, "kept under a hold": 2}
     assert figures(pack, "verifications") == {
@@ -254,3 +257,22 @@ def test_texts_of_people_are_shown_as_texts(pack: bytes) -> None:
             assert MARKUP not in page and "<script" not in page
     page = read(pack, "controls/soc2-cc6-3.html")
     assert "&lt;script&gt;" in page and LONG not in page and f"{LONG[:400]}…" in page
+
+
+def test_a_record_that_was_changed_in_the_database_is_shown_as_one_that_does_not_hold(
+    made: Scene, superuser_url: str
+) -> None:
+    change = (
+        "UPDATE audit_record SET statement = convert_to(replace(convert_from(statement, 'UTF8'), '{}', '{}'), 'UTF8')"
+    )
+    where = " WHERE type = 'hold'"
+    altered(superuser_url, change.format('"hold":1', '"hold":8') + where)
+    try:
+        pack, _ = made.pack()
+    finally:
+        altered(superuser_url, change.format('"hold":8', '"hold":1') + where)
+    told = rows(pack, "holds")
+    assert told and all("This record does not hold" in row["what"] for row in told)
+    assert {row["reason"] for row in told} == {evidence_reading.STATES["broken"]}
+    report, _ = packs.verify(BytesIO(pack), made.trust())
+    assert {one.code for one in report.findings} == {"record-changed"}
