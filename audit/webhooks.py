@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from hashlib import sha256
 from socket import SHUT_RDWR, gaierror, socket
 from threading import Timer
@@ -122,9 +123,10 @@ class Address:
         return http.client.HTTPSConnection(self._host, self._port, timeout=CONNECT_SECONDS, context=self._context)
 
 
+@lru_cache(maxsize=64)  # to read a machine's certificates takes long
 def context(trust: str = "") -> ssl.SSLContext:
-    """TLS 1.2 or newer, the server's certificate verified: against the machine's, or those in the file `trust`. Raises
-    AddressError where that has none."""
+    """TLS 1.2 or newer, the server's certificate verified: against the machine's, or those in the file `trust`, both
+    as they were when first asked for. Raises AddressError where that has none."""
     try:
         made = ssl.create_default_context(cafile=trust or None)
     except (OSError, ValueError):
