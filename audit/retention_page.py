@@ -28,8 +28,8 @@ from audit.retention_preview import Line, preview
 from audit.retention_rules import CALLS, MOST_DAYS, SELECTORS, TYPES, Rule, ordered
 from audit.staff_names import names_of
 
-SHOWN = 10  # runs, and lines of the preview before the rest is left out
-MOST_LINES = 24
+SHOWN = 10  # runs, and months of one
+MOST_LINES = 12
 STATES = {
     "deciding": Pill("flag", "Deciding"), "waiting": Pill("flag", "Waiting"), "deleting": Pill("flag", "Deleting"),
     "done": Pill("allow", "Done"), "failed": Pill("deny", "Failed"),
@@ -42,7 +42,7 @@ class RuleForm(PlainForm):
 
     type = forms.ChoiceField(
         required=False, label="Records",
-        choices=[("", "all records"), *((kind, retention_words.KINDS[kind]) for kind in TYPES)],
+        choices=[("", "all records"), *((kind, retention_words.about(Rule(0, 1, kind))) for kind in TYPES)],
         help_text="Policy changes, keys, notices, holds, erasures and retention itself are always kept.",
     )  # fmt: skip
     sensitive = forms.TypedChoiceField(

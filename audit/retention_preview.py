@@ -43,12 +43,20 @@ class Line:
     @property
     def words(self) -> str:
         """`1,203,441 records of January 2026 go; 12,001 stay under a hold`."""
-        more = "at least " if self.more else ""
+        more, where = "at least " if self.more else "", f"of {retention_words.month(self.month)}"
         going = self.records - self.held
-        what = f"{more}{going:,} record{'' if going == 1 else 's'} of {retention_words.month(self.month)}"
-        stay = f"; {more}{self.held:,} stay{'s' if self.held == 1 else ''} under a hold" if self.held else ""
-        verb = "goes" if going == 1 else "go"
-        return f"{what} {verb}{stay}"
+        if not going:
+            return f"nothing goes {where}; {more}{_many(self.held, 'record')} {_verb('stay', self.held)} under a hold"
+        what = f"{more}{_many(going, 'record')} {where} {_verb('go', going)}"
+        return f"{what}; {more}{self.held:,} {_verb('stay', self.held)} under a hold" if self.held else what
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _verb(verb: str, count: int) -> str:
+    return f"{verb}{'' if count != 1 else 'es' if verb.endswith('o') else 's'}"
 
 
 @dataclass(slots=True)

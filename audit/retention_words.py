@@ -7,7 +7,7 @@ from typing import Any
 from audit.retention_rules import SELECTORS, Rule
 
 KINDS = {
-    "decision": "calls, with their outcomes", "evaluation": "questions", "introspection": "token checks",
+    "decision": "calls", "evaluation": "questions", "introspection": "token checks",
     "denials": "calls turned away", "ungoverned": "ungoverned calls", "request": "requests",
     "review": "access reviews", "staff": "staff actions", "signal": "signals",
 }  # fmt: skip
@@ -15,11 +15,11 @@ YEAR = 365
 
 
 def about(rule: Rule) -> str:
-    """What a rule is for: `calls, with their outcomes, of sensitive tools, backend inner, tenant acme`."""
-    words = KINDS.get(rule.type, rule.type) if rule.type else "all records"
+    """What a rule is for: `calls of sensitive tools with their outcomes, backend inner, tenant acme`."""
+    words = KINDS.get(rule.type, rule.type) if rule.type else "all records" if rule.sensitive is None else "calls"
     if rule.sensitive is not None:
-        words = "calls" if rule.type is None else words
         words += " of sensitive tools" if rule.sensitive else " of tools that are not sensitive"
+    words += " with their outcomes" if rule.type == "decision" else ""
     named = [f"{name} {value}" for name in ("backend", "client", "tenant") if (value := getattr(rule, name))]
     return ", ".join([words, *named])
 

@@ -68,6 +68,8 @@ def test_large_numbers_and_those_that_were_not_counted_to_the_end() -> None:
     assert capped.words == "at least 20,000 records of January 2026 go"
     one = Line(date(2026, 1, 1), Rule(1, 28), 1, 0, date(2026, 1, 29), date(2026, 3, 1))
     assert one.words == "1 record of January 2026 goes"
+    held = Line(date(2026, 1, 1), Rule(1, 28), 6, 6, date(2026, 1, 29), date(2026, 3, 1))
+    assert held.words == "nothing goes of January 2026; 6 records stay under a hold"
 
 
 def test_counting_is_bounded(log: Past, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +105,7 @@ def test_the_command_says_what_would_go_and_deletes_nothing(log: Past, monkeypat
     assert told("--dry-run") == "There is no retention rule: every record is kept.\n"
     rule(28, type="decision")
     said = told("--dry-run")
-    assert "5 records of January 2026 go (calls, with their outcomes)." in said and "Legal holds in force: 0." in said
+    assert "5 records of January 2026 go (calls with their outcomes)." in said and "Legal holds in force: 0." in said
     assert not RetentionRun.objects.exists() and there(*log.calls) == 10
 
 

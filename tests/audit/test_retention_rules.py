@@ -108,7 +108,7 @@ def test_of_several_floors_the_highest_comes_first() -> None:
 def test_rules_and_days_in_words() -> None:
     assert retention_words.about(Rule(1, 30)) == "all records"
     named = Rule(1, 30, "decision", "inner", "claude", "acme", True)
-    said = "calls, with their outcomes of sensitive tools, backend inner, client claude, tenant acme"
+    said = "calls of sensitive tools with their outcomes, backend inner, client claude, tenant acme"
     assert retention_words.about(named) == said
     assert retention_words.about(Rule(1, 30, sensitive=False)) == "calls of tools that are not sensitive"
     for days, words in ((1, "1 day"), (30, "30 days"), (365, "365 days (a year)"), (366, "366 days (a year)"),

@@ -140,6 +140,8 @@ def of_forms() -> Iterator[tuple[str, str]]:
     suggestion = "?client=claude&scope=memory:write"
     yield "grant-suggested", reverse("admin:clients_grant_add") + suggestion
     yield "ask", reverse("admin:access_ask") + suggestion
+    yield "retention-add", reverse("admin:retention_add")
+    yield "retention-floors", reverse("admin:retention_floors")
     yield "password", reverse("admin:password_change")
     yield "sign-in-again", reverse("admin:sign_in_again") + "?next=/admin/"
 
