@@ -226,7 +226,8 @@ def _tell_again(step: RetentionStep) -> None:
 
 def _recognize(step: RetentionStep) -> None:
     """The record must say what the step does: nothing is deleted that the log does not account for. Raises Wrong."""
-    record = Record.objects.filter(index=step.record).first()
+    index = step.record or 0
+    record = Record.objects.filter(index=index).first()
     try:
         said: Any = statements.load(bytes(record.statement)) if record else {}
     except statements.StatementError:
@@ -234,7 +235,7 @@ def _recognize(step: RetentionStep) -> None:
     expected = ("keys.destroyed", step.holders) if step.holders else ("deleted", step.ranges)
     given = (said.get("action"), said.get("holders" if step.holders else "ranges")) if isinstance(said, dict) else ()
     if said.get("type") != "retention" or given != expected:
-        raise Wrong(f"record {step.record:,} does not say what is to be deleted: nothing of it was.")
+        raise Wrong(f"record {index:,} does not say what is to be deleted: nothing of it was.")
 
 
 # --- deleting -----------------------------------------------------------------------------------------------

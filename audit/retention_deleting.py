@@ -28,7 +28,7 @@ SECONDS = 4  # for one statement
 LOCK = "200ms"
 ATTEMPTS, PAUSE = 25, 0.4
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
-COLUMNS = ", ".join(field.column for field in Record._meta.concrete_fields)
+COLUMNS = ", ".join(str(field.column) for field in Record._meta.concrete_fields)
 WITHIN = "unnest(%s::bigint[], %s::bigint[]) AS k (lo, hi)"
 ATTACHED = "SELECT 1 FROM pg_inherits WHERE inhparent = 'audit_record'::regclass AND inhrelid = to_regclass(%s)"
 Ranges = Sequence[Sequence[int]]

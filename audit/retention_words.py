@@ -84,5 +84,6 @@ def _rule(columns: object) -> str:
     found = columns if isinstance(columns, dict) else {}
     named = {name: found.get(name) if name == "sensitive" else str(found.get(name) or "") or None for name in SELECTORS}
     sensitive = named.pop("sensitive")
-    days = found.get("days") if type(found.get("days")) is int else 0
+    given = found.get("days")
+    days = given if isinstance(given, int) else 0
     return f"{about(Rule(0, days, sensitive=sensitive if type(sensitive) is bool else None, **named))}: {long(days)}"
