@@ -31,6 +31,10 @@ class MailFailed(Exception):
     """The mail server did not take a mail. In words, without an address."""
 
 
+class MailAway(MailFailed):
+    """The mail server cannot be reached: the next mail would not be taken either."""
+
+
 class MailRefused(MailFailed):
     """A mail can never be taken, since the recipient's address is refused."""
 
@@ -134,8 +138,8 @@ def domain() -> str:
 
 
 def hand_over(mail: EmailMessage) -> None:
-    """Give a mail to the mail server, in bounded time (EMAIL_TIMEOUT). Raises MailFailed, and MailRefused where it
-    would be of no use to try again."""
+    """Give a mail to the mail server, in bounded time (EMAIL_TIMEOUT). Raises MailFailed, MailAway, and MailRefused
+    where it would be of no use to try again."""
     try:
         mail.send()
     except smtplib.SMTPRecipientsRefused as error:
@@ -147,7 +151,7 @@ def hand_over(mail: EmailMessage) -> None:
     except smtplib.SMTPException as error:
         raise MailFailed(f"the mail server refused it ({type(error).__name__})") from None
     except OSError as error:
-        raise MailFailed(f"the mail server cannot be reached: {error.strerror or type(error).__name__}") from None
+        raise MailAway(f"the mail server cannot be reached: {error.strerror or type(error).__name__}") from None
     except ValueError:  # an address that cannot be one (BadHeaderError, UnicodeError)
         raise MailRefused("the recipient's address cannot be one") from None
 

@@ -14,11 +14,12 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.mail import EmailMessage
 from django.db import connection
+from django.db.models import QuerySet
 from django.template.loader import render_to_string
 from django.utils import timezone
 
 from audit import webhooks
-from audit.export_mail import MailFailed, MailRefused, domain, hand_over
+from audit.export_mail import MailAway, MailFailed, MailRefused, domain, hand_over
 from audit.webhooks import Address, AddressError, Unreachable
 from governance.models import NotificationDelivery
 from governance.notifications import KINDS, WEBHOOK, kinds_for
@@ -36,6 +37,10 @@ MOST_LINES = 50  # of one e-mail
 
 class ConfigError(ValueError):
     """MUNIMENT_NOTIFY_WEBHOOK cannot be. Never repeats it."""
+
+
+class _NotTaken(Exception):
+    """The webhook's receiver answered, and did not take it. In words."""
 
 
 def webhook() -> tuple[Address, bytes] | None:
@@ -74,21 +79,31 @@ def _batches(now: datetime) -> Iterator[list[NotificationDelivery]]:
 
 def _sent(batch: Sequence[NotificationDelivery], now: datetime) -> int:
     rows = NotificationDelivery.objects.filter(pk__in=[one.pk for one in batch])
+    if not rows.filter(next_at__lte=now, given_up_at=None).exists():
+        return 0  # put off meanwhile, with all that goes the same way
     try:
         refused = _post(batch[0]) if batch[0].to == WEBHOOK else _mail(batch)
-    except (Unreachable, MailFailed) as error:
-        tries = batch[0].tries + 1
-        wait = min(timedelta(minutes=2 ** min(tries - 1, 20)), LONGEST)
-        words = str(error)
-        logger.warning("notification %s to %s: %s", batch[0].notification_id, batch[0].to, words)
-        given_up = now if tries >= TRIES or isinstance(error, MailRefused) else None
-        rows.update(tries=tries, next_at=now + wait, error=words, given_up_at=given_up)
+    except (Unreachable, MailAway) as error:
+        # One try stands for all that go the same way: a place that is away must not hold up the others.
+        due = NotificationDelivery.objects.filter(done_at=None, given_up_at=None, next_at__lte=now)
+        _put_off(due.filter(to=WEBHOOK) if batch[0].to == WEBHOOK else due.exclude(to=WEBHOOK), now, str(error))
         return 0
-    if refused:
-        rows.update(given_up_at=now, error=refused)
+    except (_NotTaken, MailFailed) as error:
+        _put_off(rows, now, str(error), for_good=isinstance(error, MailRefused))
         return 0
-    rows.update(done_at=now, error="")
-    return len(batch)
+    rows.update(**{"given_up_at": now, "error": refused} if refused else {"done_at": now, "error": ""})
+    return 0 if refused else len(batch)
+
+
+def _put_off(rows: QuerySet[NotificationDelivery], now: datetime, words: str, *, for_good: bool = False) -> None:
+    """To be tried again, the later the more often it was; after the last try, or where that is of no use, given up."""
+    logger.warning("notifications are not brought: %s", words)
+    for tries in sorted(set(rows.values_list("tries", flat=True))):
+        wait = min(timedelta(minutes=2 ** min(tries, 20)), LONGEST)
+        given_up = now if for_good or tries + 1 >= TRIES else None
+        rows.filter(tries=tries, next_at__lte=now).update(
+            tries=tries + 1, next_at=now + wait, error=words, given_up_at=given_up
+        )
 
 
 def _mail(batch: Sequence[NotificationDelivery]) -> str:
@@ -124,7 +139,7 @@ def message(user: Any, batch: Sequence[NotificationDelivery]) -> EmailMessage:
 
 def _post(one: NotificationDelivery) -> str:
     """Send it to the operator's webhook, as Standard Webhooks says; why not, where there is none. Raises
-    Unreachable."""
+    Unreachable, _NotTaken."""
     try:
         place = webhook()
     except ConfigError as error:
@@ -136,7 +151,7 @@ def _post(one: NotificationDelivery) -> str:
     headers = webhooks.signed([key], f"notification_{one.notification_id}", webhooks.now(), body)
     answer = address.post(body, headers | {"Content-Type": "application/json"})
     if not answer.accepted:
-        raise Unreachable(f"the receiver answered {answer.status}")
+        raise _NotTaken(f"the receiver answered {answer.status}")
     return ""
 
 

@@ -374,6 +374,32 @@ class TestTheWebhook:
         assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
         assert NotificationDelivery.objects.get().done_at is not None
 
+    def test_one_try_stands_for_all_where_the_place_is_away(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tried: list[bytes] = []
+
+        def away(self: Any, body: bytes, headers: Any) -> None:
+            tried.append(body)
+            raise webhooks.Unreachable("the receiver did not answer in time")
+
+        monkeypatch.setattr(webhooks.Address, "post", away)
+        settings.MUNIMENT_NOTIFY_WEBHOOK = f"http://127.0.0.1:1/ {SECRET}"
+        somebody("mara", "clients.change_grant")
+        for days in (2, 3, 4):
+            grant(days)
+        assert len(tell()) == 1, "a place that is away holds up no other"
+        assert len(tried) == 1
+        waiting = NotificationDelivery.objects.filter(to="webhook")
+        assert set(waiting.values_list("tries", "error")) == {(1, "the receiver did not answer in time")}
+
+    def test_what_one_receiver_does_not_take_holds_up_nothing_else(self, receiver: Receiver) -> None:
+        receiver.status = 422
+        grant(2)
+        grant(3)
+        tell()
+        assert len(receiver.got) == 2
+
     def test_a_mailbox_that_is_away_does_not_hold_it_up(self, receiver: Receiver, settings: Any) -> None:
         somebody("mara", "clients.change_grant")
         settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
