@@ -102,7 +102,7 @@ def sweep_exports() -> None:
 def stream_records() -> None:
     """Every five seconds: each stream gets a task of its own, so that one whose receiver hangs holds up no other."""
     for name in streams.publish():
-        stream_deliver.apply_async([name], expires=5.0)
+        stream_deliver.apply_async((name,), expires=5.0)
 
 
 @shared_task(ignore_result=True)
