@@ -123,7 +123,8 @@ def syslog_udp() -> Iterator[Syslog]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         server.settimeout(0.05)
-        found, stopped = Syslog(f"syslog://127.0.0.1:{server.getsockname()[1]}"), []
+        stopped: list[bool] = []
+        found = Syslog(f"syslog://127.0.0.1:{server.getsockname()[1]}")
 
         def work() -> None:
             while not stopped:
@@ -140,7 +141,8 @@ def syslog_tcp(context: ssl.SSLContext | None = None) -> Iterator[Syslog]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.05)
         kind, host = ("syslog+tls", "localhost") if context else ("syslog+tcp", "127.0.0.1")
-        found, stopped = Syslog(f"{kind}://{host}:{server.getsockname()[1]}"), []
+        stopped: list[bool] = []
+        found = Syslog(f"{kind}://{host}:{server.getsockname()[1]}")
 
         def work() -> None:
             while not stopped:
