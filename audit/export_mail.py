@@ -74,6 +74,8 @@ def send_due() -> int:
                 ExportRun.objects.filter(pk=number, mailed_at=None).update(
                     words=f"The e-mail is not sent yet: {error}."
                 )
+                if isinstance(error, MailAway):
+                    break  # the next one would not be taken either
     return sent
 
 
