@@ -145,8 +145,8 @@ def _is_kept(run: ExportRun) -> bool:
 def _why_not(run: ExportRun) -> str:
     if run.removed_at is not None:
         return "The file was kept for its time and is not here any more. Run the export again to have it once more."
-    if not run.sha256:
-        return ""
+    if not _is_kept(run):
+        return "It was cancelled, so its file is not kept." if run.state == "cancelled" else "It is being made again."
     if run.personal:
         return "Downloading it takes the right to see personal data, and to take records out."
     return "Downloading it takes the right to take records out."

@@ -36,6 +36,7 @@ GROUPS = {
     "What happened": ("outcome", "items touched", "milliseconds"),
     "Proof": ("statement",),
 }  # fmt: skip
+LABELS = {"sub": "Identifier at the issuer (sub)", "email": "E-mail address", "ip": "IP address"}
 OTHERS, OF_PEOPLE = "More", "Personal data"
 NOT_SEEN = "These show who users are: only who may see personal data can export them."
 NOT_SET_UP = "This platform’s exports hold no personal data: the operator has not set MUNIMENT_EXPORT_PERSONAL."
@@ -104,7 +105,7 @@ class ExportForm(PlainForm):
         self.viewer, self.refusal = viewer, personal_refusal(viewer)
         kept = (initial or {}).get("columns", ())
         offered = [*COLUMNS, *(() if self.refusal else PERSONAL), *(c for c in kept if c in PERSONAL and self.refusal)]
-        self._offer("columns", [(name, capfirst(name.replace("_", " "))) for name in offered])
+        self._offer("columns", [(name, LABELS.get(name, capfirst(name.replace("_", " ")))) for name in offered])
         once = "Only when somebody runs it" if "name" in (initial or {}) else "Once, now"
         presets = [(name, schedule_words(name)) for name in schedules.PRESETS]
         self._offer("schedule", [("", once), *presets, (CRONTAB, "By a crontab")])

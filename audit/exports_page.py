@@ -151,11 +151,11 @@ class ExportViews:
         names = names_of(one.owner for one in shown)
         rows = [self._row(one, viewer.actor, names, runs.get(one.pk), now) for one in shown]
         called = {one.pk: one.name for one in shown}
-        going = ExportRun.objects.filter(state__in=OPEN).order_by("created_at")[:MOST_OPEN]
+        going = ExportRun.objects.filter(state__in=OPEN, export__in=called).order_by("created_at")[:MOST_OPEN]
         return self._page(
             request, "exports", title="Exports", rows=rows, more=len(found) > MOST,
             may_add=exports.may_make(request.user),
-            under_way=[line(run, now, called[run.export]) for run in going if run.export in called],
+            under_way=[line(run, now, called[run.export]) for run in going],
         )  # fmt: skip
 
     def _row(self, one: Export, actor: str, names: Mapping[str, str], last: ExportRun | None, now: datetime) -> Row:

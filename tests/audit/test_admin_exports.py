@@ -432,6 +432,17 @@ def test_the_file_is_only_offered_to_who_may_take_it(table: Desk, http: HttpClie
     assert "/download/" not in text(http.get(f"/admin/exports/runs/{run.pk}/"))
 
 
+def test_a_run_that_was_cancelled_while_it_was_delivered_offers_no_file(table: Desk, http: HttpClient) -> None:
+    run = done(table)
+    for state, words in (("cancelled", "its file is not kept"), ("waiting", "It is being made again")):
+        ExportRun.objects.filter(pk=run.pk).update(state=state)
+        page = text(http.get(f"/admin/exports/runs/{run.pk}/"))
+        assert words in page and "/download/" not in page, state
+    ExportRun.objects.filter(pk=run.pk).update(state="delivering", destination="lake")
+    page = text(http.get(f"/admin/exports/runs/{run.pk}/"))
+    assert "/download/" in page and "being delivered to lake" in page and "not yet, to <bdi>lake</bdi>" in page
+
+
 def test_a_run_whose_worker_went_silent_is_called_interrupted(table: Desk) -> None:
     now = timezone.now()
     run = table.run(table.export(), now - timedelta(hours=1), now, state="running", seen_at=now - timedelta(minutes=2))
