@@ -72,7 +72,7 @@ def count(uid: str, most: int = MOST, using: str = "default") -> Counted:
     with connections[using].cursor() as cursor:
         cursor.execute(COUNT, [uid, most + 1])
         records, protected, hashed, first, last = cursor.fetchone()
-    return Counted(min(records, most), protected, hashed, first, last, records > most)
+    return Counted(min(records, most), min(protected, most), min(hashed, most), first, last, records > most)
 
 
 def survey(user: Subject) -> Survey:
