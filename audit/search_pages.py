@@ -47,8 +47,8 @@ def _read(statement: str, given: Mapping[str, Any]) -> list[Row]:
 
 
 def outcomes(decisions: Sequence[UUID], since: datetime, upto: int) -> list[tuple[UUID, bytes]]:
-    """The first outcome of each of these decisions, where it has one with an index below `upto`: decision and statement.
-    None is before `since`."""
+    """The first outcome of each of these decisions, where it has one with an index below `upto`: decision and
+    statement. None is before `since`."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(BY_INDEX)
         return _read(OUTCOMES, {"decisions": list(decisions), "since": since, "upto": upto})

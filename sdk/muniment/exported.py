@@ -18,7 +18,7 @@ from msgspec import Meta, Struct, field
 from muniment import batches, checkpoints, notes, statements
 from muniment.bundle import time_of
 from muniment.checkpoints import Checkpoint, CheckpointError, CheckpointUntrusted
-from muniment.export_contents import Seen, Unreadable, reader_of
+from muniment.export_contents import Reader, Seen, Unreadable, reader_of
 from muniment.findings import counted
 from muniment.keys import Trust, thumbprint
 from muniment.report import Report
@@ -259,29 +259,37 @@ def _hash(file: IO[bytes]) -> tuple[int, str]:
 
 
 def _check_content(file: IO[bytes], manifest: Manifest, trust: Trust | None, report: Report, facts: Facts) -> None:
+    """What is in the file, as far as its format can be read here."""
     if manifest.type == "bundle":
-        found = verify_file(file, trust)
+        _check_bundle(file, manifest, trust, report)
         facts.bundle = True
-        for one in found.findings:
-            if one.code != "keys-untrusted":
-                report.add(one)
-        seen = found.facts
-        counts = (seen.matching, seen.allowed, seen.denied)
-        if counts != (manifest.records, manifest.counts.get("allow", 0), manifest.counts.get("deny", 0)):
-            report.find("export-differs", "the records in the bundle are not as many as the manifest counts")
-        return
-    if manifest.type == "evidence":
+    elif manifest.type == "evidence":
         from muniment import packs  # which needs this module
 
+        _take_over(packs.verify(file, trust)[0], report)
         facts.pack = True
-        for one in packs.verify(file, trust)[0].findings:
-            if one.code != "keys-untrusted":
-                report.add(one)
-        return
-    read = reader_of(manifest.type)
-    if read is None:
-        return
-    seen = Seen(time_of(manifest.range.since), time_of(manifest.range.until), manifest.range.first, manifest.range.last)
+    elif read := reader_of(manifest.type):
+        _check_records(read, file, manifest, report, facts)
+
+
+def _take_over(found: Report, report: Report) -> None:
+    """Its findings; that no key was given is said already."""
+    for one in found.findings:
+        if one.code != "keys-untrusted":
+            report.add(one)
+
+
+def _check_bundle(file: IO[bytes], manifest: Manifest, trust: Trust | None, report: Report) -> None:
+    found = verify_file(file, trust)
+    _take_over(found, report)
+    counts = (found.facts.matching, found.facts.allowed, found.facts.denied)
+    if counts != (manifest.records, manifest.counts.get("allow", 0), manifest.counts.get("deny", 0)):
+        report.find("export-differs", "the records in the bundle are not as many as the manifest counts")
+
+
+def _check_records(read: Reader, file: IO[bytes], manifest: Manifest, report: Report, facts: Facts) -> None:
+    asked = manifest.range
+    seen = Seen(time_of(asked.since), time_of(asked.until), asked.first, asked.last)
     try:
         read(file, seen)
     except Unreadable as error:

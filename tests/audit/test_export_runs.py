@@ -45,9 +45,9 @@ def made(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.fixture
 def filled(made: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    """600 records within an hour, all sealed, and one after it."""
-    monkeypatch.setattr(search_pages, "PAGE", 50)
-    fill([*mixed(600), {"at": END}])
+    """240 records within minutes, all sealed, and one after it."""
+    monkeypatch.setattr(search_pages, "PAGE", 20)
+    fill([*mixed(240), {"at": END}])
     made.seal()
     return made
 
@@ -68,8 +68,8 @@ def test_a_run_has_every_record_of_its_time_once_and_verifies(filled: Desk) -> N
     run = filled.worked(filled.run(filled.export(), START - DAY, END))
     assert (run.state, run.words) == ("done", "")
     assert indices(filled.path(run)) == expected()
-    assert run.records == 600
-    assert sum(run.counts.values()) == 600
+    assert run.records == 240
+    assert sum(run.counts.values()) == 240
     assert filled.findings(run) == []
     assert json.loads(run.manifest) == json.loads((filled.folder / f"{run.file}.manifest.json").read_text())
     assert filled.leftovers() == set()
@@ -100,12 +100,12 @@ def test_csv_is_neutral_and_complete(filled: Desk) -> None:
     rows = list(csv.reader(data.decode("utf-8-sig").splitlines(keepends=True)))
     assert rows[0] == ["index", "flagged", "tool", "tenant", "client", "decision"]
     assert rows[-1] == [str(Head.objects.get().next - 1), "false", "'=cmd|x", "'\t+1", 'a,"b"\n', "allow"]
-    assert len(rows) == run.records + 1 == 603
+    assert len(rows) == run.records + 1 == 243
     assert filled.findings(run) == []
 
 
 def test_parquet_has_types_and_row_groups(filled: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audit.export_formats.parquet.GROUP", 200)
+    monkeypatch.setattr("audit.export_formats.parquet.GROUP", 80)
     run = filled.worked(filled.run(filled.export(format="parquet", columns=(*COLUMNS, "flagged")), START - DAY, END))
     table = parquet.read_table(filled.path(run))
     assert table.column("index").to_pylist() == expected()
@@ -214,7 +214,7 @@ class Killed(BaseException):
 def test_a_run_that_is_killed_anywhere_goes_on_and_has_each_record_once(
     filled: Desk, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
-    monkeypatch.setattr(export_making, "SAVED_RECORDS", 100)
+    monkeypatch.setattr(export_making, "SAVED_RECORDS", 40)
     whole = filled.worked(filled.run(filled.export(format=format, name="whole"), START - DAY, END))
     run = filled.run(filled.export(format=format), START - DAY, END)
     pages = search_pages._read
@@ -249,14 +249,14 @@ def test_a_run_that_is_killed_anywhere_goes_on_and_has_each_record_once(
 def test_text_goes_on_from_what_was_saved_and_begins_anew_where_that_is_gone(
     filled: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_making, "SAVED_RECORDS", 100)
+    monkeypatch.setattr(export_making, "SAVED_RECORDS", 40)
     run = filled.run(filled.export(), START - DAY, END)
     claim_save, reached = export_claims.Claim.save, []
 
     def save(self: export_claims.Claim, **fields: Any) -> None:
         claim_save(self, **fields)
         reached.append(fields.get("next"))
-        if fields.get("records", 0) >= 300:
+        if fields.get("records", 0) >= 120:
             raise Killed
 
     monkeypatch.setattr(export_claims.Claim, "save", save)
@@ -264,7 +264,7 @@ def test_text_goes_on_from_what_was_saved_and_begins_anew_where_that_is_gone(
         export_runs.work(run.pk)
     monkeypatch.setattr(export_claims.Claim, "save", claim_save)
     run.refresh_from_db()
-    assert (run.next, run.records) == (300, 300)
+    assert (run.next, run.records) == (120, 120)
     read: list[int] = []
     pages = search_pages._read
     monkeypatch.setattr(search_pages, "_read", lambda s, given: read.append(given["first"]) or pages(s, given))
@@ -384,14 +384,14 @@ def test_rights_that_are_taken_away_while_it_runs_stop_it(filled: Desk, monkeypa
     pages = search_pages._read
 
     def taken(statement: str, given: Any) -> Any:
-        if given["first"] == 200:
+        if given["first"] == 80:
             without(filled.auditor, "audit.view_record")
         return pages(statement, given)
 
     monkeypatch.setattr(search_pages, "_read", taken)
     run = filled.worked(filled.run(filled.export(), START - DAY, END))
     assert run.state == "failed"
-    assert run.records <= 250
+    assert run.records <= 100
     assert filled.leftovers() == set()
 
 
@@ -405,13 +405,13 @@ def test_a_run_is_cancelled_between_pages(filled: Desk, monkeypatch: pytest.Monk
     pages = search_pages._read
 
     def asked(statement: str, given: Any) -> Any:
-        if given["first"] == 200:
+        if given["first"] == 80:
             assert exports.cancel(filled.auditor, run, export)
         return pages(statement, given)
 
     monkeypatch.setattr(search_pages, "_read", asked)
     assert filled.worked(run).state == "cancelled"
-    assert run.records < 600
+    assert run.records < 240
     assert filled.leftovers() == set()
     [record] = told("export.cancelled")
     assert (record["actor"], record["run"]) == (f"staff:{filled.auditor.pk}", run.pk)
@@ -517,7 +517,7 @@ def test_a_run_is_on_record_with_who_asked_for_it(filled: Desk) -> None:
         assert record["actor"] == f"staff:{filled.auditor.pk}"
         assert (record["run"], record["owner"]) == (run.pk, f"staff:{filled.auditor.pk}")
     assert told("export.done")[0]["sha256"] == run.sha256
-    assert run.records == 600
+    assert run.records == 240
 
 
 def test_no_transaction_is_open_while_pages_become_lines(filled: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
