@@ -104,7 +104,7 @@ class Begun:
         """Read the state of the entries' subjects and calls: by statements of their own, after the lock was had, so
         that what was committed before the lock is seen. What was not decided from that state loses what it would keep
         of a user who was erased meanwhile."""
-        if uids := list({uid for entry in entries if (uid := entry.keeps_of) is not None}):
+        if uids := list({entry.keeps_of for entry in entries if entry.keeps_of is not None}):
             for uid, blocked, out, gone in wire.run(connection, "subjects", SUBJECTS, [wire.array(wire.TEXT, uids)]):
                 assert uid is not None  # a primary key
                 self.subjects[bytes(uid).decode()] = (blocked == TRUE, wire.timestamp(out), gone == TRUE)

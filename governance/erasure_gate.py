@@ -13,7 +13,7 @@ from audit.erasure_restore import checked
 
 logger = logging.getLogger(__name__)
 
-ALIVE = "/livez"
+OPEN = ("/livez", "/metrics")  # they read nothing of anybody
 AGAIN = 2.0  # seconds between two looks while it is closed
 AWAY = "Whether users who were erased are there again could not be looked at: the database cannot be reached."
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -21,7 +21,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 class Gate:
     """A WSGI application (PEP 3333) around another: until a look at the database found that every erasure of the log
-    holds, each request but /livez is answered with 503. From then on it costs a comparison."""
+    holds, each request but for those of `OPEN` is answered with 503. From then on it costs a comparison."""
 
     def __init__(self, application: Application, look: Callable[[], str] = checked) -> None:
         self.application, self.look = application, look
@@ -30,7 +30,7 @@ class Gate:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer, or refuse to."""
-        if self.open or environ.get("PATH_INFO") == ALIVE or self._opens():
+        if self.open or environ.get("PATH_INFO") in OPEN or self._opens():
             return self.application(environ, start_response)
         members = {"type": "urn:muniment:problem:unavailable", "title": "Unavailable", "status": 503}
         body = json.dumps(members | {"detail": self.why}).encode()
