@@ -255,15 +255,14 @@ def test_who_may_not_erase_does_not_and_who_may_not_any_more_neither(uid: str, p
     assert made.state == "refused" and "may not erase" in made.words and found(uid) == ALL
 
 
-@pytest.mark.parametrize("field", ["reference", "reason"])
-@pytest.mark.parametrize(
-    "text", ["", " ", "for ALICE, as asked", "alice@example.com", "about bob@example.com", "a\x00", "x" * 2001]
-)
-def test_the_texts_that_stay_do_not_name_the_user(uid: str, pia: Any, field: str, text: str) -> None:
-    with pytest.raises(ErasureError) as error:
-        erasure.ask(pia, uid, **{**ASKED, field: text})
-    assert error.value.field == field and not Erasure.objects.exists()
-    assert not Outbox.objects.filter(kind="erasure").exists()
+def test_the_texts_that_stay_do_not_name_the_user(uid: str, pia: Any) -> None:
+    named = ("for ALICE, as asked", "alice@example.com", "about bob@example.com", f"user {uid}")
+    for field in ("reference", "reason"):
+        for text in ("", " ", "a\x00", "x" * 2001, *named):
+            with pytest.raises(ErasureError) as error:
+                erasure.ask(pia, uid, **{**ASKED, field: text})
+            assert error.value.field == field, text
+    assert not Erasure.objects.exists() and not Outbox.objects.filter(kind="erasure").exists()
 
 
 def test_a_word_that_only_begins_like_the_user_is_fine(uid: str, pia: Any) -> None:
@@ -426,25 +425,25 @@ def test_a_key_that_somebody_destroyed_by_hand_is_found(uid: str, other: str, pi
     assert "key-destroyed" in [finding.code for finding in verification.verify().findings]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "request_key = '\\x01'", "request_key = NULL", "request_key = session_key, session_key = request_key",
-        "request_key = NULL, trace_key = NULL, session_key = NULL, resource_key = NULL, disclosures = NULL",
-        "request_key = NULL, trace_key = NULL, session_key = NULL, resource_key = NULL, at = at + interval '1 us'",
-        "disclosures = NULL",
-    ],
-)  # fmt: skip
+CHANGES = [
+    "request_key = '\\x01'", "request_key = NULL", "request_key = session_key, session_key = request_key",
+    "request_key = NULL, trace_key = NULL, session_key = NULL, resource_key = NULL, disclosures = NULL",
+    "request_key = NULL, trace_key = NULL, session_key = NULL, resource_key = NULL, at = at + interval '1 us'",
+    "disclosures = NULL",
+]  # fmt: skip
+
+
 def test_in_maintenance_the_hashes_may_go_all_at_once_and_nothing_else_may(
-    uid: str, pia: Any, owner_url: str, change: str, monkeypatch: pytest.MonkeyPatch
+    uid: str, pia: Any, owner_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(erasure_run, "clear_hashes", lambda uid: 0)
     erasure.ask(pia, uid, **ASKED)
     erasure_run.work()
     with psycopg.connect(owner_url, autocommit=True) as owner:
         owner.execute("SET muniment.maintenance = 'on'")
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            owner.execute(f"UPDATE audit_record SET {change} WHERE subject = %s AND type = 'decision'", [uid])
+        for change in CHANGES:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                owner.execute(f"UPDATE audit_record SET {change} WHERE subject = %s AND type = 'decision'", [uid])
         gone = ", ".join(f"{key} = NULL" for key in KEYS)
         assert owner.execute(f"UPDATE audit_record SET {gone} WHERE subject = %s", [uid]).rowcount >= 3
 

@@ -14,6 +14,7 @@ from django.db import Error, connections
 from django.utils import timezone
 
 from audit import erasure, erasure_restore, erasure_run, verification
+from audit.erasure_restore import LineError
 from audit.models import DataKey, Erasure, Outbox, Record, Subject
 from governance.erasure_gate import AGAIN, Gate
 from tests.audit.test_erasure import ALL, ASKED, CALL, KEYS, found
@@ -163,6 +164,7 @@ def test_a_web_process_on_a_restored_database_serves_nothing_until_it_is_mended(
         status, body = answer(gate, path)
         assert status.startswith("503") and "erasures apply" in json.loads(body)["detail"]
     assert answer(gate, "/livez") == ("200 OK", b"served")
+    assert answer(gate, "/metrics") == ("200 OK", b"served")
     run("apply")
     assert answer(gate)[0].startswith("503"), "it looks once in two seconds"
     gate.looked_at -= AGAIN
@@ -252,11 +254,14 @@ def test_one_that_was_only_asked_for_in_the_backup_is_erased_once(uid: str, pia:
     ],
     ids=range(17),
 )  # fmt: skip
-def test_a_list_with_a_line_that_is_none_is_refused_before_anything_is_done(
-    uid: str, tmp_path: Path, line: str
-) -> None:
+def test_what_is_no_line_of_a_list_is_refused_by_its_number(line: str) -> None:
+    with pytest.raises(LineError, match=r"\Aline 2 is not an erasure\Z"):
+        list(erasure_restore.parse([json.dumps(LINE), line]))
+
+
+def test_a_list_with_such_a_line_is_refused_before_anything_is_done(uid: str, tmp_path: Path) -> None:
     path = tmp_path / "list"
-    path.write_text(f"{json.dumps(LINE | {'uid': uid})}\n{line}\n")
+    path.write_text(f"{json.dumps(LINE | {'uid': uid})}\nalice@example.com\n")
     with pytest.raises(CommandError) as error:
         run("apply", "--from", path)
     assert error.value.returncode == 2 and str(error.value) == "list: line 2 is not an erasure"

@@ -68,27 +68,28 @@ def test_placing_is_recorded_with_what_it_covers_and_matter_and_reason_are_prote
     assert record.subject == uid and holds.active() == [hold]
 
 
-@pytest.mark.parametrize(
-    ("criteria", "field"),
-    [
+def refused(pia: Any, **given: Any) -> str | None:
+    """The field that a hold is refused for."""
+    with pytest.raises(HoldError) as error:
+        holds.place(pia, **{**WHY, **given})
+    assert not Hold.objects.exists()
+    return error.value.field
+
+
+def test_what_cannot_be_held_is_refused_and_nothing_is_kept(pia: Any) -> None:
+    day = datetime(2026, 2, 1, tzinfo=UTC)
+    for criteria, field in (
         ({}, None), ({"client": "", "subject": None}, None), ({"subject": "alice"}, "subject"),
         ({"subject": "usr_nobody"}, "subject"), ({"tool": "memory.recall"}, "backend"),
-        ({"since": datetime(2026, 2, 1, tzinfo=UTC), "until": datetime(2026, 2, 1, tzinfo=UTC)}, "until"),
-        ({"client": "x" * 65}, "client"), ({"client": "a\x00b"}, "client"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_held_is_refused_and_nothing_is_kept(pia: Any, criteria: dict[str, Any], field: Any) -> None:
-    with pytest.raises(HoldError) as error:
-        holds.place(pia, **WHY, **criteria)
-    assert error.value.field == field and not Hold.objects.exists()
+        ({"since": day, "until": day}, "until"), ({"client": "x" * 65}, "client"), ({"client": "a\x00b"}, "client"),
+    ):  # fmt: skip
+        assert refused(pia, **criteria) == field, criteria
 
 
-@pytest.mark.parametrize("field", ["matter", "reason"])
-@pytest.mark.parametrize("text", ["", "  ", "about alice@example.com", "a\x00b", "x" * 2001])
-def test_texts_name_nobody_and_can_be_printed(pia: Any, field: str, text: str) -> None:
-    with pytest.raises(HoldError) as error:
-        holds.place(pia, **{**WHY, field: text}, client="claude")
-    assert error.value.field == field and not Hold.objects.exists()
+def test_texts_name_nobody_and_can_be_printed(pia: Any) -> None:
+    for field in ("matter", "reason"):
+        for text in ("", "  ", "about alice@example.com", "a\x00b", "x" * 2001):
+            assert refused(pia, **{field: text}, client="claude") == field, (field, text)
 
 
 def test_who_may_not_place_does_not_and_who_left_the_staff_neither(pia: Any, ben: Any) -> None:
@@ -191,30 +192,29 @@ def test_a_hold_waits_for_the_step_that_is_under_way_and_gives_up_in_time(
 
 # --- whom a hold keeps from being erased ----------------------------------------------------------------------
 
-NOW = datetime.now(UTC)
+COVERED: list[dict[str, Any]] = [
+    {"subject": "own"}, {"client": "claude"}, {"backend": "inner"}, {"backend": "inner", "tool": "memory.recall"},
+    {"since": "before"}, {"since": "before", "until": "after"}, {"subject": "own", "client": "claude"},
+]  # fmt: skip
+FREE: list[dict[str, Any]] = [
+    {"subject": "other"}, {"client": "chatgpt"}, {"backend": "inner", "tool": "memory.capture"},
+    {"backend": "other", "tool": "memory.recall"}, {"tenant": "acme"}, {"until": "before"}, {"since": "after"},
+    {"subject": "own", "client": "chatgpt"}, {"client": "claude", "since": "after"},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("criteria", "covered"),
-    [
-        ({"subject": "own"}, True), ({"subject": "other"}, False), ({"client": "claude"}, True),
-        ({"client": "chatgpt"}, False), ({"backend": "inner"}, True),
-        ({"backend": "inner", "tool": "memory.recall"}, True), ({"backend": "inner", "tool": "memory.capture"}, False),
-        ({"backend": "other", "tool": "memory.recall"}, False), ({"tenant": "acme"}, False),
-        ({"since": "before"}, True), ({"until": "before"}, False), ({"since": "after"}, False),
-        ({"since": "before", "until": "after"}, True), ({"subject": "own", "client": "chatgpt"}, False),
-        ({"subject": "own", "client": "claude"}, True), ({"client": "claude", "since": "after"}, False),
-    ],
-)  # fmt: skip
-def test_a_hold_covers_a_user_with_a_record_that_fits_all_of_it(
-    world: World, pia: Any, uid: str, criteria: dict[str, Any], covered: bool
-) -> None:
-    other = world.verify(token=token("bob"), tool="memory.capture")["subject"]["uid"]
-    times = {"before": NOW - timedelta(days=1), "after": NOW + timedelta(days=1)}
-    given = {name: {"own": uid, "other": other, **times}.get(value, value) for name, value in criteria.items()}
-    hold = holds.place(pia, **WHY, **given)
-    assert holds.covering_subject(uid) == ([hold] if covered else [])
-    assert holds.covering_subject(uid, "owner") == ([hold] if covered else [])
+def test_a_hold_covers_a_user_with_a_record_that_fits_all_of_it(world: World, pia: Any, uid: str) -> None:
+    other, now = world.verify(token=token("bob"), tool="memory.capture")["subject"]["uid"], timezone.now()
+    meant = {"own": uid, "other": other, "before": now - timedelta(days=1), "after": now + timedelta(days=1)}
+
+    def placed(criteria: dict[str, Any]) -> Hold:
+        return holds.place(pia, **WHY, **{name: meant.get(value, value) for name, value in criteria.items()})
+
+    for criteria in FREE:
+        placed(criteria)
+        assert holds.covering_subject(uid) == [], criteria
+    covering = [placed(criteria) for criteria in COVERED]
+    assert holds.covering_subject(uid) == covering == holds.covering_subject(uid, "owner")
     connections["owner"].close()
 
 
