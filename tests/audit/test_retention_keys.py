@@ -13,13 +13,15 @@ from audit.protection import keyring
 from muniment import statements
 from tests.audit.retained import Past, findings, hold, past, released, rule
 
-TODAY = datetime.now(UTC)
-LATER = TODAY + timedelta(days=40)
+
+def later(days: int = 40) -> datetime:
+    """When a key of today is old enough."""
+    return datetime.now(UTC) + timedelta(days=days)
 
 
 @pytest.fixture
 def log(db: None, tmp_path: Path) -> Iterator[Past]:
-    with past(tmp_path, TODAY.year, TODAY.month, 1) as made:
+    with past(tmp_path, 2026, 1, 1) as made:
         made.now = datetime.now(UTC)
         made.world.verify(token="not.a.token", request={"ip": "203.0.113.9"})
         made.call()
@@ -40,9 +42,9 @@ def made(day: str, backend: str = "other") -> str:
 
 def test_old_daily_keys_are_destroyed_after_the_log_was_told_and_nothing_is_found(log: Past) -> None:
     [holder] = daily()
-    young = made(f"{LATER.date()}")
+    young = made(f"{later().date()}")
     log.seal()
-    run = retention.run(LATER, wait=0)
+    run = retention.run(later(), wait=0)
     assert run.state == "waiting" and holder in daily()
     log.seal()
     run = retention.go_on(wait=0) or run
@@ -64,7 +66,7 @@ def test_a_daily_key_that_somebody_else_destroyed_is_found(log: Past) -> None:
 
 def test_a_key_that_is_young_stays(log: Past) -> None:
     before = daily()
-    assert log.retain(TODAY + timedelta(days=30)).state == "done"
+    assert log.retain(later(29)).state == "done"
     assert daily() == before and not RetentionStep.objects.exists()
 
 
@@ -76,17 +78,17 @@ def test_a_hold_of_the_backend_or_the_time_keeps_its_daily_keys_until_it_is_rele
         hold(since=datetime(2020, 5, 6, tzinfo=UTC), until=datetime(2020, 5, 7, tzinfo=UTC)),
     ]
     hold(subject="usr_nobody")
-    assert log.retain(LATER).state == "done" and daily() == sorted([ours, others])
+    assert log.retain(later()).state == "done" and daily() == sorted([ours, others])
     for one in placed:
         released(one)
-    assert log.retain(LATER).state == "done" and daily() == []
+    assert log.retain(later()).state == "done" and daily() == []
     assert findings() == []
 
 
 def test_a_hold_that_is_placed_after_the_log_was_told_keeps_the_key(log: Past) -> None:
     before = daily()
     log.seal()
-    retention.run(LATER, wait=0)
+    retention.run(later(), wait=0)
     log.seal()
     hold(backend="inner")
     run = retention.go_on(wait=0)
@@ -97,7 +99,7 @@ def test_keys_of_users_staff_and_the_system_and_strange_names_are_left_alone(log
     for holder in ("backend:x:2020-13-40", "backend:2020-01-01", "backend:x:2020-01-01:y", "staff:1", "system"):
         keyring.get(holder, create=True)
     before = set(DataKey.objects.exclude(holder__in=daily()).values_list("holder", flat=True))
-    assert log.retain(LATER).state == "done"
+    assert log.retain(later()).state == "done"
     assert before <= set(DataKey.objects.values_list("holder", flat=True))
     assert [holder for holder in daily() if "inner" in holder] == []
 
@@ -109,13 +111,13 @@ def test_many_keys_are_told_in_records_that_fit(log: Past, monkeypatch: pytest.M
     longest = [f"backend:{'b' * 64}:2020-01-01"] * retention_keys.MOST_HOLDERS
     members = {"action": "keys.destroyed", "holders": longest, "type": "retention", "actor": "system"}
     assert len(statements.dump(members)) < 48_000
-    assert len(retention_keys.due(LATER)) == 21
+    assert len(retention_keys.due(later())) == 21
 
 
 def test_rules_and_keys_go_in_one_run(log: Past) -> None:
     rule(10)
-    log.now = LATER
+    log.now = later()
     log.call()
-    run = log.retain(LATER)
+    run = log.retain(later())
     assert run.state == "done" and run.deleted > 0 and daily() == []
     assert findings() == []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audit import floors, record_words, retention_words
+from audit import bundle_reading, floors, record_words, retention_words, verification
 from audit.retention_rules import CALLS, KEPT, TYPES, Facts, Rule, counts, ordered, shortest
 
 NAMES = st.sampled_from([None, "a", "b"])
@@ -39,6 +39,11 @@ def test_without_a_rule_that_fits_a_record_is_kept() -> None:
     assert counts([], Facts("decision")) is None
     assert counts([Rule(1, 30, client="claude")], Facts("decision")) is None
     assert shortest([]) is None and shortest([Rule(1, 30), Rule(2, 9, client="x")]) == 9
+
+
+def test_what_verifiers_and_bundles_judge_others_by_is_kept() -> None:
+    assert set(bundle_reading.TOLD) | set(verification.CONTEXT) <= set(KEPT)
+    assert not set(KEPT) & set(TYPES)
 
 
 @pytest.mark.parametrize("kind", KEPT)

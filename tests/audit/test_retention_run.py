@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from django.db import connections
 
-from audit import alerts, retention, retention_deleting
+from audit import alerts, retention, retention_deciding, retention_deleting
 from audit.models import Outbox, Record, RetentionRule, RetentionRun, RetentionStep
 from muniment import statements
 from tests.audit.retained import Past, findings, gaps, hold, past, released, rule, tables, there
@@ -247,3 +249,51 @@ def test_a_lock_that_cannot_be_had_fails_the_run_in_words_and_it_is_tried_again(
         assert run is not None and run.state == "failed" and "lock" in run.words and run.deleted == 0
     assert (run := retention.go_on(wait=0)) is not None and (run.state, run.deleted) == ("done", 8)
     assert alerts.open_alerts() == []
+
+
+def test_ranges_that_fit_no_record_are_told_in_several_and_more_than_a_run_takes_by_the_next(
+    log: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_deciding, "MOST_RANGES", 2)
+    monkeypatch.setattr(retention_deciding, "MOST_STEPS", 3)
+    monkeypatch.setattr(retention_deciding, "PAGE", 5)
+    log.at(2025, 2, 3)
+    for _ in range(8):  # eight ranges, between each of which one stays
+        log.call(2)
+        log.call(1, user="held")
+    log.at(2025, 6, 1).call()
+    rule(10)
+    held = Record.objects.filter(type="decision").order_by("index")[2]
+    hold(subject=str(held.subject))
+    run = log.retain()
+    assert (run.state, run.deleted, run.held) == ("done", 12, 6)
+    told = said("retention", "deleted")
+    assert [len(one["ranges"]) for one in told] == [2, 2, 2]  # type: ignore[arg-type]
+    assert sum(int(str(one["held"])) for one in told) == run.held
+    run = log.retain()
+    assert (run.state, run.deleted) == ("done", 4)
+    assert Record.objects.filter(subject=held.subject, type="decision").count() == 8
+    assert findings() == []
+
+
+def test_a_statement_that_takes_too_long_is_asked_for_fewer_records(log: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.at(2025, 2, 3).call(20)
+    log.at(2025, 6, 1).call()
+    rule(10)
+    log.seal()
+    asked, real = [], retention_deciding._ask
+
+    def slow(question: Any, window: Any) -> list[Any]:
+        asked.append(window.end - window.first)
+        if window.end - window.first > 6:
+            with connections["default"].cursor() as cursor:
+                cursor.execute("SET statement_timeout = '5ms'")
+                try:
+                    cursor.execute("SELECT pg_sleep(1)")
+                finally:
+                    cursor.execute("RESET statement_timeout")
+        return real(question, window)
+
+    monkeypatch.setattr(retention_deciding, "_ask", slow)
+    monkeypatch.setattr(retention_deciding, "SMALLEST", 2)
+    assert log.retain().deleted == 20 and max(asked) > 6 >= min(asked)
