@@ -11,7 +11,7 @@ from django.core.exceptions import PermissionDenied
 from django.test import Client as HttpClient
 
 from audit import recent_sign_in, retention_changes
-from audit.models import RetentionFloor, RetentionRule, RetentionRun
+from audit.models import Record, RetentionFloor, RetentionRule, RetentionRun
 from audit.retention_changes import BelowFloor, RuleError
 from tests.audit.retained import Past, hold, past, rule
 from tests.staff import administrator, member, newest
@@ -193,6 +193,8 @@ def test_the_page_previews_what_goes_and_tells_what_went(log: Past) -> None:
     page = text(http.get("/admin/retention/"))
     assert '>9</span> of <span class="num">9</span> records deleted' in page and "January 2026" in page
     assert "9 records of January" not in page
+    record = Record.objects.filter(type="retention").latest("at")
+    assert "Muniment set out to delete 9 records of January 2026" in text(http.get(f"/admin/records/{record.pk}/"))
 
 
 def test_a_run_that_failed_says_why(log: Past) -> None:
