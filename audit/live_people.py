@@ -68,11 +68,16 @@ class People:
         for index, subject in self._stripped:
             if subject not in erased and not retained(index):
                 self._find("disclosure-missing", index, "has lost its protected details")
-        for index, subject, column in self._unhashed:
-            if subject not in erased:
-                self._hashed_otherwise(index, column)
+        self.unhashed(erased.__contains__)
         if self.opened:
             self._users(erased)
+
+    def unhashed(self, erased: Callable[[str | None], bool]) -> None:
+        """The records whose keyed hashes are gone, of users who were not erased. Part of `finish`, or the end of it
+        where single records were looked at."""
+        for index, subject, column in self._unhashed:
+            if not erased(subject):
+                self._hashed_otherwise(index, column)
 
     # --- one record ---------------------------------------------------------------------------------------
 

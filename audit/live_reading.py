@@ -98,14 +98,30 @@ def records(first: int, upto: int) -> list[Record]:
     return list(Record.objects.filter(index__gte=first, index__lt=upto).order_by("index", "at"))
 
 
+def was_erased(uid: str | None) -> bool:
+    """Whether the log holds the erasure of this user, or has it on its way."""
+    if uid is None:
+        return False
+    if Outbox.objects.filter(PENDING, members__holder=uid).exists():
+        return True
+    told = Record.objects.filter(type="erasure", subject=uid).values_list("statement", flat=True)
+    return any(_holder(bytes(statement)) == uid for statement in told)
+
+
+def _holder(statement: bytes) -> str | None:
+    """Whose erasure a statement tells; None for another one."""
+    with suppress(statements.StatementError, AttributeError):
+        said: Any = statements.load(statement)
+        return said.get("holder") if said.get("action") == "erased" else None
+    return None
+
+
 def erased_since(index: int) -> set[str]:
     """Whose erasure is on record at or behind `index`, or on its way there: those who were erased while a verification
     ran that looks no further."""
     found = set(Outbox.objects.filter(PENDING).values_list("members__holder", flat=True))
-    for statement in Record.objects.filter(type="erasure", index__gte=index).values_list("statement", flat=True):
-        with suppress(statements.StatementError, AttributeError):
-            said: Any = statements.load(bytes(statement))
-            found |= {said.get("holder")} if said.get("action") == "erased" else set()
+    later = Record.objects.filter(type="erasure", index__gte=index).values_list("statement", flat=True)
+    found |= {_holder(bytes(statement)) for statement in later}
     return {holder for holder in found if isinstance(holder, str)}
 
 

@@ -6,7 +6,7 @@ to (`audit.trusting`): whoever must not believe this database verifies a bundle 
 
 from audit import logtree
 from audit.live_people import People
-from audit.live_reading import MOST
+from audit.live_reading import MOST, was_erased
 from audit.live_records import differing
 from audit.models import Batch, Record
 from audit.trusting import believed
@@ -48,7 +48,9 @@ def _beside(record: Record) -> list[Finding]:
     if said.get("_sd") and record.disclosures is None:
         words = f"record {record.index:,} has lost its protected details"
         found.append(Finding("disclosure-missing", words, record.index))
-    People(found.append).record(record, said)
+    people = People(found.append)
+    people.record(record, said)
+    people.unhashed(was_erased)
     return found
 
 

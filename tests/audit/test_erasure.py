@@ -10,7 +10,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import OperationalError, connections
 from django.utils import timezone
 
-from audit import details, entries, erasure, erasure_run, guard, holds, subjects, verification
+from audit import details, entries, erasure, erasure_run, guard, holds, record_check, subjects, verification
 from audit.erasure import ErasureError
 from audit.models import DataKey, Erasure, Export, ExportRun, Outbox, Record, Subject
 from audit.protection import keyring
@@ -389,6 +389,11 @@ def test_files_of_exports_that_hold_the_user_are_flagged_and_no_others(uid: str,
 # --- what verification says -------------------------------------------------------------------------------------
 
 
+def of(record: Record) -> list[Any]:
+    """What the check of this record alone finds."""
+    return record_check.verify_record(record)
+
+
 def test_hashes_that_are_gone_of_one_who_was_not_erased_are_found(uid: str, other: str, pia: Any) -> None:
     erasure.ask(pia, uid, **ASKED)
     erasure_run.work()
@@ -399,6 +404,8 @@ def test_hashes_that_are_gone_of_one_who_was_not_erased_are_found(uid: str, othe
         cursor.execute("UPDATE audit_record SET request_key = NULL WHERE subject = %s", [other])
         cursor.execute("ALTER TABLE audit_record ENABLE TRIGGER muniment_append_only")
     assert [finding.code for finding in verification.verify().findings] == ["column-differs"]
+    codes = {one: [f.code for f in of(one)] for one in Record.objects.filter(type="decision")}
+    assert {one.subject for one, found in codes.items() if found} == {other}, "one record by itself says so, too"
 
 
 def test_an_erasure_while_a_verification_runs_is_no_finding(
