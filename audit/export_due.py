@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 MOST_AT_ONCE = 400  # slots that are caught up in one go; the sweeper takes the next
 STALE = timedelta(seconds=30)  # a run whose worker gave no sign for so long is taken up by another
 MOST_SWEPT = 500
+DEFINED = ("query", "columns", "format", "frameworks")
 
 
 def due(number: int, now: datetime | None = None) -> list[int]:
@@ -101,7 +102,16 @@ def _new(export: Export, slot: datetime, since: datetime, until: datetime) -> di
     return {
         "owner": export.owner, "since": since, "until": until, "personal": export.personal,
         "destination": export.destination, "file": file_name(export, slot),
+        # A run that goes on after its export was changed does not become a mixture of both.
+        "definition": {name: getattr(export, name) for name in DEFINED},
     }  # fmt: skip
+
+
+def as_defined(export: Export, run: ExportRun) -> Export:
+    """The export as it was when the run was begun, to be read and never saved."""
+    for name, value in run.definition.items():
+        setattr(export, name, value)
+    return export
 
 
 def file_name(export: Export, slot: datetime) -> str:

@@ -16,7 +16,7 @@ from django.db import DatabaseError, transaction
 from django.db.models import F
 from django.utils import timezone
 
-from audit import destinations, export_files, export_making, export_manifest, export_reading, export_store
+from audit import destinations, export_due, export_files, export_making, export_manifest, export_reading, export_store
 from audit.destinations import DeliveryFailed
 from audit.export_claims import Cancelled, Claim, Lost, claimed
 from audit.export_making import Refused
@@ -86,10 +86,11 @@ def _where(error: Exception) -> str:
 
 def _forward(claim: Claim) -> None:
     run = claim.run
+    claim.check()
     export = Export.objects.filter(pk=run.export).first()
     if export is None:
         raise Refused("The export was deleted.")
-    claim.check()
+    export = export_due.as_defined(export, run)
     if run.state == "delivering" and not export_store.path(run.file).exists():
         claim.save(state="waiting", next=None)  # it was kept for a time only: made once more
     if run.state != "delivering":
@@ -101,9 +102,8 @@ def _forward(claim: Claim) -> None:
         claim.check()
         _made(claim, export)
     if run.state == "delivering":
-        destinations.deliver(
-            run.destination, [export_store.path(run.file), export_store.path(run.file + ".manifest.json")]
-        )
+        names = (run.file, run.file + export_store.MANIFEST)
+        destinations.deliver(run.destination, [export_store.path(name) for name in names])
         _done(claim)
 
 

@@ -180,9 +180,12 @@ def change(user: Any, export: Export, given: Definition) -> Export:
     if export.personal and not user.has_perm("audit.view_personal"):
         raise PermissionDenied
     columns = _columns(check(user, given))
+    export_due.due(export.pk)  # what came by the schedule of before
     try:
         with transaction.atomic():
-            found = Export.objects.select_for_update().get(pk=export.pk)
+            found = Export.objects.select_for_update().filter(pk=export.pk).first()
+            if found is None:
+                raise ValidationError("The export was deleted meanwhile.")
             changed = sorted(name for name, value in columns.items() if getattr(found, name) != value)
             if "schedule" in changed:
                 found.due_from = timezone.now()
@@ -210,8 +213,8 @@ def disable(user: Any, export: Export) -> None:
 def _switch(user: Any, export: Export, on: bool) -> None:
     _allow(user, export)
     with transaction.atomic():
-        found = Export.objects.select_for_update().get(pk=export.pk)
-        if found.enabled == on:
+        found = Export.objects.select_for_update().filter(pk=export.pk).first()
+        if found is None or found.enabled == on:
             return
         found.enabled, found.words, found.failures = on, "", 0
         found.save(update_fields=["enabled", "words", "failures"])

@@ -147,6 +147,7 @@ class Migration(migrations.Migration):
                 ('cancel', models.BooleanField(default=False, help_text='somebody asked to stop it')),
                 ('cancelled_by', models.CharField(default='', help_text='staff:<id>', max_length=120)),
                 ('personal', models.BooleanField(default=False)),
+                ('definition', models.JSONField(default=dict, help_text='query, columns, format, frameworks: as the export was then')),
                 ('first', models.BigIntegerField(help_text='index of the first record of the range', null=True)),
                 ('last', models.BigIntegerField(help_text='index of the last one; below first where there is none', null=True)),
                 ('next', models.BigIntegerField(help_text='index from which it goes on', null=True)),

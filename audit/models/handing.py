@@ -62,6 +62,7 @@ class ExportRun(models.Model):
     cancel = models.BooleanField(default=False, help_text="somebody asked to stop it")
     cancelled_by = models.CharField(max_length=120, default="", help_text="staff:<id>")
     personal = models.BooleanField(default=False)
+    definition = models.JSONField(default=dict, help_text="query, columns, format, frameworks: as the export was then")
     first = models.BigIntegerField(null=True, help_text="index of the first record of the range")
     last = models.BigIntegerField(null=True, help_text="index of the last one; below first where there is none")
     next = models.BigIntegerField(null=True, help_text="index from which it goes on")

@@ -188,6 +188,13 @@ def test_one_export_that_was_spoiled_in_the_database_holds_up_no_other(made: Des
     assert set(ExportRun.objects.values_list("export", flat=True)) == {other.pk}
 
 
+def test_a_new_schedule_leaves_out_no_slot_of_the_one_before(made: Desk) -> None:
+    export = begun(made, "daily", timezone.now() - 3 * DAY)
+    exports.change(made.auditor, export, Definition(**GOOD, schedule="monthly"))
+    assert ExportRun.objects.count() == 3
+    assert export_due.due(export.pk) == []
+
+
 def test_a_paused_export_makes_no_runs_and_catches_up_when_it_goes_on(made: Desk) -> None:
     export = begun(made, "daily", timezone.now() - 3 * DAY)
     exports.disable(made.auditor, export)
