@@ -9,7 +9,7 @@ from django.db.models.signals import post_migrate
 def prepare_database(sender: AppConfig, using: str, **kwargs: Any) -> None:
     """After every migration, give the serving role what it needs and no more, make the partitions that are due, so
     that a new installation does not begin in the default one, and erase again whom a restore brought back."""
-    from audit.erasure_restore import mend
+    from audit.erasure.restoring import mend
     from audit.maintenance import make_partitions
     from audit.rights import grant
 

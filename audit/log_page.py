@@ -29,7 +29,7 @@ from audit.models import Alert, Anchoring, AnchorState, Checkpoint, Log, Publish
 from audit.record_page import Pill
 from audit.record_proof import Found, told
 from audit.seal_words import REMEDIES, TAMPERED
-from audit.streams_page import lines
+from audit.streams.page import lines
 from audit.templatetags.muniment import lapse, when
 from muniment.findings import counted
 from muniment.notes import NoteError

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from audit import question_words, retention_words
+from audit import question_words
 from audit.reasons import REASONS
+from audit.retention import words as retention_words
 
 Statement = Mapping[str, Any]
 TYPES = {

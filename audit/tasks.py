@@ -2,22 +2,12 @@
 
 from celery import shared_task
 
-from audit import (
-    anchors,
-    destinations,
-    erasure_restore,
-    erasure_run,
-    export_mail,
-    export_queue,
-    export_runs,
-    export_store,
-    maintenance,
-    retention,
-    rollups,
-    streams,
-    verification_runs,
-)
-from audit import export_due as exports_due
+from audit import anchors, destinations, maintenance, rollups, verification_runs
+from audit.erasure import erasing, restoring
+from audit.exports import due as exports_due
+from audit.exports import mail, queue, runs, store
+from audit.retention import running
+from audit.streams import delivering
 
 
 @shared_task
@@ -29,13 +19,13 @@ def make_partitions() -> None:
 @shared_task(ignore_result=True)
 def erase_users() -> None:
     """Every ten seconds: who was asked to be erased is, and what is left of that to do is done."""
-    erasure_run.work()
+    erasing.work()
 
 
 @shared_task(ignore_result=True)
 def hold_erasures() -> None:
     """Hourly: what a restore brought back of erased users goes again."""
-    erasure_restore.mend()
+    restoring.mend()
 
 
 @shared_task
@@ -47,13 +37,13 @@ def clear_outbox() -> None:
 @shared_task
 def retain() -> None:
     """Nightly: what is due by the retention rules is deleted."""
-    retention.nightly()
+    running.nightly()
 
 
 @shared_task
 def retain_further() -> None:
     """Every five minutes: a run of retention that waits, or that failed, is gone on with."""
-    retention.further()
+    running.further()
 
 
 @shared_task
@@ -89,26 +79,26 @@ def publish_destinations() -> None:
 @shared_task
 def mail_exports() -> None:
     """Each minute: who is to be told of a run that is done is told."""
-    export_mail.send_due()
+    mail.send_due()
 
 
 @shared_task
 def sweep_exports() -> None:
     """Daily: kept files of exports whose time is over are deleted."""
-    export_store.sweep()
+    store.sweep()
 
 
 @shared_task(ignore_result=True)
 def stream_records() -> None:
     """Every five seconds: each stream gets a task of its own, so that one whose receiver hangs holds up no other."""
-    for name in streams.publish():
+    for name in delivering.publish():
         stream_deliver.apply_async((name,), expires=5.0)
 
 
 @shared_task(ignore_result=True)
 def stream_deliver(name: str) -> None:
     """What one stream has not got is brought to it, for a few seconds."""
-    streams.deliver(name)
+    delivering.deliver(name)
 
 
 @shared_task(ignore_result=True)
@@ -126,5 +116,5 @@ def export_sweep() -> None:
 @shared_task(ignore_result=True, time_limit=24 * 3600)
 def export_run(run: int) -> None:
     """A run of an export is taken as far as it goes now; one that only waits for the log is looked at again soon."""
-    if after := export_runs.work(run):
-        export_queue.send([run], after)
+    if after := runs.work(run):
+        queue.send([run], after)

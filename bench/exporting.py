@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _kinds() -> list[tuple[str, str, tuple[str, ...]]]:
-    from audit.export_columns import COLUMNS, DEFAULT
+    from audit.exports.columns import COLUMNS, DEFAULT
 
     return [
         ("jsonl", "jsonl", PLAIN), ("jsonl with outcomes", "jsonl", DEFAULT),
@@ -96,18 +96,18 @@ def _measured(name: str, format: str, columns: tuple[str, ...], part: int, worke
 def _run(name: str, format: str, columns: tuple[str, ...], part: int) -> "ExportRun":
     from django.contrib.auth import get_user_model
 
-    from audit import export_due, exports
-    from audit.exports import Definition
+    from audit.exports import definitions, due
+    from audit.exports.definitions import Definition
     from audit.models import ExportRun, Head, Record
 
     head = Head.objects.get()
     since = Record.objects.get(index=head.next - head.next // part).at
     user = get_user_model().objects.get(username="bench")
-    export = exports.make(user, Definition(name, format, columns=columns))
+    export = definitions.make(user, Definition(name, format, columns=columns))
     slot = datetime.now(UTC).replace(microsecond=0)
     return ExportRun.objects.create(
         export=export.pk, owner=export.owner, slot=slot, since=since, until=head.at + timedelta(microseconds=1),
-        created_at=slot, file=export_due.file_name(export, slot),
+        created_at=slot, file=due.file_name(export, slot),
     )  # fmt: skip
 
 
@@ -116,10 +116,10 @@ def work(run: int) -> None:
     import django
 
     django.setup()
-    from audit import export_runs
+    from audit.exports import runs
 
     start = time.perf_counter()
-    if export_runs.work(run):
+    if runs.work(run):
         raise SystemExit("the run only waits")
     spent = time.perf_counter() - start
     peak: Any = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

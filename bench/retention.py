@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
 def measure(world: "World", records: int = RECORDS) -> None:
     """Fill a month, decide what of it is due under a rule and a hold, and drop it while calls are made."""
     from audit.models import Hold, RetentionRule, RetentionRun, RetentionStep
-    from audit.retention_deleting import delete
+    from audit.retention.deleting import delete
 
     _fill(records)
     now = datetime.now(UTC)
@@ -74,8 +74,8 @@ def _fill(records: int) -> None:
 
 def _due(records: int) -> list[tuple[int, int]]:
     """What is due, page by page, as a run asks for it; without the tree, which this log does not have."""
-    from audit import retention_deciding as deciding
-    from audit.retention_sql import Window
+    from audit.retention import deciding as deciding
+    from audit.retention.sql import Window
 
     asked, found = deciding.question(datetime.now(UTC)), deciding.Decided()
     for start in range(0, records, deciding.PAGE):

@@ -109,14 +109,14 @@ class MunimentAdminSite(AdminSite):
 
 def keeping(site: Any) -> list[URLPattern]:
     """The pages on keeping, forgetting and handing over."""
-    from audit.downloads import DownloadViews
-    from audit.erasure_page import ErasureViews
-    from audit.evidence_page import PackViews
-    from audit.export_run_page import ExportRunViews
-    from audit.exports_page import ExportViews
+    from audit.erasure.page import ErasureViews
+    from audit.evidence.page import PackViews
+    from audit.exports.downloads import DownloadViews
+    from audit.exports.page import ExportViews
+    from audit.exports.run_page import ExportRunViews
     from audit.holds_page import HoldViews
-    from audit.retention_page import RetentionViews
-    from audit.streams_page import StreamViews
+    from audit.retention.page import RetentionViews
+    from audit.streams.page import StreamViews
 
     return [
         *RetentionViews(site).urls(),

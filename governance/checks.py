@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
-from audit import anchors, destinations, streams
+from audit import anchors, destinations
+from audit.streams import delivering
 from governance import notifications_sending
 from governance.oidc_provider import is_address
 
@@ -50,8 +51,8 @@ def anchors_can_be(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
 def streams_can_be(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
     """E011: a stream that is written wrong would bring nothing to the SIEM."""
     try:
-        streams.configured()
-    except streams.ConfigError as error:
+        delivering.configured()
+    except delivering.ConfigError as error:
         hint = "docs/siem.md says how each kind is written."
         return [Error(f"MUNIMENT_STREAMS, {error}.", hint=hint, id="muniment.E011")]
     return []

@@ -6,8 +6,10 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 
-from audit import exports, holds, retention_changes
-from audit.exports import Definition
+from audit import holds
+from audit.exports import definitions
+from audit.exports.definitions import Definition
+from audit.retention import changes
 
 PRIVACY, AUDITOR = "privacy-officer", "auditor"
 COLUMNS = (
@@ -25,15 +27,15 @@ def make() -> None:
     """All of it, once: the caller says when. Logins that are not there make nothing."""
     users = {user.get_username(): user for user in get_user_model().objects.filter(username__in=[PRIVACY, AUDITOR])}
     if officer := users.get(PRIVACY):
-        retention_changes.set_floors(officer, {"soc-2": "warn"}, "We are audited once a year.")
+        changes.set_floors(officer, {"soc-2": "warn"}, "We are audited once a year.")
         for named, days, basis in RULES:
-            retention_changes.save_rule(officer, None, {**named, "days": days}, basis, "First rules of this log.")
+            changes.save_rule(officer, None, {**named, "days": days}, basis, "First rules of this log.")
         holds.place(
             officer, "M-2026-014", "A complaint about what an agent wrote down at night.",
             client="inner-ios", tool="memory.capture", backend="inner",
         )  # fmt: skip
     if auditor := users.get(AUDITOR):
-        made = exports.make(auditor, Definition(
+        made = definitions.make(auditor, Definition(
             "Refused calls of the day", "jsonl", "decision=deny&window=24h", columns=COLUMNS, schedule="daily",
         ))  # fmt: skip
-        exports.ask(auditor, made)
+        definitions.ask(auditor, made)

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db import Error, connection
 
-from audit.erasure_restore import checked
+from audit.erasure.restoring import checked
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from redis import RedisError
 
 from audit import alerts
+from audit.exports.schedules import ScheduleError, parse, slots
 from audit.log_health import RECENT, Pulse, pulse, telling_run, written_at
 from audit.models import (
     AnchorState,
@@ -34,7 +35,6 @@ from audit.models import (
     Verification,
 )
 from audit.models.handing import OPEN
-from audit.schedules import ScheduleError, parse, slots
 from governance.idempotency import store
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from django.template.loader import render_to_string
 from django.utils import timezone
 
 from audit import webhooks
-from audit.export_mail import MailAway, MailFailed, MailRefused, domain, hand_over
+from audit.exports.mail import MailAway, MailFailed, MailRefused, domain, hand_over
 from audit.webhooks import Address, AddressError, Unreachable
 from governance.models import NotificationDelivery
 from governance.notifications import KINDS, WEBHOOK, kinds_for

@@ -388,7 +388,7 @@ def of_worker(variable: str, process: str) -> str:
 
 # Where exports are delivered to, as a YAML list: audit.destinations.
 MUNIMENT_DESTINATIONS = of_worker("MUNIMENT_DESTINATIONS", MUNIMENT_PROCESS)
-# Where records are streamed to, as a YAML list: audit.streams.
+# Where records are streamed to, as a YAML list: audit.streams.delivering.
 MUNIMENT_STREAMS = of_worker("MUNIMENT_STREAMS", MUNIMENT_PROCESS)
 # Whom notifications are sent to besides staff: a URL and a secret (governance.notifications_sending).
 MUNIMENT_NOTIFY_WEBHOOK = of_worker("MUNIMENT_NOTIFY_WEBHOOK", MUNIMENT_PROCESS)

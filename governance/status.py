@@ -14,10 +14,10 @@ from django.utils.html import strip_tags
 from django_celery_beat.models import PeriodicTask
 from redis import RedisError
 
+from audit.exports.schedules import ScheduleError, following, parse
 from audit.log_health import Pulse, ended, health, kind_of
 from audit.models import DeadLetter, Erasure, Export, ExportRun, Head, Hold, Outbox, RetentionRun, RollupState, Stream
 from audit.models.handing import OPEN
-from audit.schedules import ScheduleError, following, parse
 from audit.templatetags.muniment import ago, lapse
 from governance.idempotency import store
 from muniment.findings import counted

@@ -165,7 +165,7 @@ class DeadLetter(models.Model):
         verbose_name = "dead letter"
         default_permissions = ()
         constraints = [models.UniqueConstraint(fields=["stream", "index"], name="dead_letter_once")]
-        # query: audit.streams, what was refused since; its page
+        # query: audit.streams.delivering, what was refused since; its page
         indexes = [
             models.Index(fields=["stream", "at"], name="dead_letter_open", condition=Q(settled_at__isnull=True)),
         ]

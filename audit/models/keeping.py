@@ -101,7 +101,8 @@ class RetentionRule(models.Model):
 
 
 class RetentionFloor(models.Model):
-    """What to do with rules that keep for a shorter time than a regulation asks (`audit.floors` has the presets)."""
+    """What to do with rules that keep for a shorter time than a regulation asks (`audit.retention.floors` has the
+    presets)."""
 
     MODES = ["off", "warn", "refuse"]
 
@@ -152,7 +153,7 @@ class RetentionStep(models.Model):
 
     class Meta:
         default_permissions = ()
-        indexes = [models.Index(fields=["run"], name="retention_step_of_run")]  # query: audit.retention
+        indexes = [models.Index(fields=["run"], name="retention_step_of_run")]  # query: audit.retention.running
 
     def __str__(self) -> str:
         return f"run {self.run}, {self.month:%Y-%m}"

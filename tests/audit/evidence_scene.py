@@ -14,7 +14,8 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.utils import timezone
 
-from audit import evidence, holds, viewer
+from audit import holds, viewer
+from audit.evidence import packing
 from audit.models import AnchorState, Checkpoint, Outbox, Subject, Verification
 from audit.sealing import Sealer
 from audit.staff_log import tell
@@ -60,7 +61,7 @@ class Scene:
         """A pack of the period, and its manifest."""
         file = BytesIO()
         asked = {"viewer": self.viewer, "since": self.since, "until": self.until, "made_at": self.until} | more
-        found = evidence.write(file, frameworks=frameworks, **asked)
+        found = packing.write(file, frameworks=frameworks, **asked)
         return file.getvalue(), found
 
 

@@ -16,8 +16,8 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 
-from audit import export_queue, export_runs, export_store, exports
-from audit.exports import Definition
+from audit.exports import definitions, queue, runs, store
+from audit.exports.definitions import Definition
 from audit.keys import public_of
 from audit.models import Export, ExportRun, Outbox
 from muniment import exported
@@ -72,7 +72,7 @@ class Desk:
     def export(self, user: Any = None, **given: Any) -> Export:
         """A definition."""
         columns = COLUMNS if given.get("format", "jsonl") in ("jsonl", "csv", "parquet") else ()
-        return exports.make(
+        return definitions.make(
             user or self.auditor, Definition(**{"name": "all", "format": "jsonl", "columns": columns} | given)
         )
 
@@ -88,7 +88,7 @@ class Desk:
     def worked(self, run: ExportRun) -> ExportRun:
         """The run, after a worker had it once, as if the time to try it again had come."""
         ExportRun.objects.filter(pk=run.pk).update(retry_at=None)
-        export_runs.work(run.pk)
+        runs.work(run.pk)
         run.refresh_from_db()
         return run
 
@@ -117,9 +117,9 @@ def desk(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Desk]:
     key = Ed25519PrivateKey.generate()
     patch.setitem(settings.MUNIMENT_KEYS, "EXPORT_KEY", key.private_bytes_raw())
     patch.setattr(settings, "MUNIMENT_EXPORTS", folder)
-    patch.setattr(export_store, "RESERVE", 0)
+    patch.setattr(store, "RESERVE", 0)
     made = Desk(folder, key)
-    patch.setattr(export_queue, "_send", lambda numbers, after: made.sent.extend(numbers))
+    patch.setattr(queue, "_send", lambda numbers, after: made.sent.extend(numbers))
     yield made
 
 

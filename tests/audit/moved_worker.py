@@ -22,7 +22,8 @@ def main() -> None:
     from governance.celery import app
 
     app.loader.import_default_modules()
-    from audit import export_making, search_pages
+    from audit import search_pages
+    from audit.exports import making
 
     read = search_pages._read
 
@@ -30,7 +31,7 @@ def main() -> None:
         time.sleep(PAUSE)
         return read(*given)
 
-    search_pages.PAGE, export_making.SAVED_RECORDS, search_pages._read = 10, 20, slowly
+    search_pages.PAGE, making.SAVED_RECORDS, search_pages._read = 10, 20, slowly
     app.worker_main(sys.argv[2:])
 
 

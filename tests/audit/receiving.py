@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from audit import streams
 from audit.models import Stream
+from audit.streams import delivering
 
 KEY = b"0123456789abcdef0123456789abcdef"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
@@ -198,6 +198,6 @@ def hook(receiver: Webhook, **more: Any) -> dict[str, Any]:
 
 def run(name: str = "siem") -> Stream:
     """What the worker does each five seconds, for one stream; its row then."""
-    streams.publish()
-    streams.deliver(name)
+    delivering.publish()
+    delivering.deliver(name)
     return Stream.objects.get(name=name)

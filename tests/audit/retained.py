@@ -11,8 +11,9 @@ from typing import Any
 import psycopg
 from django.utils import timezone
 
-from audit import maintenance, retention, verification
+from audit import maintenance, verification
 from audit.models import Head, Hold, Record, RetentionRule, RetentionRun
+from audit.retention import running
 from audit.sealing import Sealer
 from governance import process
 from tests.audit import sealers
@@ -57,12 +58,12 @@ class Past:
     def retain(self, now: datetime | None = None) -> RetentionRun:
         """A whole run: decided, sealed, deleted."""
         self.seal()
-        run = retention.run(now or self.now, wait=0)
+        run = running.run(now or self.now, wait=0)
         for _ in range(3):
             if run.state in ("done", "failed"):
                 break
             self.seal()
-            run = retention.go_on(wait=0) or run
+            run = running.go_on(wait=0) or run
         return run
 
 

@@ -13,7 +13,9 @@ from django.contrib.auth import get_user_model
 from django.test import Client as HttpClient
 from django.utils import timezone
 
-from audit import evidence_page, export_words, exports
+from audit.evidence import page as evidence_page
+from audit.exports import definitions
+from audit.exports import words as export_words
 from audit.models import Destination, Export, ExportRun
 from tests.audit.exporting import AUDITOR, Desk, desk, staff, told, without
 from tests.audit.filling import fill
@@ -345,7 +347,7 @@ def test_a_destination_that_is_gone_is_told_on_the_page(table: Desk, http: HttpC
 
 
 def test_runs_are_paged_by_their_slots(table: Desk, http: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audit.exports_page.MOST_RUNS", 2)
+    monkeypatch.setattr("audit.exports.page.MOST_RUNS", 2)
     export, start = table.export(), datetime(2026, 3, 1, tzinfo=UTC)
     for number in range(3):
         table.run(export, start + timedelta(days=number), start + timedelta(days=number + 1))
@@ -550,7 +552,7 @@ def test_what_may_be_done_is_asked_of_the_rights_of_now(table: Desk, http: HttpC
     export = table.export(schedule="daily")
     without(table.auditor, "audit.add_export")
     fresh = get_user_model().objects.get(pk=table.auditor.pk)
-    assert not exports.may_change(fresh, export)
+    assert not definitions.may_change(fresh, export)
     assert signed_in(fresh).post(f"/admin/exports/{export.pk}/run/").status_code == 403
 
 

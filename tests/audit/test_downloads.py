@@ -22,9 +22,12 @@ from django.test import Client as HttpClient
 from django.urls import reverse
 from django.utils import timezone
 
-from audit import downloads, export_mail, export_store, tasks
-from audit.export_mail import MailFailed
-from audit.export_store import StoreFailed
+from audit import tasks
+from audit.exports import downloads as downloads
+from audit.exports import mail as export_mail
+from audit.exports import store as export_store
+from audit.exports.mail import MailFailed
+from audit.exports.store import StoreFailed
 from audit.models import Export, ExportRun, Outbox
 from audit.recent_sign_in import SIGNED_IN_AT
 from tests.staff import member

@@ -10,8 +10,9 @@ from django.core.exceptions import PermissionDenied
 from django.db import OperationalError, connections
 from django.utils import timezone
 
-from audit import details, entries, erasure, erasure_run, guard, holds, record_check, subjects, verification
-from audit.erasure import ErasureError
+from audit import details, entries, guard, holds, record_check, subjects, verification
+from audit.erasure import asking, erasing
+from audit.erasure.asking import ErasureError
 from audit.models import DataKey, Erasure, Export, ExportRun, Outbox, Record, Subject
 from audit.protection import keyring
 from audit.record_page import read
@@ -58,23 +59,23 @@ def pia(world: World) -> Any:
 def found(uid: str) -> set[str]:
     """What is left in the database by which a user could be known or found."""
     user = Subject.objects.get(uid=uid)
-    left = {name for name in erasure.IDENTIFIERS if getattr(user, name) is not None}
+    left = {name for name in asking.IDENTIFIERS if getattr(user, name) is not None}
     left |= {"key"} if DataKey.objects.filter(holder=uid).exists() else set()
     for key in KEYS:
         left |= {key} if Record.objects.filter(subject=uid, **{f"{key}__isnull": False}).exists() else set()
     return left
 
 
-ALL = {*erasure.IDENTIFIERS, "key", *KEYS}
+ALL = {*asking.IDENTIFIERS, "key", *KEYS}
 
 
 def test_what_is_asked_for_is_recorded_done_and_recorded(world: World, uid: str, other: str, pia: Any) -> None:
     before = {record.index: bytes(record.statement) for record in Record.objects.all()}
-    made = erasure.ask(pia, uid, **ASKED)
+    made = asking.ask(pia, uid, **ASKED)
     told = newest("erasure")
     assert (told["action"], told["subject"], told["erasure"]) == ("asked", uid, made.pk)
     assert found(uid) == ALL, "it is only asked for"
-    assert erasure_run.work() == 1
+    assert erasing.work() == 1
     assert found(uid) == set() and found(other) == ALL
     told = newest("erasure")
     assert (told["action"], told["holder"], told["subject"], told["erasure"]) == ("erased", uid, uid, made.pk)
@@ -89,7 +90,7 @@ def test_what_is_asked_for_is_recorded_done_and_recorded(world: World, uid: str,
     assert all(bytes(Record.objects.get(index=index).statement) == data for index, data in before.items())
     assert chain.findings(chain_url()) == []
     assert verification.verify().findings == []
-    assert erasure_run.work() == 0
+    assert erasing.work() == 0
 
 
 def chain_url() -> str:
@@ -99,8 +100,8 @@ def chain_url() -> str:
 
 
 def test_a_returning_user_is_a_new_one_and_stays_so(world: World, uid: str, pia: Any) -> None:
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     again = world.verify(**CALL)
     assert again["decision"] == "allow" and again["subject"]["uid"] not in (uid, None)
     assert world.verify()["subject"]["uid"] == again["subject"]["uid"]
@@ -109,8 +110,8 @@ def test_a_returning_user_is_a_new_one_and_stays_so(world: World, uid: str, pia:
 
 def test_a_block_of_the_erased_user_is_not_one_of_the_new_one(world: World, uid: str, pia: Any) -> None:
     Subject.objects.filter(uid=uid).update(blocked_at=timezone.now(), signed_out_at=timezone.now())
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     assert world.verify()["decision"] == "allow"
 
 
@@ -123,8 +124,8 @@ def remembering(world: World, uid: str, pia: Any) -> tuple[str, str]:
     has no outcome yet."""
     call = str(world.verify(**CALL)["record"])
     key, known = keyring.get(uid), dict(subjects._known)
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     keyring._keys[uid] = key
     subjects._known.update(known)
     return uid, call
@@ -164,8 +165,8 @@ def test_what_a_backend_claimed_of_an_erased_user_is_not_found_by_its_ids(
 
     if before:
         claim()
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     if not before:
         claim()
     drained()
@@ -183,8 +184,8 @@ def test_an_address_that_a_token_brings_is_not_stored_for_one_who_is_being_erase
         said = reading(user, column, ring)
         if not between:
             between.append(True)
-            erasure.ask(pia, uid, **ASKED)
-            erasure_run.work()
+            asking.ask(pia, uid, **ASKED)
+            erasing.work()
             keyring._keys[uid] = cipher
         return said
 
@@ -200,23 +201,23 @@ def test_under_a_hold_it_is_refused_at_once_with_its_matter_and_may_be_asked_for
     uid: str, pia: Any, world: World
 ) -> None:
     hold, ben = holds.place(pia, **WHY, client="claude"), staff("ben", "audit.release_hold")
-    made = erasure.ask(pia, uid, **ASKED)
+    made = asking.ask(pia, uid, **ASKED)
     assert (made.state, made.holds) == ("refused", [hold.pk]) and "2026-17" in made.words
     told = newest("erasure")
     assert (told["action"], told["holds"], told["subject"]) == ("refused", [hold.pk], uid)
     assert b"2026-17" not in b"".join(bytes(r.statement) for r in Record.objects.filter(type="erasure"))
-    assert erasure_run.work() == 0 and found(uid) == ALL
+    assert erasing.work() == 0 and found(uid) == ALL
     holds.ask_release(pia, hold.pk, "over")
     holds.release(ben, hold.pk)
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     assert found(uid) == set()
 
 
 def test_a_hold_that_comes_after_the_asking_still_refuses_it(uid: str, pia: Any) -> None:
-    made = erasure.ask(pia, uid, **ASKED)
+    made = asking.ask(pia, uid, **ASKED)
     hold = holds.place(pia, **WHY, subject=uid)
-    assert erasure_run.work() == 1
+    assert erasing.work() == 1
     made.refresh_from_db()
     assert (made.state, made.holds) == ("refused", [hold.pk]) and found(uid) == ALL
     assert newest("erasure")["action"] == "refused"
@@ -224,7 +225,7 @@ def test_a_hold_that_comes_after_the_asking_still_refuses_it(uid: str, pia: Any)
 
 def test_a_hold_and_an_erasure_at_once_are_one_after_the_other(uid: str, pia: Any) -> None:
     """Whoever is first: no hold is placed on a user that it finds whole and who is erased a moment later."""
-    made = erasure.ask(pia, uid, **ASKED)
+    made = asking.ask(pia, uid, **ASKED)
     placed: list[bool] = []
 
     def place() -> None:
@@ -234,7 +235,7 @@ def test_a_hold_and_an_erasure_at_once_are_one_after_the_other(uid: str, pia: An
 
     thread = threading.Thread(target=place)
     thread.start()
-    erasure_run.work()
+    erasing.work()
     thread.join(10)
     made.refresh_from_db()
     assert made.state in ("refused", "erased")
@@ -247,10 +248,10 @@ def test_a_hold_and_an_erasure_at_once_are_one_after_the_other(uid: str, pia: An
 
 def test_who_may_not_erase_does_not_and_who_may_not_any_more_neither(uid: str, pia: Any) -> None:
     with pytest.raises(PermissionDenied):
-        erasure.ask(staff("eve", "audit.view_erasure", "audit.view_personal"), uid, **ASKED)
-    made = erasure.ask(pia, uid, **ASKED)
+        asking.ask(staff("eve", "audit.view_erasure", "audit.view_personal"), uid, **ASKED)
+    made = asking.ask(pia, uid, **ASKED)
     pia.user_permissions.clear()
-    assert erasure_run.work() == 1
+    assert erasing.work() == 1
     made.refresh_from_db()
     assert made.state == "refused" and "may not erase" in made.words and found(uid) == ALL
 
@@ -260,24 +261,24 @@ def test_the_texts_that_stay_do_not_name_the_user(uid: str, pia: Any) -> None:
     for field in ("reference", "reason"):
         for text in ("", " ", "a\x00", "x" * 2001, *named):
             with pytest.raises(ErasureError) as error:
-                erasure.ask(pia, uid, **{**ASKED, field: text})
+                asking.ask(pia, uid, **{**ASKED, field: text})
             assert error.value.field == field, text
     assert not Erasure.objects.exists() and not Outbox.objects.filter(kind="erasure").exists()
 
 
 def test_a_word_that_only_begins_like_the_user_is_fine(uid: str, pia: Any) -> None:
-    assert erasure.ask(pia, uid, "DSR-1", "malice and alices").state == "asked"
+    assert asking.ask(pia, uid, "DSR-1", "malice and alices").state == "asked"
 
 
 def test_nobody_is_erased_twice_and_nobody_who_is_not_there(uid: str, pia: Any) -> None:
     with pytest.raises(ErasureError, match="no such user"):
-        erasure.ask(pia, "usr_nobody", **ASKED)
-    erasure.ask(pia, uid, **ASKED)
+        asking.ask(pia, "usr_nobody", **ASKED)
+    asking.ask(pia, uid, **ASKED)
     with pytest.raises(ErasureError, match="already"):
-        erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+        asking.ask(pia, uid, **ASKED)
+    erasing.work()
     with pytest.raises(ErasureError, match="already"):
-        erasure.ask(pia, uid, **ASKED)
+        asking.ask(pia, uid, **ASKED)
     assert Erasure.objects.count() == 1
 
 
@@ -292,8 +293,8 @@ class Killed(BaseException):
 def test_killed_at_any_step_it_is_done_by_the_next_run_and_recorded_once(
     world: World, uid: str, pia: Any, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    made = erasure.ask(pia, uid, **ASKED)
-    monkeypatch.setattr(erasure_run, "BATCH", 1)
+    made = asking.ask(pia, uid, **ASKED)
+    monkeypatch.setattr(erasing, "BATCH", 1)
     with monkeypatch.context() as patch:
         if step == "second batch":
             calls, real = iter(range(9)), guard.locked
@@ -301,17 +302,17 @@ def test_killed_at_any_step_it_is_done_by_the_next_run_and_recorded_once(
                 guard, "locked", lambda *a, **k: real(*a, **k) if next(calls) < 2 else (_ for _ in ()).throw(Killed)
             )
         else:
-            where, name = (erasure_run.erasure_exports, "flag") if step == "flag" else (erasure_run, step)
+            where, name = (erasing.erasure_exports, "flag") if step == "flag" else (erasing, step)
 
             def killed(*_: Any, **__: Any) -> None:
                 raise Killed
 
             patch.setattr(where, name, killed)
         with pytest.raises(Killed):
-            erasure_run.work()
+            erasing.work()
     connections["owner"].close()
     assert found(uid) == (ALL if step in ("destroy", "tell") else {*KEYS} & found(uid))
-    assert erasure_run.work() == 1
+    assert erasing.work() == 1
     drained()
     assert found(uid) == set()
     assert Record.objects.filter(type="erasure").count() == 2, "asked and erased"
@@ -321,38 +322,38 @@ def test_killed_at_any_step_it_is_done_by_the_next_run_and_recorded_once(
 
 
 def test_while_a_deletion_holds_the_guard_it_waits_and_says_so(uid: str, pia: Any, owner_url: str) -> None:
-    made = erasure.ask(pia, uid, **ASKED)
+    made = asking.ask(pia, uid, **ASKED)
     with psycopg.connect(owner_url) as owner:
         owner.execute("SELECT 1 FROM audit_guard FOR UPDATE")
-        assert erasure_run.work() == 0
+        assert erasing.work() == 0
     made.refresh_from_db()
     assert made.state == "asked" and "tried again" in made.words
-    assert erasure_run.work() == 1 and found(uid) == set()
+    assert erasing.work() == 1 and found(uid) == set()
 
 
 def test_a_look_that_is_under_way_does_not_make_calls_wait(world: World, uid: str, pia: Any, owner_url: str) -> None:
     """Somebody holds the user's row: the head is not held meanwhile."""
-    erasure.ask(pia, uid, **ASKED)
+    asking.ask(pia, uid, **ASKED)
     with psycopg.connect(owner_url) as owner:
         owner.execute("SELECT 1 FROM audit_subject WHERE uid = %s FOR UPDATE", [uid])
-        thread = threading.Thread(target=lambda: (erasure_run.work(), connections.close_all()))
+        thread = threading.Thread(target=lambda: (erasing.work(), connections.close_all()))
         thread.start()
         began = timezone.now()
         world.verify(token=token("bob"))
         assert timezone.now() - began < timedelta(seconds=0.5)
         thread.join(10)
-    assert erasure_run.work() == 1 and found(uid) == set()
+    assert erasing.work() == 1 and found(uid) == set()
 
 
 # --- what is left of it elsewhere -------------------------------------------------------------------------------
 
 
 def test_it_is_complete_when_the_last_backup_has_expired(uid: str, pia: Any) -> None:
-    made = erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
-    assert erasure_run.work() == 0
+    made = asking.ask(pia, uid, **ASKED)
+    erasing.work()
+    assert erasing.work() == 0
     Erasure.objects.using("owner").update(backups_until=timezone.now() - timedelta(seconds=1))
-    assert erasure_run.work() == 1 and erasure_run.work() == 0
+    assert erasing.work() == 1 and erasing.work() == 0
     made.refresh_from_db()
     assert made.state == "complete"
 
@@ -379,11 +380,11 @@ def test_files_of_exports_that_hold_the_user_are_flagged_and_no_others(uid: str,
         run(export, state="cancelled"), run(export, state="running", next=0), run(export, first=last + 1),
         run(export, until=now - timedelta(hours=1)),
     }  # fmt: skip
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     assert set(ExportRun.objects.filter(erased_since=[uid]).values_list("pk", flat=True)) == flagged
     assert set(ExportRun.objects.filter(erased_since=[]).values_list("pk", flat=True)) == spared
-    assert erasure_run.erasure_exports.flag(uid, "owner") == 0, "once is enough"
+    assert erasing.erasure_exports.flag(uid, "owner") == 0, "once is enough"
 
 
 # --- what verification says -------------------------------------------------------------------------------------
@@ -395,8 +396,8 @@ def of(record: Record) -> list[Any]:
 
 
 def test_hashes_that_are_gone_of_one_who_was_not_erased_are_found(uid: str, other: str, pia: Any) -> None:
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     drained()
     assert verification.verify().findings == []
     with connections["owner"].cursor() as cursor:
@@ -411,13 +412,13 @@ def test_hashes_that_are_gone_of_one_who_was_not_erased_are_found(uid: str, othe
 def test_an_erasure_while_a_verification_runs_is_no_finding(
     uid: str, other: str, pia: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    erasure.ask(pia, uid, **ASKED)
+    asking.ask(pia, uid, **ASKED)
     drained()
     walk = verification._Run._walk
 
     def erased_meanwhile(run: Any, begin: int) -> None:
         run.people._ring.get(uid)  # as if half of the records had been looked at
-        erasure_run.work()
+        erasing.work()
         walk(run, begin)
 
     monkeypatch.setattr(verification._Run, "_walk", erased_meanwhile)
@@ -443,9 +444,9 @@ CHANGES = [
 def test_in_maintenance_the_hashes_may_go_all_at_once_and_nothing_else_may(
     uid: str, pia: Any, owner_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(erasure_run, "clear_hashes", lambda uid: 0)
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    monkeypatch.setattr(erasing, "clear_hashes", lambda uid: 0)
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     with psycopg.connect(owner_url, autocommit=True) as owner:
         owner.execute("SET muniment.maintenance = 'on'")
         for change in CHANGES:
@@ -478,12 +479,12 @@ def test_nobody_else_takes_hashes_nor_keys_nor_identifiers_away(uid: str, pia: A
 
 
 def test_a_database_that_is_away_leaves_it_to_the_next_run(uid: str, pia: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    erasure.ask(pia, uid, **ASKED)
+    asking.ask(pia, uid, **ASKED)
 
     def away(*_: Any) -> None:
         raise OperationalError("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(erasure_run, "destroy", away)
-        assert erasure_run.work() == 0
-    assert erasure_run.work() == 1 and found(uid) == set()
+        patch.setattr(erasing, "destroy", away)
+        assert erasing.work() == 0
+    assert erasing.work() == 1 and found(uid) == set()

@@ -16,7 +16,8 @@ import pytest
 from django.conf import settings
 from django.db import connections
 
-from audit import erasure, erasure_run, subjects, verification
+from audit import subjects, verification
+from audit.erasure import asking, erasing
 from audit.models import DataKey, Head, PublishedKey, Record, Subject
 from governance import idempotency
 from governance.embedded_postgres import binaries
@@ -167,8 +168,8 @@ def test_an_erased_person_is_nowhere_all_proofs_hold_and_all_others_are_as_they_
     for path in made.folder.iterdir():  # of those who have them; what is made afterwards is looked at
         path.unlink()
 
-    erasure.ask(officer, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(officer, uid, **ASKED)
+    erasing.work()
 
     files = exported(made, officer, "after")
     after = dump(owner_url)

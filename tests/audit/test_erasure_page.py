@@ -8,7 +8,8 @@ from django.db import connections
 from django.test import Client as HttpClient
 from django.utils import timezone
 
-from audit import erasure, erasure_run, holds
+from audit import holds
+from audit.erasure import asking, erasing
 from audit.models import Erasure, Export, ExportRun, Record
 from audit.recent_sign_in import SIGNED_IN_AT
 from tests.audit.test_erasure import ASKED, CALL
@@ -67,7 +68,7 @@ def test_it_is_asked_for_done_by_the_worker_and_shown_all_the_way(http: HttpClie
     assert "Waiting" in http.get(url).content.decode() and "Waiting" in http.get("/admin/erasures/").content.decode()
     again = http.get(f"/admin/people/{uid}/erase/", follow=True).content.decode()
     assert "asked for already" in again
-    erasure_run.work()
+    erasing.work()
     text = http.get(url).content.decode()
     assert "Identifiers and key destroyed" in text and "may still hold" in text
     assert "DSR-2026-041" in http.get("/admin/erasures/").content.decode()
@@ -124,12 +125,12 @@ def test_under_a_hold_the_page_says_so_and_the_refusal_is_kept(http: HttpClient,
     assert "A legal hold forbids it" in text and "2026-17" in text
     text = http.post(url, form(uid), follow=True).content.decode()
     assert "Refused: the legal hold of matter 2026-17 covers" in text
-    assert Erasure.objects.get().state == "refused" and erasure_run.work() == 0
+    assert Erasure.objects.get().state == "refused" and erasing.work() == 0
     assert "Ask again…" in text and http.get(url).status_code == 200
 
 
 def test_an_erasure_that_nobody_does_says_that_the_worker_does_not_run(http: HttpClient, pia: Any, uid: str) -> None:
-    made = erasure.ask(pia, uid, **ASKED)
+    made = asking.ask(pia, uid, **ASKED)
     Erasure.objects.using("owner").filter(pk=made.pk).update(asked_at=timezone.now() - timezone.timedelta(minutes=3))
     assert "check that the worker runs" in http.get(f"/admin/erasures/{made.pk}/").content.decode()
 
@@ -143,8 +144,8 @@ def test_files_that_hold_the_user_are_named_before_and_after(http: HttpClient, p
         until=now + timezone.timedelta(days=1), state="done", personal=True, last=last, file="all-2026.jsonl",
     )  # fmt: skip
     assert "all-2026.jsonl" in http.get(f"/admin/people/{uid}/erase/").content.decode()
-    made = erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    made = asking.ask(pia, uid, **ASKED)
+    erasing.work()
     assert "all-2026.jsonl" in http.get(f"/admin/erasures/{made.pk}/").content.decode()
 
 
@@ -159,8 +160,8 @@ def test_afterwards_no_page_names_the_user_and_each_says_that_they_were_erased(
         f"/admin/people/{uid}/report/": "", "/admin/": "", "/admin/erasures/": "Erased", "/admin/holds/": "",
         f"/admin/records/?subject={uid}&window=24h": "",
     }  # fmt: skip
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     drained()
     for path, words in pages.items():
         text = http.get(path).content.decode()
@@ -182,11 +183,11 @@ def test_afterwards_no_page_names_the_user_and_each_says_that_they_were_erased(
 
 def test_the_log_says_in_words_what_was_done(world: World, http: HttpClient, pia: Any, uid: str) -> None:
     hold = holds.place(pia, **WHY, subject=uid)
-    erasure.ask(pia, uid, **ASKED)
+    asking.ask(pia, uid, **ASKED)
     holds.ask_release(pia, hold.pk, "over")
     holds.release(staff("ben", "audit.release_hold"), hold.pk)
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     drained()
     kinds = "".join(
         http.get(f"/admin/records/?type={kind}&window=24h").content.decode() for kind in ("hold", "erasure")

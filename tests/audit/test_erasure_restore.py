@@ -13,8 +13,9 @@ from django.core.management.base import CommandError
 from django.db import Error, connections
 from django.utils import timezone
 
-from audit import erasure, erasure_restore, erasure_run, verification
-from audit.erasure_restore import LineError
+from audit import verification
+from audit.erasure import asking, erasing, restoring
+from audit.erasure.restoring import LineError
 from audit.models import DataKey, Erasure, Outbox, Record, Subject
 from governance.erasure_gate import AGAIN, Gate
 from tests.audit.test_erasure import ALL, ASKED, CALL, KEYS, found
@@ -76,10 +77,10 @@ def restore(uid: str, superuser_url: str) -> Restore:
 
 @pytest.fixture
 def erased(uid: str, other: str, pia: Any, restore: Restore) -> str:
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     drained()
-    assert found(uid) == set() and erasure_restore.checked() == ""
+    assert found(uid) == set() and restoring.checked() == ""
     return uid
 
 
@@ -109,11 +110,11 @@ def test_whatever_was_put_back_of_an_erased_user_is_noticed_and_apply_mends_it(
 ) -> None:
     restore(*tables)
     assert found(erased)
-    why = erasure_restore.checked()
+    why = restoring.checked()
     assert "erasures apply" in why and "\n" not in why and erased not in why and "alice" not in why
     assert run("apply") == "1 erasure looked at, 1 user erased again.\n"
     assert found(erased) == set() and found(other) == ALL
-    assert erasure_restore.checked() == ""
+    assert restoring.checked() == ""
     assert run("apply") == "1 erasure looked at, 0 users erased again.\n"
     drained()
     assert Record.objects.filter(type="erasure").count() == 2, "the log has it already"
@@ -123,20 +124,20 @@ def test_whatever_was_put_back_of_an_erased_user_is_noticed_and_apply_mends_it(
 
 
 def test_the_worker_mends_it_by_itself(erased: str, restore: Restore) -> None:
-    assert erasure_restore.mend() == 0
+    assert restoring.mend() == 0
     restore()
-    assert erasure_restore.mend() == 1 and found(erased) == set()
+    assert restoring.mend() == 1 and found(erased) == set()
 
 
 def test_each_migration_mends_it_before_anything_is_started(erased: str, restore: Restore) -> None:
     restore("audit_subject", "audit_datakey")
     call_command("migrate", database="owner", verbosity=0, interactive=False)
-    assert found(erased) == set() and erasure_restore.checked() == ""
+    assert found(erased) == set() and restoring.checked() == ""
 
 
 def test_a_user_who_was_erased_and_returned_is_left_alone(world: World, erased: str) -> None:
     again = str(world.verify(**CALL)["subject"]["uid"])
-    assert erasure_restore.checked() == "" and run("apply").endswith("0 users erased again.\n")
+    assert restoring.checked() == "" and run("apply").endswith("0 users erased again.\n")
     assert found(again) == ALL
 
 
@@ -144,14 +145,14 @@ def test_an_erasure_that_is_still_at_its_hashes_keeps_nobody_from_serving(
     uid: str, pia: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(erasure_run, "clear_hashes", lambda uid: (_ for _ in ()).throw(KeyboardInterrupt))
-        erasure.ask(pia, uid, **ASKED)
+        patch.setattr(erasing, "clear_hashes", lambda uid: (_ for _ in ()).throw(KeyboardInterrupt))
+        asking.ask(pia, uid, **ASKED)
         with pytest.raises(KeyboardInterrupt):
-            erasure_run.work()
-    assert found(uid) == set(KEYS) and erasure_restore.checked() == "", "before its record is in the log, too"
+            erasing.work()
+    assert found(uid) == set(KEYS) and restoring.checked() == "", "before its record is in the log, too"
     drained()
-    assert erasure_restore.checked() == ""
-    assert erasure_run.work() == 1 and found(uid) == set()
+    assert restoring.checked() == ""
+    assert erasing.work() == 1 and found(uid) == set()
 
 
 # --- the gate ---------------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ def test_a_database_that_is_away_keeps_it_closed_and_tells_nothing(db: None) -> 
     gate = Gate(served, away)
     status, body = answer(gate)
     assert status.startswith("503") and b"hunter2" not in body and b"cannot be reached" in body
-    gate.look, gate.looked_at = erasure_restore.checked, 0.0
+    gate.look, gate.looked_at = restoring.checked, 0.0
     assert answer(gate) == ("200 OK", b"served")
 
 
@@ -209,8 +210,8 @@ def test_one_that_is_on_its_way_into_the_log_is_listed_too(uid: str, pia: Any) -
 
     drained()
     process.stop_recorder()
-    erasure.ask(pia, uid, **ASKED)
-    erasure_run.work()
+    asking.ask(pia, uid, **ASKED)
+    erasing.work()
     assert json.loads(run("list"))["index"] is None
 
 
@@ -229,15 +230,15 @@ def test_a_backup_from_before_the_erasure_is_mended_from_the_list_and_that_is_re
     assert not Outbox.objects.filter(kind="erasure", record_index=None).exists()
     assert verification.verify().findings == []
     row = Erasure.objects.get()
-    assert (row.state, row.asked_by) == ("erased", "system") and erasure_run.work() == 0
+    assert (row.state, row.asked_by) == ("erased", "system") and erasing.work() == 0
 
 
 def test_one_that_was_only_asked_for_in_the_backup_is_erased_once(uid: str, pia: Any, tmp_path: Path) -> None:
-    erasure.ask(pia, uid, **ASKED)
+    asking.ask(pia, uid, **ASKED)
     path = tmp_path / "erasures.jsonl"
     path.write_text(json.dumps(LINE | {"uid": uid}))
     run("apply", "--from", path)
-    assert found(uid) == set() and Erasure.objects.get().state == "erased" and erasure_run.work() == 0
+    assert found(uid) == set() and Erasure.objects.get().state == "erased" and erasing.work() == 0
     drained()
     actions = [json.loads(bytes(r.statement))["action"] for r in Record.objects.filter(type="erasure").order_by("at")]
     assert actions == ["asked", "erased"]
@@ -256,7 +257,7 @@ def test_one_that_was_only_asked_for_in_the_backup_is_erased_once(uid: str, pia:
 )  # fmt: skip
 def test_what_is_no_line_of_a_list_is_refused_by_its_number(line: str) -> None:
     with pytest.raises(LineError, match=r"\Aline 2 is not an erasure\Z"):
-        list(erasure_restore.parse([json.dumps(LINE), line]))
+        list(restoring.parse([json.dumps(LINE), line]))
 
 
 def test_a_list_with_such_a_line_is_refused_before_anything_is_done(uid: str, tmp_path: Path) -> None:

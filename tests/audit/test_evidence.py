@@ -13,8 +13,9 @@ from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.utils import timezone
 
-from audit import evidence, evidence_controls, evidence_reading, evidence_sections
-from audit.evidence import Refused
+from audit.evidence import controls as evidence_controls
+from audit.evidence import packing, reading, sections
+from audit.evidence.packing import Refused
 from audit.models import Record, Subject
 from audit.viewer import Viewer
 from muniment import packs
@@ -49,7 +50,7 @@ def test_each_record_that_is_no_call_is_in_exactly_one_part_and_calls_are_counte
     manifest = json.loads(read(pack, "manifest.json"))
     told = [
         json.loads(line)["index"]
-        for section in evidence_sections.SECTIONS
+        for section in sections.SECTIONS
         for line in read(pack, f"records/{section.slug}.jsonl").splitlines()
     ]
     within = Record.objects.filter(at__gte=made.since, at__lt=made.until)
@@ -57,7 +58,7 @@ def test_each_record_that_is_no_call_is_in_exactly_one_part_and_calls_are_counte
     # A policy record may change a grant and something else at once: then both parts have it.
     once = sorted(set(told))
     assert set(told) - set(policies) and len(told) - len(once) <= len(policies)
-    calls = within.filter(type__in=evidence_reading.CALLS)
+    calls = within.filter(type__in=reading.CALLS)
     expected = set(within.values_list("index", flat=True)) - set(
         calls.exclude(decision="deny").values_list("index", flat=True)
     )
@@ -180,7 +181,7 @@ def test_what_a_worker_without_the_key_encryption_key_cannot_open_is_said_to_be_
     monkeypatch.delitem(settings.MUNIMENT_KEYS, "KEY_ENCRYPTION_KEY")
     pack, _ = made.pack()
     reasons = {row["reason"] for row in rows(pack, "grants") + rows(pack, "holds")}
-    assert reasons == {"", evidence_reading.PROTECTED} and "see the record in the admin" in evidence_reading.PROTECTED
+    assert reasons == {"", reading.PROTECTED} and "see the record in the admin" in reading.PROTECTED
     assert {row["name"] for row in rows(pack, "grants")} == {""}
     assert all(not json.loads(line)["disclosures"] for line in read(pack, "records/grants.jsonl").splitlines())
 
@@ -231,7 +232,7 @@ def test_whoever_stops_it_between_two_pages_stops_it(made: Scene) -> None:
         raise Stop
 
     with pytest.raises(Stop):
-        evidence.write(BytesIO(), made.viewer, made.since, made.until, tick=tick)
+        packing.write(BytesIO(), made.viewer, made.since, made.until, tick=tick)
 
 
 def test_a_process_without_the_export_key_makes_none(made: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,8 +242,8 @@ def test_a_process_without_the_export_key_makes_none(made: Scene, monkeypatch: p
 
 
 def test_many_records_of_a_kind_are_read_in_pages(made: Scene, pack: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence_reading, "PAGE", 2)
-    monkeypatch.setattr(evidence_reading, "WINDOW", 3)
+    monkeypatch.setattr(reading, "PAGE", 2)
+    monkeypatch.setattr(reading, "WINDOW", 3)
     again = made.pack()[0]
     for name in names(pack):
         assert read(again, name) == read(pack, name), name
@@ -273,6 +274,6 @@ def test_a_record_that_was_changed_in_the_database_is_shown_as_one_that_does_not
         altered(superuser_url, change.format('"hold":8', '"hold":1') + where)
     told = rows(pack, "holds")
     assert told and all("This record does not hold" in row["what"] for row in told)
-    assert {row["reason"] for row in told} == {evidence_reading.STATES["broken"]}
+    assert {row["reason"] for row in told} == {reading.STATES["broken"]}
     report, _ = packs.verify(BytesIO(pack), made.trust())
     assert {one.code for one in report.findings} == {"record-changed"}

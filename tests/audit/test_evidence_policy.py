@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from audit.evidence_policy import Grants, time_of
+from audit.evidence.policy import Grants, time_of
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 PLAIN = {

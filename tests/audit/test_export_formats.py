@@ -13,8 +13,9 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from audit import entries, exports
-from audit.exports import Definition
+from audit import entries
+from audit.exports import definitions
+from audit.exports.definitions import Definition
 from audit.keys import public_of
 from audit.models import ExportRun, Head, Record
 from audit.protection import keyring
@@ -63,7 +64,7 @@ def run_of(
     """One run over all of the log, or that from `since` on, done or failed."""
     found, sealer = made
     who = user or found.auditor
-    run = exports.ask(who, exports.make(who, Definition("all", **{"query": "window=24h"} | given)))
+    run = definitions.ask(who, definitions.make(who, Definition("all", **{"query": "window=24h"} | given)))
     until = Head.objects.get().at + timedelta(microseconds=1)
     ExportRun.objects.filter(pk=run.pk).update(until=until, since=since or run.since)
     sealed(sealer)
@@ -140,8 +141,10 @@ def test_personal_data_is_in_a_file_of_who_may_see_it(made: tuple[Desk, Sealer],
 
 
 def test_whose_right_to_see_it_is_gone_gets_nothing_rather_than_less(made: tuple[Desk, Sealer], officer: Any) -> None:
-    export = exports.make(officer, Definition("p", "jsonl", "window=24h", PERSONAL, personal=True, reason="a request"))
-    run = exports.ask(officer, export)
+    export = definitions.make(
+        officer, Definition("p", "jsonl", "window=24h", PERSONAL, personal=True, reason="a request")
+    )
+    run = definitions.ask(officer, export)
     without(officer, "audit.view_personal")
     run = made[0].worked(run)
     assert run.state == "failed"
@@ -152,8 +155,10 @@ def test_whose_right_to_see_it_is_gone_gets_nothing_rather_than_less(made: tuple
 def test_a_worker_without_the_key_makes_no_personal_file(
     made: tuple[Desk, Sealer], officer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export = exports.make(officer, Definition("p", "jsonl", "window=24h", PERSONAL, personal=True, reason="a request"))
-    run = exports.ask(officer, export)
+    export = definitions.make(
+        officer, Definition("p", "jsonl", "window=24h", PERSONAL, personal=True, reason="a request")
+    )
+    run = definitions.ask(officer, export)
     monkeypatch.delitem(settings.MUNIMENT_KEYS, "KEY_ENCRYPTION_KEY")
     run = made[0].worked(run)
     assert run.state == "failed"
@@ -175,7 +180,7 @@ def test_who_was_erased_is_in_no_file_that_is_made_afterwards(
 
 
 def test_an_export_without_personal_columns_has_none(made: tuple[Desk, Sealer]) -> None:
-    run = run_of(made, format="jsonl", columns=exports.COLUMNS)
+    run = run_of(made, format="jsonl", columns=definitions.COLUMNS)
     data = made[0].path(run).read_bytes()
     assert run.records > 38
     for secret in (b"@example.com", b"203.0.113.7", b"m_0", b"req-0"):

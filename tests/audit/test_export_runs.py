@@ -17,17 +17,9 @@ from django.conf import settings
 from django.db import connection, connections
 from pyarrow import parquet
 
-from audit import (
-    export_claims,
-    export_due,
-    export_files,
-    export_making,
-    export_reading,
-    export_runs,
-    exports,
-    search_pages,
-)
-from audit.exports import Definition
+from audit import search_pages
+from audit.exports import claims, definitions, due, files, making, reading, runs
+from audit.exports.definitions import Definition
 from audit.models import Export, ExportRun, Head, Record
 from tests.audit.exporting import COLUMNS, Desk, desk, told, without
 from tests.audit.filling import START, fill
@@ -106,7 +98,7 @@ def test_csv_is_neutral_and_complete(filled: Desk) -> None:
 
 
 def test_parquet_has_types_and_row_groups(filled: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audit.export_formats.parquet.GROUP", 80)
+    monkeypatch.setattr("audit.exports.formats.parquet.GROUP", 80)
     run = filled.worked(filled.run(filled.export(format="parquet", columns=(*COLUMNS, "flagged")), START - DAY, END))
     table = parquet.read_table(filled.path(run))
     assert table.column("index").to_pylist() == expected()
@@ -170,7 +162,7 @@ def test_it_waits_for_the_sealer_and_then_has_all(made: Desk) -> None:
     made.seal()
     fill([*mixed(10), {"at": END}])
     run = made.worked(made.run(made.export(), START - DAY, END))
-    assert (run.state, run.words) == ("waiting", export_runs.NOT_SEALED)
+    assert (run.state, run.words) == ("waiting", runs.NOT_SEALED)
     assert not made.path(run).exists()
     made.seal()
     assert made.worked(run).state == "done"
@@ -182,8 +174,8 @@ def test_it_waits_until_its_time_is_over(made: Desk) -> None:
     made.seal()
     until = datetime.now(UTC) + timedelta(seconds=30)
     run = made.run(made.export(), START - DAY, until)
-    assert export_runs.work(run.pk) == export_runs.SOON
-    assert made.worked(run).words == export_runs.NOT_OVER
+    assert runs.work(run.pk) == runs.SOON
+    assert made.worked(run).words == runs.NOT_OVER
     fill([{"at": until}])  # as soon as the log has gone on, nothing earlier can come
     made.seal()
     assert made.worked(run).state == "done"
@@ -193,15 +185,15 @@ def test_it_waits_until_its_time_is_over(made: Desk) -> None:
 def test_a_writer_that_began_before_the_end_is_waited_for(made: Desk, owner_url: str) -> None:
     fill(mixed(3))
     until = datetime.now(UTC) - HOUR
-    assert export_reading.is_complete(until)
+    assert reading.is_complete(until)
     with connections["owner"].cursor() as cursor:
         connections["owner"].set_autocommit(False)
         cursor.execute("SELECT 1 FROM audit_head FOR UPDATE")
-        assert not export_reading.is_complete(until)
+        assert not reading.is_complete(until)
         connections["owner"].rollback()
         connections["owner"].set_autocommit(True)
-    assert export_reading.is_complete(until)
-    assert not export_reading.is_complete(datetime.now(UTC) - export_reading.GRACE + timedelta(seconds=3))
+    assert reading.is_complete(until)
+    assert not reading.is_complete(datetime.now(UTC) - reading.GRACE + timedelta(seconds=3))
 
 
 # --- on after a kill --------------------------------------------------------------------------------------------------
@@ -215,7 +207,7 @@ class Killed(BaseException):
 def test_a_run_that_is_killed_anywhere_goes_on_and_has_each_record_once(
     filled: Desk, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
-    monkeypatch.setattr(export_making, "SAVED_RECORDS", 40)
+    monkeypatch.setattr(making, "SAVED_RECORDS", 40)
     whole = filled.worked(filled.run(filled.export(format=format, name="whole"), START - DAY, END))
     run = filled.run(filled.export(format=format), START - DAY, END)
     pages = search_pages._read
@@ -234,12 +226,12 @@ def test_a_run_that_is_killed_anywhere_goes_on_and_has_each_record_once(
     for after in (0, 3, 5, 1):
         monkeypatch.setattr(search_pages, "_read", killing(after))
         with pytest.raises(Killed):
-            export_runs.work(run.pk)
+            runs.work(run.pk)
         run.refresh_from_db()
         assert run.state == "running"
         assert not filled.path(run).exists()
     monkeypatch.setattr(search_pages, "_read", pages)
-    with export_files.opened(run, run.offset) as file:  # what was written after the last save is cut off
+    with files.opened(run, run.offset) as file:  # what was written after the last save is cut off
         file.write(b"half a line")
     assert filled.worked(run).state == "done"
     assert filled.path(run).read_bytes() == filled.path(whole).read_bytes()
@@ -250,20 +242,20 @@ def test_a_run_that_is_killed_anywhere_goes_on_and_has_each_record_once(
 def test_text_goes_on_from_what_was_saved_and_begins_anew_where_that_is_gone(
     filled: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_making, "SAVED_RECORDS", 40)
+    monkeypatch.setattr(making, "SAVED_RECORDS", 40)
     run = filled.run(filled.export(), START - DAY, END)
-    claim_save, reached = export_claims.Claim.save, []
+    claim_save, reached = claims.Claim.save, []
 
-    def save(self: export_claims.Claim, **fields: Any) -> None:
+    def save(self: claims.Claim, **fields: Any) -> None:
         claim_save(self, **fields)
         reached.append(fields.get("next"))
         if fields.get("records", 0) >= 120:
             raise Killed
 
-    monkeypatch.setattr(export_claims.Claim, "save", save)
+    monkeypatch.setattr(claims.Claim, "save", save)
     with pytest.raises(Killed):
-        export_runs.work(run.pk)
-    monkeypatch.setattr(export_claims.Claim, "save", claim_save)
+        runs.work(run.pk)
+    monkeypatch.setattr(claims.Claim, "save", claim_save)
     run.refresh_from_db()
     assert (run.next, run.records) == (120, 120)
     read: list[int] = []
@@ -276,9 +268,9 @@ def test_text_goes_on_from_what_was_saved_and_begins_anew_where_that_is_gone(
 
 
 def test_a_run_goes_on_as_its_export_was_when_it_was_begun(filled: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_making, "SAVED_RECORDS", 40)
+    monkeypatch.setattr(making, "SAVED_RECORDS", 40)
     export = filled.export(query=f"since={START:%Y-%m-%d}&until={END:%Y-%m-%dT%H:%M}")
-    run = exports.ask(filled.auditor, export)
+    run = definitions.ask(filled.auditor, export)
     pages, left = search_pages._read, [5]
 
     def killing(*given: Any) -> Any:
@@ -289,9 +281,9 @@ def test_a_run_goes_on_as_its_export_was_when_it_was_begun(filled: Desk, monkeyp
 
     monkeypatch.setattr(search_pages, "_read", killing)
     with pytest.raises(Killed):
-        export_runs.work(run.pk)
+        runs.work(run.pk)
     monkeypatch.setattr(search_pages, "_read", pages)
-    exports.change(filled.auditor, export, Definition("all", "csv", "client=claude", ("index",)))
+    definitions.change(filled.auditor, export, Definition("all", "csv", "client=claude", ("index",)))
     assert filled.worked(run).state == "done"
     assert run.file.endswith(".jsonl")
     assert indices(filled.path(run)) == expected()
@@ -303,17 +295,17 @@ def test_killed_between_the_file_and_its_row_it_is_made_once_more(
     filled: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = filled.run(filled.export(), START - DAY, END)
-    publish = export_files.publish
+    publish = files.publish
 
     def killed(*given: Any) -> None:
         publish(*given)
         raise Killed
 
-    monkeypatch.setattr(export_files, "publish", killed)
+    monkeypatch.setattr(files, "publish", killed)
     with pytest.raises(Killed):
-        export_runs.work(run.pk)
+        runs.work(run.pk)
     assert told("export.done") == []
-    monkeypatch.setattr(export_files, "publish", publish)
+    monkeypatch.setattr(files, "publish", publish)
     assert filled.worked(run).state == "done"
     assert indices(filled.path(run)) == expected()
     assert len(told("export.done")) == 1
@@ -329,9 +321,9 @@ def test_a_run_whose_worker_dies_again_and_again_fails_in_the_end(
         raise Killed
 
     monkeypatch.setattr(search_pages, "_read", killed)
-    for _ in range(export_runs.MOST_INTERRUPTED + 1):
+    for _ in range(runs.MOST_INTERRUPTED + 1):
         with pytest.raises(Killed):
-            export_runs.work(run.pk)
+            runs.work(run.pk)
     assert filled.worked(run).state == "failed"
     assert "10 times" in run.words
 
@@ -347,14 +339,14 @@ def test_two_workers_never_make_one_run_at_once(filled: Desk, monkeypatch: pytes
         return pages(*given)
 
     def other() -> None:
-        export_runs.work(run.pk)
+        runs.work(run.pk)
         connection.close()
 
     monkeypatch.setattr(search_pages, "_read", slow)
     first = threading.Thread(target=other)
     first.start()
     assert inside.wait(20)
-    export_runs.work(run.pk)  # comes back at once
+    runs.work(run.pk)  # comes back at once
     run.refresh_from_db()
     assert (run.state, run.attempts) == ("running", 1)
     go_on.set()
@@ -366,7 +358,7 @@ def test_two_workers_never_make_one_run_at_once(filled: Desk, monkeypatch: pytes
 
 def test_a_worker_that_lost_its_run_changes_nothing_any_more(filled: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     run = filled.run(filled.export(), START - DAY, END)
-    monkeypatch.setattr(export_making, "CHECKED_SECONDS", -1.0)
+    monkeypatch.setattr(making, "CHECKED_SECONDS", -1.0)
     pages = search_pages._read
 
     def overtaken(*given: Any) -> Any:
@@ -405,7 +397,7 @@ def test_who_left_the_staff_exports_nothing(filled: Desk, change: dict[str, bool
 
 
 def test_rights_that_are_taken_away_while_it_runs_stop_it(filled: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_making, "ASKED_AGAIN", -1.0)
+    monkeypatch.setattr(making, "ASKED_AGAIN", -1.0)
     pages = search_pages._read
 
     def taken(statement: str, given: Any) -> Any:
@@ -424,14 +416,14 @@ def test_rights_that_are_taken_away_while_it_runs_stop_it(filled: Desk, monkeypa
 
 
 def test_a_run_is_cancelled_between_pages(filled: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_making, "CHECKED_SECONDS", -1.0)
+    monkeypatch.setattr(making, "CHECKED_SECONDS", -1.0)
     export = filled.export()
     run = filled.run(export, START - DAY, END)
     pages = search_pages._read
 
     def asked(statement: str, given: Any) -> Any:
         if given["first"] == 80:
-            assert exports.cancel(filled.auditor, run, export)
+            assert definitions.cancel(filled.auditor, run, export)
         return pages(statement, given)
 
     monkeypatch.setattr(search_pages, "_read", asked)
@@ -440,9 +432,9 @@ def test_a_run_is_cancelled_between_pages(filled: Desk, monkeypatch: pytest.Monk
     assert filled.leftovers() == set()
     [record] = told("export.cancelled")
     assert (record["actor"], record["run"]) == (f"staff:{filled.auditor.pk}", run.pk)
-    assert not exports.cancel(filled.auditor, run, export)
+    assert not definitions.cancel(filled.auditor, run, export)
     monkeypatch.setattr(search_pages, "_read", pages)
-    assert exports.retry(filled.auditor, run, export)
+    assert definitions.retry(filled.auditor, run, export)
     assert filled.worked(run).state == "done"
     assert indices(filled.path(run)) == expected()
 
@@ -456,19 +448,19 @@ def test_a_full_disk_is_said_and_tried_again_and_nothing_half_is_seen(
 ) -> None:
     run = filled.run(filled.export(), START - DAY, END)
     with monkeypatch.context() as patch:
-        patch.setattr(export_files, "synced", full)
+        patch.setattr(files, "synced", full)
         assert filled.worked(run).state == "waiting"
     assert "no space left" in run.words
     assert "tried again" in run.words
     assert run.retry_at is not None
     assert not filled.path(run).exists()
     assert Export.objects.get().failures == 0
-    export_due.sweep()
+    due.sweep()
     assert filled.sent == []  # not before its time
-    export_runs.work(run.pk)  # nor for a message that came late
+    runs.work(run.pk)  # nor for a message that came late
     assert ExportRun.objects.get().attempts == 1 + 1
     assert ExportRun.objects.get().tries == 1
-    export_due.sweep(run.retry_at)
+    due.sweep(run.retry_at)
     assert filled.sent == [run.pk]
     assert filled.worked(run).state == "done"
     assert run.words == ""
@@ -479,15 +471,15 @@ def test_a_disk_that_stays_full_fails_and_five_such_runs_disable_the_export(
     filled: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export = filled.export(schedule="daily")
-    monkeypatch.setattr(export_files, "synced", full)
-    for number in range(export_runs.MOST_FAILURES):
+    monkeypatch.setattr(files, "synced", full)
+    for number in range(runs.MOST_FAILURES):
         run = filled.run(export, START - DAY, END + number * DAY)
-        for _ in range(len(export_runs.DELAYS)):
+        for _ in range(len(runs.DELAYS)):
             assert filled.worked(run).state == "waiting"
         assert filled.worked(run).state == "failed"
         export.refresh_from_db()
         assert export.failures == number + 1
-        assert export.enabled == (number < export_runs.MOST_FAILURES - 1)
+        assert export.enabled == (number < runs.MOST_FAILURES - 1)
     assert "5 runs in a row" in export.words
     assert len(told("export.failed")) == 5
     assert told("export.disabled")[0]["owner"] == f"staff:{filled.auditor.pk}"
@@ -507,7 +499,7 @@ def test_what_is_not_foreseen_is_named_and_tried_again(filled: Desk, monkeypatch
     def wrong(*_: Any) -> None:
         raise KeyError("a secret of somebody")
 
-    monkeypatch.setattr(export_making, "make", wrong)
+    monkeypatch.setattr(making, "make", wrong)
     run = filled.worked(filled.run(filled.export(), START - DAY, END))
     assert run.state == "waiting"
     assert "KeyError" in run.words
@@ -525,7 +517,7 @@ def test_without_an_export_key_nothing_is_made(filled: Desk, monkeypatch: pytest
 def test_a_deleted_export_makes_no_more_files(filled: Desk) -> None:
     export = filled.export()
     run = filled.run(export, START - DAY, END)
-    exports.remove(filled.auditor, export)
+    definitions.remove(filled.auditor, export)
     assert filled.worked(run).state == "cancelled"
     assert not filled.path(run).exists()
 
@@ -534,7 +526,7 @@ def test_a_deleted_export_makes_no_more_files(filled: Desk) -> None:
 
 
 def test_a_run_is_on_record_with_who_asked_for_it(filled: Desk) -> None:
-    run = exports.ask(filled.auditor, filled.export(query=f"since={START:%Y-%m-%d}&until={END:%Y-%m-%dT%H:%M}"))
+    run = definitions.ask(filled.auditor, filled.export(query=f"since={START:%Y-%m-%d}&until={END:%Y-%m-%dT%H:%M}"))
     assert filled.sent == [run.pk]
     assert filled.worked(run).state == "done"
     for action in ("export.run", "export.done"):
@@ -547,12 +539,12 @@ def test_a_run_is_on_record_with_who_asked_for_it(filled: Desk) -> None:
 
 def test_no_transaction_is_open_while_pages_become_lines(filled: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
-    each = export_making._Pages._add
+    each = making._Pages._add
 
     def add(self: Any, file: Any, data: bytes) -> None:
         seen.add(connection.connection.info.transaction_status.name)
         each(self, file, data)
 
-    monkeypatch.setattr(export_making._Pages, "_add", add)
+    monkeypatch.setattr(making._Pages, "_add", add)
     filled.worked(filled.run(filled.export(), START - DAY, END))
     assert seen == {"IDLE"}

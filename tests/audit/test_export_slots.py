@@ -18,8 +18,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
-from audit import exports
-from audit.exports import Definition
+from audit.exports import definitions
+from audit.exports.definitions import Definition
 from audit.keys import public_of
 from audit.models import Export, ExportRun, Record
 from audit.sealing import Sealer
@@ -163,7 +163,9 @@ def test_thirty_slots_have_every_record_once_whatever_dies(db: None, tmp_path: P
         clock = Clock(started.folder / "clock", first)
         clock.move(first)
         process.start_recorder(clock)
-        export = exports.make(staff("ada", *AUDITOR), Definition("daily", "jsonl", columns=COLUMNS, schedule="daily"))
+        export = definitions.make(
+            staff("ada", *AUDITOR), Definition("daily", "jsonl", columns=COLUMNS, schedule="daily")
+        )
         Export.objects.update(due_from=first)
         sweeping(1)
         started.worker()
@@ -187,7 +189,9 @@ def test_thirty_slots_have_every_record_once_whatever_dies(db: None, tmp_path: P
 def test_beat_makes_the_slot_of_a_minute_in_real_time(db: None, tmp_path: Path) -> None:
     with works() as started, sealing(tmp_path / "seal") as sealer:
         process.recorder()
-        export = exports.make(staff("ada", *AUDITOR), Definition("now", "jsonl", columns=COLUMNS, schedule="* * * * *"))
+        export = definitions.make(
+            staff("ada", *AUDITOR), Definition("now", "jsonl", columns=COLUMNS, schedule="* * * * *")
+        )
         started.start("worker", ["celery", "-A", "governance", "worker", "--concurrency", "1"])
         started.beat()
         done = ExportRun.objects.filter(export=export.pk, state="done")

@@ -13,9 +13,11 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
-from audit import destinations, export_due, export_queue, export_runs, exports
+from audit import destinations
 from audit.destinations import DeliveryFailed
-from audit.exports import Definition
+from audit.exports import definitions, due, queue
+from audit.exports import runs as export_runs
+from audit.exports.definitions import Definition
 from audit.models import Destination, Export, ExportRun, Outbox
 from tests.audit.exporting import AUDITOR, COLUMNS, Desk, desk, staff, told
 from tests.audit.filling import START, fill
@@ -36,7 +38,7 @@ GOOD: dict[str, Any] = {"name": "All", "format": "csv", "columns": ("time", "use
 def wrong(user: Any, **given: Any) -> dict[str, list[str]]:
     """The fields that are refused, with their words."""
     with pytest.raises(ValidationError) as caught:
-        exports.make(user, Definition(**GOOD | given))
+        definitions.make(user, Definition(**GOOD | given))
     assert not Export.objects.exists()
     found: dict[str, list[str]] = caught.value.message_dict
     return found
@@ -74,7 +76,7 @@ def test_personal_data_takes_the_right_the_operator_and_a_reason(made: Desk, mon
     assert "MUNIMENT_EXPORT_PERSONAL" in wrong(officer, **personal, reason="a request")["columns"][0]
     monkeypatch.setattr(settings, "MUNIMENT_EXPORT_PERSONAL", True)
     assert list(wrong(officer, **personal)) == ["reason"]
-    assert exports.make(officer, Definition(**GOOD | personal, reason="a request")).personal
+    assert definitions.make(officer, Definition(**GOOD | personal, reason="a request")).personal
 
 
 def test_a_definition_is_on_record_without_its_free_text(made: Desk) -> None:
@@ -86,7 +88,7 @@ def test_a_definition_is_on_record_without_its_free_text(made: Desk) -> None:
     assert "Quarter" not in public
     assert "acme" not in public
     assert record["private"]["export_name"] == "Quarter"
-    exports.change(made.auditor, export, Definition(**GOOD | {"name": "Other"}))
+    definitions.change(made.auditor, export, Definition(**GOOD | {"name": "Other"}))
     assert told("export.changed")[0]["changed"] == ["columns", "format", "name", "query", "schedule"]
 
 
@@ -98,7 +100,7 @@ def test_a_name_is_taken_once_for_each_owner(made: Desk) -> None:
     made.export(staff("bo", *AUDITOR))
     second = made.export(name="second")
     with pytest.raises(ValidationError):
-        exports.change(made.auditor, second, Definition(**GOOD | {"name": export.name}))
+        definitions.change(made.auditor, second, Definition(**GOOD | {"name": export.name}))
 
 
 def test_only_the_owner_and_who_may_change_any_may_change(made: Desk) -> None:
@@ -106,10 +108,10 @@ def test_only_the_owner_and_who_may_change_any_may_change(made: Desk) -> None:
     run = made.run(export, START, START + DAY)
     other, administrator = staff("eve", *AUDITOR), staff("max", "audit.view_record", "audit.change_export")
     steps = [
-        lambda who: exports.change(who, export, Definition(**GOOD)), lambda who: exports.disable(who, export),
-        lambda who: exports.enable(who, export), lambda who: exports.ask(who, export),
-        lambda who: exports.cancel(who, run, export), lambda who: exports.retry(who, run, export),
-        lambda who: exports.remove(who, export),
+        lambda who: definitions.change(who, export, Definition(**GOOD)), lambda who: definitions.disable(who, export),
+        lambda who: definitions.enable(who, export), lambda who: definitions.ask(who, export),
+        lambda who: definitions.cancel(who, run, export), lambda who: definitions.retry(who, run, export),
+        lambda who: definitions.remove(who, export),
     ]  # fmt: skip
     for step in steps:
         with pytest.raises(PermissionDenied):
@@ -119,17 +121,17 @@ def test_only_the_owner_and_who_may_change_any_may_change(made: Desk) -> None:
         step(administrator)
     assert Outbox.objects.count() > before
     with pytest.raises(PermissionDenied):
-        exports.make(staff("ann", "audit.view_record"), Definition(**GOOD))
+        definitions.make(staff("ann", "audit.view_record"), Definition(**GOOD))
 
 
 def test_who_may_not_see_personal_data_changes_no_export_of_it(made: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "MUNIMENT_EXPORT_PERSONAL", True)
     officer = staff("pia", *AUDITOR, "audit.view_personal")
-    export = exports.make(officer, Definition("p", "csv", columns=("time", "sub"), personal=True, reason="why"))
+    export = definitions.make(officer, Definition("p", "csv", columns=("time", "sub"), personal=True, reason="why"))
     administrator = staff("max", "audit.view_record", "audit.change_export")
     with pytest.raises(PermissionDenied):
-        exports.change(administrator, export, Definition(**GOOD))
-    exports.disable(administrator, export)
+        definitions.change(administrator, export, Definition(**GOOD))
+    definitions.disable(administrator, export)
 
 
 def test_beat_knows_of_each_schedule_what_the_export_says(made: Desk) -> None:
@@ -141,12 +143,12 @@ def test_beat_knows_of_each_schedule_what_the_export_says(made: Desk) -> None:
     assert str(task.crontab.timezone) == "UTC"
     made.export(name="same", schedule="30 2 * * 1,2,3,4,5")
     assert CrontabSchedule.objects.filter(minute="30").count() == 1
-    exports.disable(made.auditor, export)
+    definitions.disable(made.auditor, export)
     assert not PeriodicTask.objects.get(name=f"export {export.pk}").enabled
-    exports.change(made.auditor, export, Definition(**GOOD))
+    definitions.change(made.auditor, export, Definition(**GOOD))
     assert not PeriodicTask.objects.filter(name=f"export {export.pk}").exists()
-    exports.change(made.auditor, export, Definition(**GOOD, schedule="hourly"))
-    exports.remove(made.auditor, export)
+    definitions.change(made.auditor, export, Definition(**GOOD, schedule="hourly"))
+    definitions.remove(made.auditor, export)
     assert not PeriodicTask.objects.filter(name=f"export {export.pk}").exists()
 
 
@@ -162,9 +164,9 @@ def begun(made: Desk, schedule: str, at: datetime, **more: Any) -> Export:
 def test_each_slot_is_made_once_and_covers_the_time_since_the_one_before(made: Desk) -> None:
     export = begun(made, "daily", START)
     now = START + 3 * DAY
-    assert len(export_due.due(export.pk, now)) == 3
-    assert export_due.due(export.pk, now) == []
-    export_due.sweep(now)
+    assert len(due.due(export.pk, now)) == 3
+    assert due.due(export.pk, now) == []
+    due.sweep(now)
     runs = list(ExportRun.objects.order_by("slot"))
     midnight = datetime(2026, 3, 3, tzinfo=UTC)
     assert [run.slot for run in runs] == [midnight, midnight + DAY, midnight + 2 * DAY]
@@ -174,32 +176,32 @@ def test_each_slot_is_made_once_and_covers_the_time_since_the_one_before(made: D
 
 
 def test_what_was_missed_is_caught_up_in_bounded_steps(made: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_due, "MOST_AT_ONCE", 4)
+    monkeypatch.setattr(due, "MOST_AT_ONCE", 4)
     export = begun(made, "hourly", START)
     now = START + timedelta(hours=10)
-    assert [len(export_due.due(export.pk, now)) for _ in range(4)] == [4, 4, 2, 0]
+    assert [len(due.due(export.pk, now)) for _ in range(4)] == [4, 4, 2, 0]
     assert ExportRun.objects.count() == 10
 
 
 def test_one_export_that_was_spoiled_in_the_database_holds_up_no_other(made: Desk) -> None:
     spoiled, other = begun(made, "daily", START), begun(made, "daily", START, name="other")
     Export.objects.filter(pk=spoiled.pk).update(schedule="never")
-    export_due.sweep(START + DAY)
+    due.sweep(START + DAY)
     assert set(ExportRun.objects.values_list("export", flat=True)) == {other.pk}
 
 
 def test_a_new_schedule_leaves_out_no_slot_of_the_one_before(made: Desk) -> None:
     export = begun(made, "daily", timezone.now() - 3 * DAY)
-    exports.change(made.auditor, export, Definition(**GOOD, schedule="monthly"))
+    definitions.change(made.auditor, export, Definition(**GOOD, schedule="monthly"))
     assert ExportRun.objects.count() == 3
-    assert export_due.due(export.pk) == []
+    assert due.due(export.pk) == []
 
 
 def test_a_paused_export_makes_no_runs_and_catches_up_when_it_goes_on(made: Desk) -> None:
     export = begun(made, "daily", timezone.now() - 3 * DAY)
-    exports.disable(made.auditor, export)
-    assert export_due.due(export.pk) == []
-    exports.enable(made.auditor, export)
+    definitions.disable(made.auditor, export)
+    assert due.due(export.pk) == []
+    definitions.enable(made.auditor, export)
     assert ExportRun.objects.count() == 3
 
 
@@ -208,26 +210,26 @@ def test_the_sweeper_takes_up_what_nobody_works_on_and_leaves_the_rest(made: Des
     runs = {
         name: made.run(export, START, START + n * DAY, **columns)
         for n, (name, columns) in enumerate([
-            ("waiting", {}), ("stale", {"state": "running", "seen_at": now - export_due.STALE - DAY}),
+            ("waiting", {}), ("stale", {"state": "running", "seen_at": now - due.STALE - DAY}),
             ("alive", {"state": "running", "seen_at": now}), ("later", {"retry_at": now + DAY}),
             ("done", {"state": "done"}), ("failed", {"state": "failed"}), ("cancelled", {"state": "cancelled"}),
             ("delivering", {"state": "delivering", "seen_at": now - DAY}),
         ], 1)
     }  # fmt: skip
-    export_due.sweep(now)
+    due.sweep(now)
     assert sorted(made.sent) == sorted(runs[name].pk for name in ("waiting", "stale", "delivering"))
 
 
 def test_a_broker_that_is_away_is_no_fault_of_who_asks(
     made: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    export_queue._sender.cache_clear()
+    queue._sender.cache_clear()
     monkeypatch.undo()
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://:secret@127.0.0.1:1/0")
     try:
-        export_queue.send([1])
+        queue.send([1])
     finally:
-        export_queue._sender.cache_clear()
+        queue._sender.cache_clear()
     assert "sweeper" in caplog.text
     assert "secret" not in caplog.text
 
@@ -236,7 +238,7 @@ def test_asked_twice_in_one_second_it_is_one_run(made: Desk, monkeypatch: pytest
     export = made.export(query="window=24h")
     now = datetime(2026, 3, 5, 12, 0, 0, 5, tzinfo=UTC)
     monkeypatch.setattr(timezone, "now", lambda: now)
-    one, two = exports.ask(made.auditor, export), exports.ask(made.auditor, export)
+    one, two = definitions.ask(made.auditor, export), definitions.ask(made.auditor, export)
     assert one.pk == two.pk
     assert len(told("export.run")) == 1
     assert one.slot.second == 1  # never that of a schedule's slot
@@ -247,7 +249,7 @@ def test_asked_twice_in_one_second_it_is_one_run(made: Desk, monkeypatch: pytest
 def test_a_search_of_the_future_is_refused_in_words(made: Desk) -> None:
     export = made.export(query="since=2090-01-01&until=2090-01-02")
     with pytest.raises(ValidationError, match="yet to come"):
-        exports.ask(made.auditor, export)
+        definitions.ask(made.auditor, export)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +258,7 @@ def test_a_search_of_the_future_is_refused_in_words(made: Desk) -> None:
 )
 def test_a_file_is_called_after_export_and_slot(made: Desk, name: str, expected: str) -> None:
     export = made.export(name=name, format="ocsf")
-    assert export_due.file_name(export, START) == f"{expected}-{export.pk}-20260302T0900Z.ocsf.jsonl"
+    assert due.file_name(export, START) == f"{expected}-{export.pk}-20260302T0900Z.ocsf.jsonl"
 
 
 # --- delivery ---------------------------------------------------------------------------------------------------------
@@ -321,7 +323,7 @@ def test_a_destination_that_fails_is_said_tried_again_and_loses_nothing(
     assert delivering.path(run).exists()  # it is there for download
     export.refresh_from_db()
     assert export.failures == 1  # that the file was made ends no row of failures
-    assert exports.retry(delivering.auditor, run, export)
+    assert definitions.retry(delivering.auditor, run, export)
     assert delivering.worked(run).state == "done"
     assert (delivering.folder / "there" / run.file).exists()
     export.refresh_from_db()

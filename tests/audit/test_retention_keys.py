@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from audit import retention, retention_keys
 from audit.models import DataKey, Record, RetentionStep
 from audit.protection import keyring
+from audit.retention import daily_keys, running
 from muniment import statements
 from tests.audit.retained import Past, findings, hold, past, released, rule
 
@@ -44,10 +44,10 @@ def test_old_daily_keys_are_destroyed_after_the_log_was_told_and_nothing_is_foun
     [holder] = daily()
     young = made(f"{later().date()}")
     log.seal()
-    run = retention.run(later(), wait=0)
+    run = running.run(later(), wait=0)
     assert run.state == "waiting" and holder in daily()
     log.seal()
-    run = retention.go_on(wait=0) or run
+    run = running.go_on(wait=0) or run
     assert run.state == "done" and daily() == [young]
     told = statements.decode(bytes(Record.objects.get(type="retention").statement))
     assert (told["action"], told["holders"], told["count"], told["days"]) == ("keys.destroyed", [holder], 1, 30)
@@ -88,10 +88,10 @@ def test_a_hold_of_the_backend_or_the_time_keeps_its_daily_keys_until_it_is_rele
 def test_a_hold_that_is_placed_after_the_log_was_told_keeps_the_key(log: Past) -> None:
     before = daily()
     log.seal()
-    retention.run(later(), wait=0)
+    running.run(later(), wait=0)
     log.seal()
     hold(backend="inner")
-    run = retention.go_on(wait=0)
+    run = running.go_on(wait=0)
     assert run is not None and run.state == "done" and daily() == before
 
 
@@ -105,13 +105,13 @@ def test_keys_of_users_staff_and_the_system_and_strange_names_are_left_alone(log
 
 
 def test_many_keys_are_told_in_records_that_fit(log: Past, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention_keys, "PAGE", 7)
+    monkeypatch.setattr(daily_keys, "PAGE", 7)
     for number in range(20):
         made(f"2020-01-{number + 1:02}", "b" * 63 + "-")
-    longest = [f"backend:{'b' * 64}:2020-01-01"] * retention_keys.MOST_HOLDERS
+    longest = [f"backend:{'b' * 64}:2020-01-01"] * daily_keys.MOST_HOLDERS
     members = {"action": "keys.destroyed", "holders": longest, "type": "retention", "actor": "system"}
     assert len(statements.dump(members)) < 48_000
-    assert len(retention_keys.due(later())) == 21
+    assert len(daily_keys.due(later())) == 21
 
 
 def test_rules_and_keys_go_in_one_run(log: Past) -> None:

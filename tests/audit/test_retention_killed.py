@@ -18,8 +18,9 @@ from django.conf import settings
 from django.db import connections
 from django.utils import timezone
 
-from audit import maintenance, retention, retention_deleting
+from audit import maintenance
 from audit.models import Record, RetentionRun, RetentionStep
+from audit.retention import deleting, running
 from tests.audit.retained import Past, findings, hold, past, rule, there
 from tests.audit.test_partitions import drop_months
 
@@ -65,7 +66,7 @@ def killed_at(statement: int) -> Iterator[None]:
 def test_killed_at_each_statement_in_turn_it_ends_as_if_it_never_was(
     log: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention_deleting, "BATCH", 3)
+    monkeypatch.setattr(deleting, "BATCH", 3)
     gone = log.at(2025, 2, 3).call(12)  # nearly all of a month: a new table
     gone += log.at(2025, 3, 3).call(7)  # less of one: in batches
     held = log.call(2, user="held")
@@ -77,7 +78,7 @@ def test_killed_at_each_statement_in_turn_it_ends_as_if_it_never_was(
     kills = 0
     for number in range(2, 200):
         with killed_at(number):
-            run = retention.run(log.now, wait=0)
+            run = running.run(log.now, wait=0)
             if run.state == "done":
                 break
             if run.state == "waiting":
@@ -110,7 +111,7 @@ def test_a_command_that_is_killed_while_it_waits_for_the_guard_leaves_a_run_that
     log.at(2025, 6, 1).call()
     rule(10)
     log.seal()
-    assert retention.run(log.now, wait=0).state == "waiting"
+    assert running.run(log.now, wait=0).state == "waiting"
     log.seal()
     connections["owner"].close()
     with psycopg.connect(owner_url) as other:
@@ -125,7 +126,7 @@ def test_a_command_that_is_killed_while_it_waits_for_the_guard_leaves_a_run_that
         assert child.returncode == -signal.SIGKILL, said
         assert there(*old) == 8
     wait_for(lambda: free(owner_url))
-    run = retention.go_on(wait=0)
+    run = running.go_on(wait=0)
     assert run is not None and (run.state, run.deleted) == ("done", 8)
     assert findings() == []
 
@@ -141,7 +142,7 @@ def wait_for(come: Callable[[], bool], seconds: float = 30.0) -> None:
 def free(owner_url: str) -> bool:
     """Whether nobody is at retention any more."""
     with psycopg.connect(owner_url) as owner:
-        found = owner.execute("SELECT pg_try_advisory_xact_lock(%s)", [retention.RUNNING]).fetchone()
+        found = owner.execute("SELECT pg_try_advisory_xact_lock(%s)", [running.RUNNING]).fetchone()
         return bool(found and found[0])
 
 
@@ -156,7 +157,7 @@ ROWS = """INSERT INTO audit_record
 def test_no_call_waits_while_a_month_is_deleted(
     log: Past, owner_url: str, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention_deleting, "KEPT_MOST", kept)
+    monkeypatch.setattr(deleting, "KEPT_MOST", kept)
     count, month = 20_000, date(2025, 3, 1)
     maintenance.make_partition(month)
     with psycopg.connect(owner_url) as owner:
@@ -167,7 +168,7 @@ def test_no_call_waits_while_a_month_is_deleted(
     step = RetentionStep.objects.using("owner").create(
         run=run.pk, month=month, outbox=0, ranges=[[1_000_001, count]], due=count
     )
-    waits = called_meanwhile(log, lambda: retention_deleting.delete(month, [step], time.monotonic() + 60))
+    waits = called_meanwhile(log, lambda: deleting.delete(month, [step], time.monotonic() + 60))
     assert Record.objects.filter(index__gt=1_000_000).count() == count // 100  # those under the hold
     step.refresh_from_db()
     assert step.deleted == count - count // 100 and step.done_at is not None

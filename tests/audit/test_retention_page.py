@@ -10,9 +10,10 @@ import pytest
 from django.core.exceptions import PermissionDenied
 from django.test import Client as HttpClient
 
-from audit import recent_sign_in, retention_changes
+from audit import recent_sign_in
 from audit.models import Record, RetentionFloor, RetentionRule, RetentionRun
-from audit.retention_changes import BelowFloor, RuleError
+from audit.retention import changes
+from audit.retention.changes import BelowFloor, RuleError
 from tests.audit.retained import Past, hold, past, rule
 from tests.staff import administrator, member, newest
 from tests.world import build
@@ -79,9 +80,9 @@ def test_without_the_permission_nothing_is_seen_and_nothing_changed(db: None) ->
     assert stranger.get("/admin/retention/").status_code == 403
     for path in paths:
         assert viewer.get(path).status_code == 403 and viewer.post(path, GIVEN).status_code == 403, path
-    for change in (lambda u: retention_changes.save_rule(u, None, {"days": 1}, "x", "x"),
-                   lambda u: retention_changes.remove_rule(u, made.pk, "x"),
-                   lambda u: retention_changes.set_floors(u, {"hipaa": "warn"}, "x")):  # fmt: skip
+    for change in (lambda u: changes.save_rule(u, None, {"days": 1}, "x", "x"),
+                   lambda u: changes.remove_rule(u, made.pk, "x"),
+                   lambda u: changes.set_floors(u, {"hipaa": "warn"}, "x")):  # fmt: skip
         with pytest.raises(PermissionDenied):
             change(user_of(viewer))
     assert RetentionRule.objects.get().days == 30 and not RetentionFloor.objects.exists()
@@ -146,7 +147,7 @@ def test_a_rule_below_a_floor_that_warns_is_saved_once_that_is_confirmed(officer
     assert officer.post("/admin/retention/add/", GIVEN | {"days": "90", "confirmed": "on"}).status_code == 302
     assert "below PCI DSS" in text(officer.get("/admin/retention/"))
     with pytest.raises(BelowFloor):
-        retention_changes.save_rule(user_of(officer), None, {"days": 30, "type": "staff"}, "x", "x")
+        changes.save_rule(user_of(officer), None, {"days": 30, "type": "staff"}, "x", "x")
 
 
 def test_a_floor_that_comes_later_is_said_of_the_rules_below_it(officer: HttpClient) -> None:
@@ -157,11 +158,11 @@ def test_a_floor_that_comes_later_is_said_of_the_rules_below_it(officer: HttpCli
 
 def test_floors_are_set_once_and_strange_ones_are_not(officer: HttpClient) -> None:
     user = user_of(officer)
-    assert retention_changes.set_floors(user, {"hipaa": "warn", "soc-2": "off"}, "x") == 1
-    assert retention_changes.set_floors(user, {"hipaa": "warn"}, "x") == 0
+    assert changes.set_floors(user, {"hipaa": "warn", "soc-2": "off"}, "x") == 1
+    assert changes.set_floors(user, {"hipaa": "warn"}, "x") == 0
     for wanted in ({"nis-2": "warn"}, {"hipaa": "perhaps"}):
         with pytest.raises(RuleError):
-            retention_changes.set_floors(user, wanted, "x")
+            changes.set_floors(user, wanted, "x")
     assert "Select a valid choice" in text(officer.post("/admin/retention/floors/", {"hipaa": "no", "reason": "x"}))
 
 

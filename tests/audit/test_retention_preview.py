@@ -11,11 +11,12 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connections
 
-from audit import retention, retention_preview
 from audit.management.commands import retention as command
 from audit.models import RetentionRun
-from audit.retention_preview import Line, preview
-from audit.retention_rules import Rule
+from audit.retention import preview as retention_preview
+from audit.retention import running
+from audit.retention.preview import Line, preview
+from audit.retention.rules import Rule
 from tests.audit.retained import Past, hold, past, rule, there
 
 NOW = datetime(2026, 3, 15, 10, tzinfo=UTC)
@@ -129,7 +130,7 @@ def test_wrong_input_is_one_line_and_status_2(log: Past, monkeypatch: pytest.Mon
         assert getattr(ended.value, "returncode", getattr(ended.value, "code", None)) in (1, 2), arguments
 
     def taken(**more: Any) -> None:
-        raise retention.Running
+        raise running.Running
 
     monkeypatch.setattr(command.retention, "run", taken)
     with pytest.raises(CommandError) as refused:

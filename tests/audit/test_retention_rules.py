@@ -6,8 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audit import bundle_reading, floors, record_words, retention_words, verification
-from audit.retention_rules import CALLS, KEPT, TYPES, Facts, Rule, counts, ordered, shortest
+from audit import bundle_reading, record_words, verification
+from audit.retention import floors as floors
+from audit.retention import words as retention_words
+from audit.retention.rules import CALLS, KEPT, TYPES, Facts, Rule, counts, ordered, shortest
 
 NAMES = st.sampled_from([None, "a", "b"])
 SENSITIVE = st.sampled_from([None, True, False])

@@ -9,8 +9,9 @@ import psycopg
 import pytest
 from django.db import connections
 
-from audit import alerts, retention, retention_deciding, retention_deleting
+from audit import alerts
 from audit.models import Outbox, Record, RetentionRule, RetentionRun, RetentionStep
+from audit.retention import deciding, deleting, running
 from muniment import statements
 from tests.audit.retained import Past, findings, gaps, hold, past, released, rule, tables, there
 from tests.audit.test_partitions import drop_months
@@ -37,10 +38,10 @@ def test_what_is_due_goes_once_that_is_sealed_and_the_log_still_verifies(log: Pa
     young = log.at(2025, 3, 1).call(4)
     rule(30)
     log.seal()
-    run = retention.run(log.now, wait=0)
+    run = running.run(log.now, wait=0)
     assert run.state == "waiting" and there(*old) == 6
     log.seal()
-    run = retention.go_on(wait=0) or run
+    run = running.go_on(wait=0) or run
     assert (run.state, run.due, run.deleted, run.held, run.words) == ("done", 12, 12, 0, "")
     assert there(*old) == 0 and there(*young) == 4 and gaps() == 12
     [told] = said("retention", "deleted")
@@ -121,10 +122,10 @@ def test_what_is_not_sealed_is_not_deleted(log: Past) -> None:
     unsealed = log.at(2025, 2, 4).call(5)
     log.at(2025, 6, 1).call()
     rule(10)
-    run = retention.run(log.now, wait=0)
+    run = running.run(log.now, wait=0)
     assert (run.state, run.due) == ("waiting", 5)
     log.seal()
-    run = retention.go_on(wait=0) or run
+    run = running.go_on(wait=0) or run
     assert run.deleted == 5 and there(*unsealed) == 5
     assert findings() == []
 
@@ -147,17 +148,17 @@ def test_a_hold_that_is_placed_after_the_log_was_told_keeps_its_records(
     log: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for most in (20_000, 0):  # a new table, and in batches
-        monkeypatch.setattr(retention_deleting, "KEPT_MOST", most)
+        monkeypatch.setattr(deleting, "KEPT_MOST", most)
         log.at(log.now.year + 1, 2, 3).call(20)
         held = log.call(2, user=f"held-{most}")
         log.at(log.now.year, 6, 1).call()
         RetentionRule.objects.all().delete()
         rule(10)
         log.seal()
-        retention.run(log.now, wait=0)
+        running.run(log.now, wait=0)
         log.seal()
         placed = hold(subject=str(Record.objects.get(id=held[0]).subject))
-        run = retention.go_on(wait=0)
+        run = running.go_on(wait=0)
         assert run is not None and run.state == "done" and there(*held) == 2
         assert run.deleted == run.due - 2
         assert findings() == []
@@ -171,13 +172,13 @@ def test_rules_that_change_before_it_deletes_end_a_run(log: Past) -> None:
     log.at(2025, 6, 1).call()
     made = rule(10)
     log.seal()
-    assert retention.run(log.now, wait=0).state == "waiting"
+    assert running.run(log.now, wait=0).state == "waiting"
     log.seal()
     RetentionRule.objects.filter(pk=made.pk).update(days=3650)
-    run = retention.go_on(wait=0)
+    run = running.go_on(wait=0)
     assert run is not None and run.state == "done" and "changed" in run.words
     assert run.deleted == 0 and there(*old) == 5
-    assert retention.go_on(wait=0) is None
+    assert running.go_on(wait=0) is None
     assert findings() == []  # what was told and not done is no finding
 
 
@@ -186,10 +187,10 @@ def test_an_entry_that_became_something_else_deletes_nothing_and_says_so(log: Pa
     log.at(2025, 6, 1).call()
     rule(10)
     log.seal()
-    retention.run(log.now, wait=0)
+    running.run(log.now, wait=0)
     log.seal()
     RetentionStep.objects.using("owner").update(ranges=[[0, 10_000]])
-    run = retention.go_on(wait=0)
+    run = running.go_on(wait=0)
     assert run is not None and run.state == "failed" and "does not say" in run.words
     assert there(*old) == 5
     assert [alert.kind for alert in alerts.open_alerts()] == ["retention-failed"]
@@ -200,12 +201,12 @@ def test_what_was_cleared_from_the_outbox_before_it_was_seen_is_told_again(log: 
     log.at(2025, 6, 1).call()
     rule(10)
     log.seal()
-    retention.run(log.now, wait=0)
+    running.run(log.now, wait=0)
     log.seal()
     Outbox.objects.using("owner").all().delete()
-    assert (run := retention.go_on(wait=0)) is not None and run.state == "waiting"
+    assert (run := running.go_on(wait=0)) is not None and run.state == "waiting"
     log.seal()
-    assert (run := retention.go_on(wait=0)) is not None and (run.state, run.deleted) == ("done", 5)
+    assert (run := running.go_on(wait=0)) is not None and (run.state, run.deleted) == ("done", 5)
     assert findings() == []
 
 
@@ -220,43 +221,43 @@ def test_it_waits_for_an_anchor_where_some_are_configured(log: Past, settings: o
     run = log.retain()
     assert run.state == "waiting" and "anchored" in run.words
     anchors.push_all()
-    assert (run := retention.go_on(wait=0) or run).deleted == 5 and run.state == "done"
+    assert (run := running.go_on(wait=0) or run).deleted == 5 and run.state == "done"
 
 
 def test_two_runs_at_once_are_one(log: Past, owner_url: str) -> None:
     with psycopg.connect(owner_url) as other:
-        other.execute("SELECT pg_advisory_lock(%s)", [retention.RUNNING])
-        with pytest.raises(retention.Running):
-            retention.run(log.now, wait=0)
+        other.execute("SELECT pg_advisory_lock(%s)", [running.RUNNING])
+        with pytest.raises(running.Running):
+            running.run(log.now, wait=0)
     assert not RetentionRun.objects.exists()
-    assert retention.run(log.now, wait=0).state == "done"
+    assert running.run(log.now, wait=0).state == "done"
 
 
 def test_a_lock_that_cannot_be_had_fails_the_run_in_words_and_it_is_tried_again(
     log: Past, owner_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention_deleting, "ATTEMPTS", 2)
-    monkeypatch.setattr(retention_deleting, "PAUSE", 0.01)
+    monkeypatch.setattr(deleting, "ATTEMPTS", 2)
+    monkeypatch.setattr(deleting, "PAUSE", 0.01)
     log.at(2025, 2, 3).call(8)
     log.at(2025, 6, 1).call()
     rule(10)
     log.seal()
-    retention.run(log.now, wait=0)
+    running.run(log.now, wait=0)
     log.seal()
     with psycopg.connect(owner_url) as reader:
         reader.execute("LOCK TABLE audit_record IN ACCESS SHARE MODE")
-        run = retention.go_on(wait=0)
+        run = running.go_on(wait=0)
         assert run is not None and run.state == "failed" and "lock" in run.words and run.deleted == 0
-    assert (run := retention.go_on(wait=0)) is not None and (run.state, run.deleted) == ("done", 8)
+    assert (run := running.go_on(wait=0)) is not None and (run.state, run.deleted) == ("done", 8)
     assert alerts.open_alerts() == []
 
 
 def test_ranges_that_fit_no_record_are_told_in_several_and_more_than_a_run_takes_by_the_next(
     log: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention_deciding, "MOST_RANGES", 2)
-    monkeypatch.setattr(retention_deciding, "MOST_STEPS", 3)
-    monkeypatch.setattr(retention_deciding, "PAGE", 5)
+    monkeypatch.setattr(deciding, "MOST_RANGES", 2)
+    monkeypatch.setattr(deciding, "MOST_STEPS", 3)
+    monkeypatch.setattr(deciding, "PAGE", 5)
     log.at(2025, 2, 3)
     for _ in range(8):  # eight ranges, between each of which one stays
         log.call(2)
@@ -281,7 +282,7 @@ def test_a_statement_that_takes_too_long_is_asked_for_fewer_records(log: Past, m
     log.at(2025, 6, 1).call()
     rule(10)
     log.seal()
-    asked, real = [], retention_deciding._ask
+    asked, real = [], deciding._ask
 
     def slow(question: Any, window: Any) -> list[Any]:
         asked.append(window.end - window.first)
@@ -294,6 +295,6 @@ def test_a_statement_that_takes_too_long_is_asked_for_fewer_records(log: Past, m
                     cursor.execute("RESET statement_timeout")
         return real(question, window)
 
-    monkeypatch.setattr(retention_deciding, "_ask", slow)
-    monkeypatch.setattr(retention_deciding, "SMALLEST", 2)
+    monkeypatch.setattr(deciding, "_ask", slow)
+    monkeypatch.setattr(deciding, "SMALLEST", 2)
     assert log.retain().deleted == 20 and max(asked) > 6 >= min(asked)

@@ -11,8 +11,8 @@ from django.db import connection
 from audit.batching import uuid7
 from audit.holds_sql import covered_sql
 from audit.models import Hold, Record
-from audit.retention_rules import KEPT, TYPES, Facts, Rule, counts
-from audit.retention_sql import Question, Window
+from audit.retention.rules import KEPT, TYPES, Facts, Rule, counts
+from audit.retention.sql import Question, Window
 from muniment import merkle, statements
 from tests.audit.filling import START, fill
 

@@ -8,8 +8,8 @@ from celery.schedules import crontab
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit import schedules
-from audit.schedules import ScheduleError, parse
+from audit.exports import schedules as schedules
+from audit.exports.schedules import ScheduleError, parse
 
 
 def at(text: str) -> datetime:

@@ -14,9 +14,10 @@ import pytest
 import yaml
 from cryptography import x509
 
-from audit import stream_reading, webhooks
+from audit import webhooks
 from audit.models import Outbox, Stream
-from audit.stream_reading import ConfigError
+from audit.streams import reading
+from audit.streams.reading import ConfigError
 from audit.webhooks import Address, AddressError, Unreachable
 from governance import checks
 from tests.audit import receiving
@@ -76,7 +77,7 @@ def test_secrets_go_into_headers_and_nowhere_else(log: HandSealed, settings: Any
     assert one.signed_by(KEY)
     assert one.signed_by(previous)
     assert row.place == siem.url
-    [receiver] = stream_reading.parse(settings.MUNIMENT_STREAMS)
+    [receiver] = reading.parse(settings.MUNIMENT_STREAMS)
     for secret in ("hidden", "whsec", "Splunk", base64.b64encode(KEY).decode()):
         assert secret not in repr(receiver) + repr(vars(row))
 
@@ -204,7 +205,7 @@ def test_a_server_that_dies_before_it_has_read_gets_them_again(log: HandSealed, 
 
 
 def test_a_server_that_keeps_quiet_has_it(log: HandSealed, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audit.stream_syslog.LINGER_SECONDS", 0.05)
+    monkeypatch.setattr("audit.streams.syslog.LINGER_SECONDS", 0.05)
     with server(lambda connection: time.sleep(0.3)) as port:
         configure(settings, {"kind": "syslog", "url": f"syslog+tcp://127.0.0.1:{port}", "from": 0})
         assert run().next == 3
@@ -249,7 +250,7 @@ def test_an_entry_that_cannot_be_is_named_by_its_number_and_without_its_secret(
 ) -> None:
     entry = {name: value for name, value in (GOOD | change).items() if value is not None}
     with pytest.raises(ConfigError, match=f"^entry 2: .*{words}") as caught:
-        stream_reading.parse(yaml.safe_dump([GOOD | {"name": "first"}, entry]))
+        reading.parse(yaml.safe_dump([GOOD | {"name": "first"}, entry]))
     assert "hunter2" not in str(caught.value)
     assert SECRET not in str(caught.value)
 
@@ -266,11 +267,11 @@ def test_an_entry_that_cannot_be_is_named_by_its_number_and_without_its_secret(
 )  # fmt: skip
 def test_a_text_that_is_no_list_of_streams_is_said_so(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        stream_reading.parse(text)
+        reading.parse(text)
 
 
 def test_nothing_configured_is_nothing() -> None:
-    assert stream_reading.parse("") == stream_reading.parse("# none yet") == []
+    assert reading.parse("") == reading.parse("# none yet") == []
 
 
 def test_the_system_check_says_what_is_wrong(settings: Any) -> None:

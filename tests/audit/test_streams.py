@@ -11,9 +11,10 @@ import psycopg
 import pytest
 from django.db import connection
 
-from audit import streams, tasks
+from audit import tasks
 from audit.models import Alert, DeadLetter, Outbox, Record, Stream
-from audit.stream_reading import ConfigError
+from audit.streams import delivering
+from audit.streams.reading import ConfigError
 from governance.celery import app as celery
 from tests.audit import receiving
 from tests.audit.anchored import Clock, alerts, stopped
@@ -185,7 +186,7 @@ def test_retry_after_is_heeded_within_an_hour(
 
 def test_a_time_that_somebody_put_far_off_silences_nobody(log: HandSealed, siem: Webhook) -> None:
     grow(log, 1)
-    streams.publish()
+    delivering.publish()
     Stream.objects.update(retry_at=datetime(9000, 1, 1, tzinfo=UTC))
     assert run().next == 1
 
@@ -210,17 +211,17 @@ def test_a_receiver_that_refuses_everything_is_waited_for(log: HandSealed, siem:
     grow(log, 100)
     siem.answer = lambda _: 400
     row = run()
-    assert DeadLetter.objects.count() == streams.MAX_REFUSED == row.next
+    assert DeadLetter.objects.count() == delivering.MAX_REFUSED == row.next
     assert "no more are passed over" in row.error
     for _ in range(3):
         clock.add(700)
         row = run()
-    assert row.next == streams.MAX_REFUSED
+    assert row.next == delivering.MAX_REFUSED
     siem.answer = lambda _: 200
     clock.add(700)
     row = run()
     assert (row.next, row.error) == (100, "")
-    assert siem.accepted == list(range(streams.MAX_REFUSED, 100))
+    assert siem.accepted == list(range(delivering.MAX_REFUSED, 100))
 
 
 def test_a_dead_letter_is_sent_again_when_somebody_asks(log: HandSealed, siem: Webhook) -> None:
@@ -256,7 +257,7 @@ def test_a_dead_letter_whose_record_is_gone_is_settled(log: HandSealed, siem: We
 
 def test_a_paused_stream_sends_nothing(log: HandSealed, siem: Webhook) -> None:
     grow(log, 3)
-    streams.publish()
+    delivering.publish()
     Stream.objects.update(paused_at=datetime.now(UTC))
     assert run().next == 0
     assert siem.got == []
@@ -280,7 +281,7 @@ def test_who_fails_for_fifteen_minutes_is_an_alert_until_it_is_over(
     siem.answer = lambda _: 200
     clock.add(600)
     run()
-    streams.publish()
+    delivering.publish()
     assert alerts() == []
     assert list(Outbox.objects.values_list("members__action", flat=True)) == ["alert.raised", "alert.cleared"]
 
@@ -293,27 +294,27 @@ def test_an_alert_is_over_when_its_stream_is_paused_or_gone(
     for change in ({"paused_at": clock.now}, None):
         run()
         clock.add(16 * 60)
-        streams.publish()
+        delivering.publish()
         assert alerts() == [("stream-stuck", "siem")]
         if change:
             Stream.objects.update(**change)
         else:
             settings.MUNIMENT_STREAMS = ""
-        streams.publish()
+        delivering.publish()
         assert alerts() == []
         Stream.objects.update(paused_at=None, retry_at=None)
 
 
 def test_only_one_worker_brings_a_stream_its_records(log: HandSealed, siem: Webhook, owner_url: str) -> None:
     grow(log, 3)
-    streams.publish()
+    delivering.publish()
     with psycopg.connect(owner_url, autocommit=True) as other:
-        other.execute("SELECT pg_advisory_lock(%s, hashtext('siem'))", [streams.LOCK])
+        other.execute("SELECT pg_advisory_lock(%s, hashtext('siem'))", [delivering.LOCK])
         assert run().next == 0
         assert siem.got == []
     assert run().next == 3
     with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s", [streams.LOCK])
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s", [delivering.LOCK])
         assert cursor.fetchone() == (0,)
 
 
@@ -337,7 +338,7 @@ import os, signal, sys
 import django
 django.setup()
 from audit import streams, tasks
-from audit.stream_webhook import Webhook
+from audit.streams.webhook import Webhook
 send = Webhook.send
 def once(self, items):
     count = send(self, items)
@@ -390,12 +391,12 @@ def test_an_error_of_ours_is_told_without_what_it_says(
     def broken(*_: Any) -> bytes:
         raise RuntimeError("secret words")
 
-    monkeypatch.setattr("audit.stream_webhook.cloud_event", broken)
+    monkeypatch.setattr("audit.streams.webhook.cloud_event", broken)
     assert run().error == "it failed (RuntimeError)"
 
 
 def test_nothing_is_done_for_a_name_that_is_not_configured(log: HandSealed, siem: Webhook) -> None:
-    streams.deliver("nobody")
+    delivering.deliver("nobody")
     assert siem.got == []
 
 
@@ -409,7 +410,7 @@ def test_nothing_waits_where_nothing_is_sealed(db: None, siem: Webhook) -> None:
 def test_a_configuration_that_cannot_be_read_stops_nothing_else(db: None, settings: Any) -> None:
     settings.MUNIMENT_STREAMS = "- {name: siem, kind: pigeon}"
     with pytest.raises(ConfigError, match="entry 1: kind must be one of webhook, syslog"):
-        streams.publish()
+        delivering.publish()
 
 
 def test_the_tasks_of_the_worker_deliver_each_stream(log: HandSealed, settings: Any) -> None:

@@ -11,10 +11,11 @@ from django.core.exceptions import PermissionDenied
 from django.test import Client as HttpClient
 from django.utils import timezone
 
-from audit import stream_control, streams_page
 from audit.models import Batch, DeadLetter, Outbox, Record, Stream
 from audit.record_words import title
-from audit.stream_control import StreamError
+from audit.streams import control
+from audit.streams import page as streams_page
+from audit.streams.control import StreamError
 from tests.audit import receiving
 from tests.audit.filling import fill
 from tests.audit.receiving import Webhook, configure, hook, run
@@ -172,11 +173,11 @@ def test_the_permission_is_asked_again_where_the_change_is_made(siem: Webhook, a
     run()
     noor = get_user_model().objects.get(username="noor")
     with pytest.raises(PermissionDenied):
-        stream_control.pause(noor, "siem", "x")
+        control.pause(noor, "siem", "x")
     noor.is_superuser = True
     noor.is_active = False
     with pytest.raises(PermissionDenied):
-        stream_control.send_again(noor, "siem", None)
+        control.send_again(noor, "siem", None)
 
 
 def test_changes_are_post_and_need_the_token(siem: Webhook, operator: HttpClient) -> None:
@@ -194,7 +195,7 @@ def test_a_stream_that_is_none_is_not_found(siem: Webhook, operator: HttpClient)
     answer = operator.post("/admin/streams/nobody/pause/", {"reason": "x"})
     assert answer.status_code == 302
     with pytest.raises(StreamError, match="no such stream"):
-        stream_control.resume(get_user_model().objects.get(username="olga"), "nobody")
+        control.resume(get_user_model().objects.get(username="olga"), "nobody")
 
 
 def test_what_is_stored_cannot_become_markup(siem: Webhook, operator: HttpClient) -> None:
@@ -209,16 +210,16 @@ def test_what_is_stored_cannot_become_markup(siem: Webhook, operator: HttpClient
 
 def test_the_lag_is_counted_in_records_and_time(siem: Webhook, log: HandSealed) -> None:
     run()
-    [found] = stream_control.standings()
+    [found] = control.standings()
     assert (found.state, found.lag, found.since) == ("sending", 0, None)
     assert found.seconds(timezone.now()) == 0
     fill([{}] * 4)
-    [found] = stream_control.standings()
+    [found] = control.standings()
     assert found.lag == 0  # what is not sealed is nothing to send yet
     log.seal()
     written = timezone.now() - timedelta(minutes=5)
     Batch.objects.create(first=10, size=4, previous=b"", root=b"", digest=b"", signature=b"", key_id="", at=written)
-    [found] = stream_control.standings()
+    [found] = control.standings()
     assert (found.lag, found.since) == (4, written)
     assert 300 <= found.seconds(timezone.now()) < 330
     assert streams_page.line(found).behind == "4 records, 5 minutes behind"

@@ -17,8 +17,9 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.utils import timezone
 
-from audit import export_queue, export_runs, exports
-from audit.exports import Definition
+from audit.exports import definitions, queue
+from audit.exports import runs as export_runs
+from audit.exports.definitions import Definition
 from audit.models import Destination, Export, ExportRun, Hold, Subject
 from audit.sealing import Sealer
 from governance.embedded_process import last_lines, launch, stop_group
@@ -87,7 +88,7 @@ def crowded(table: Desk) -> list[ExportRun]:
         table.run(plain, now - 4 * hour, now - 3 * hour, words=export_runs.NOT_SEALED),
         table.run(plain, now - 5 * hour, now - 4 * hour, state="cancelled"),
     ]  # fmt: skip
-    exports.make(
+    definitions.make(
         mara, Definition("Evidence pack, Jul to Sep 2026", "evidence", "since=2026-07-01T00:00:00Z", (), ("soc2",))
     )
     pack = Export.objects.get(format="evidence")
@@ -150,8 +151,8 @@ def scene(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def task(name: str) -> None:
     """What beat would send at its time."""
-    with export_queue._sender().connection_for_write() as connection:
-        export_queue._sender().send_task(f"audit.tasks.{name}", connection=connection, expires=60)
+    with queue._sender().connection_for_write() as connection:
+        queue._sender().send_task(f"audit.tasks.{name}", connection=connection, expires=60)
 
 
 def wait(visitor: Visitor, sealer: Sealer, log: Path, holds: Callable[[], bool], seconds: float = 20.0) -> None:

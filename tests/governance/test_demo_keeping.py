@@ -3,8 +3,8 @@
 import pytest
 from django_celery_beat.models import PeriodicTask
 
-from audit import retention_changes
 from audit.models import Export, ExportRun, Hold, Outbox, RetentionRule
+from audit.retention import changes
 from governance import demo, demo_keeping
 from governance.demo_history import DAYS
 
@@ -14,7 +14,7 @@ def test_it_has_rules_a_floor_a_hold_and_an_export_that_runs_each_day(db: None) 
     demo_keeping.make()
     assert RetentionRule.objects.count() == len(demo_keeping.RULES) == 2
     assert all(rule.days > 10 * DAYS for rule in RetentionRule.objects.all()), "nothing of the history may go"
-    assert retention_changes.modes() == {"soc-2": "warn"}
+    assert changes.modes() == {"soc-2": "warn"}
     assert Hold.objects.get().client == "inner-ios"
     export = Export.objects.get()
     assert export.schedule == "daily" and PeriodicTask.objects.filter(name=f"export {export.pk}", enabled=True).exists()

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.conf import settings as configured
 from django.core.management import call_command
 
-from audit import anchors, erasure, erasure_run
+from audit import anchors
+from audit.erasure import asking, erasing
 from audit.models import DataKey, Head
 from governance import process
 from governance.embedded_postgres import binaries
@@ -96,8 +97,8 @@ def drill(migrated: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             sealed(sealer)
             backed_up = Head.objects.get().next
             tool("pg_dump", "--format=custom", f"--file={folder / 'backup'}", owner_url)
-            erasure.ask(staff("pia", "audit.add_erasure", "audit.add_hold"), erased, **ASKED)
-            erasure_run.work()
+            asking.ask(staff("pia", "audit.add_erasure", "audit.add_hold"), erased, **ASKED)
+            erasing.work()
             drained()
             for _ in range(3):
                 world.verify(token=token("bob"))

@@ -8,8 +8,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, OperationalError, connections
 
-from audit import erasure_restore
-from audit.erasure_restore import Erased, LineError
+from audit.erasure import restoring
+from audit.erasure.restoring import Erased, LineError
 from muniment.findings import counted
 
 
@@ -43,7 +43,7 @@ class Command(BaseCommand):
             raise CommandError(words, returncode=2) from None
 
     def _list(self, options: dict[str, Any]) -> None:
-        lines = [f"{one.line()}\n" for one in erasure_restore.on_record()]
+        lines = [f"{one.line()}\n" for one in restoring.on_record()]
         if options["out"] is None:
             self.stdout.write("".join(lines), ending="")
             return
@@ -63,10 +63,10 @@ class Command(BaseCommand):
         if "owner" not in connections:
             raise CommandError("it needs DATABASE_OWNER_URL: what serves may delete no keys", returncode=2)
         given = _read(options["source"]) if options["source"] else []  # read to its end before anything is done
-        ours = list(erasure_restore.on_record("owner"))
-        total, mended = erasure_restore.apply(ours, recorded=True)
+        ours = list(restoring.on_record("owner"))
+        total, mended = restoring.apply(ours, recorded=True)
         known = {one.uid for one in ours}
-        more, again = erasure_restore.apply([one for one in given if one.uid not in known], recorded=False)
+        more, again = restoring.apply([one for one in given if one.uid not in known], recorded=False)
         self.stdout.write(
             f"{counted(total + more, 'erasure')} looked at, {counted(mended + again, 'user')} erased again."
         )
@@ -74,7 +74,7 @@ class Command(BaseCommand):
 
 def _read(path: Path) -> list[Erased]:
     try:
-        return list(erasure_restore.parse(path.read_text().splitlines()))
+        return list(restoring.parse(path.read_text().splitlines()))
     except LineError as error:
         raise CommandError(f"{path.name}: {error}", returncode=2) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -7,10 +7,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, connections
 from django.utils import timezone
 
-from audit import retention, retention_words
 from audit.models import RetentionRun
-from audit.retention_deciding import holds, rules
-from audit.retention_preview import preview
+from audit.retention import running, words
+from audit.retention.deciding import holds, rules
+from audit.retention.preview import preview
 
 DRY_SECONDS = 600.0
 MOST_WAIT = 3600
@@ -47,8 +47,8 @@ class Command(BaseCommand):
                 raise CommandError(
                     "DATABASE_OWNER_URL is missing: only the tables' owner deletes records", returncode=2
                 )
-            run = retention.run(wait=options["wait"])
-        except retention.Running:
+            run = running.run(wait=options["wait"])
+        except running.Running:
             raise CommandError("another process is at it", returncode=2) from None
         except Error as error:
             raise CommandError(f"the database cannot be read ({type(error).__name__})", returncode=2) from None
@@ -70,9 +70,9 @@ class Command(BaseCommand):
         found = preview(now, DRY_SECONDS, most_months=1200)
         for line in found.lines:
             when = line.when(now.date())
-            self.stdout.write(f"{when[0].upper()}{when[1:]}: {line.words} ({retention_words.about(line.rule)}).")
+            self.stdout.write(f"{when[0].upper()}{when[1:]}: {line.words} ({words.about(line.rule)}).")
         for month in found.uncounted:
-            self.stdout.write(f"{retention_words.month(month)} could not be counted in time.")
+            self.stdout.write(f"{words.month(month)} could not be counted in time.")
         if not found.lines and not found.uncounted:
             self.stdout.write("No rule fits a record that there is: every record is kept.")
         self.stdout.write(f"Legal holds in force: {len(holds()):,}.")

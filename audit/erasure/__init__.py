@@ -1,0 +1,1 @@
+"""Erasing a user: asked for, done, and done again after a restore."""

@@ -1,0 +1,1 @@
+"""Evidence packs: what happened in a period, mapped to controls."""

@@ -1,0 +1,1 @@
+"""Retention: rules, what they mean for records, and deleting what is due."""

@@ -1,0 +1,1 @@
+"""Streams: records delivered to a SIEM, in order, as they are sealed."""
