@@ -74,6 +74,7 @@ TABLES = {
     "tools_backendmark": "mark of a backend", "tools_route": "route of a backend",
     "tools_backendkey": "backend key", "tools_scope": "scope", "tools_scope_implies": "implication of a scope",
     "tools_pinnedscope": "pin of a scope", "tools_tool": "tool", "tools_tool_scopes": "scope of a tool",
+    "audit_hold": "legal hold", "audit_retentionrule": "retention rule", "audit_retentionfloor": "floor of retention",
 }  # fmt: skip
 # Why calls were answered without a record of their own.
 TURNED_AWAY = {code: reason.title for code, reason in REASONS.items()} | {
@@ -132,6 +133,8 @@ def title(statement: Statement, names: Mapping[str, str]) -> str:
             return _outcome(statement, names)
         case "policy":
             return _policy(statement)
+        case "hold" | "retention" if str(statement.get("action")).startswith("row."):
+            return _past_the_pages(statement)
         case "staff" | "request" | "review" | "hold" | "erasure":
             return _staff(statement)
         case "denials":
@@ -161,6 +164,13 @@ NOTICES = {
     "outbox.unfit": "What {actor} did does not fit a record; it is named by its digest",
     "key.published": "A new {use} key was published", "key.retired": "A {use} key was retired",
 }  # fmt: skip
+
+
+def _past_the_pages(statement: Statement) -> str:
+    """A change of what is kept that was made in the database itself (audit migration 0015)."""
+    done = OPERATIONS.get(str(statement.get("action")).removeprefix("row."), "changed")
+    what = TABLES.get(str(statement.get("table")), "row")
+    return f"{actor_words(statement.get('actor'))} {done} a {what}, past these pages"
 
 
 def _notice(statement: Statement) -> str:

@@ -11,7 +11,7 @@ APPEND_ONLY = ["audit_batch"]
 HEAD_COLUMNS = ["next", "at", "batch", "drained"]
 SUBJECT_COLUMNS = ["email", "email_key", "blocked_at", "signed_out_at"]
 # They run as the owner, for triggers alone.
-DEFINERS = ["muniment_policy_change", "muniment_number_changes", "muniment_subject_change"]
+DEFINERS = ["muniment_policy_change", "muniment_number_changes", "muniment_subject_change", "muniment_keeping_change"]
 OUTBOX_COLUMNS = ["record_index", "private"]
 # Of a hold only its release: what it covers cannot be narrowed.
 HOLD_COLUMNS = [

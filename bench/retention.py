@@ -74,7 +74,7 @@ def _fill(records: int) -> None:
 
 def _due(records: int) -> list[tuple[int, int]]:
     """What is due, page by page, as a run asks for it; without the tree, which this log does not have."""
-    from audit.retention import deciding as deciding
+    from audit.retention import deciding
     from audit.retention.sql import Window
 
     asked, found = deciding.question(datetime.now(UTC)), deciding.Decided()

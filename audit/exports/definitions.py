@@ -13,8 +13,7 @@ from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from audit.evidence import controls
-from audit.exports import due, formats, queue
-from audit.exports import schedules as schedules
+from audit.exports import due, formats, queue, schedules
 from audit.exports.columns import COLUMNS, PERSONAL
 from audit.exports.schedules import ScheduleError
 from audit.models import Destination, Export, ExportRun

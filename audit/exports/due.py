@@ -12,8 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.text import slugify
 
-from audit.exports import manifest, queue
-from audit.exports import schedules as schedules
+from audit.exports import manifest, queue, schedules
 from audit.exports.formats import EXTENSIONS
 from audit.exports.schedules import ScheduleError
 from audit.models import Export, ExportRun

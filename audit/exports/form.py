@@ -14,7 +14,7 @@ from django.utils import timezone
 from django.utils.text import capfirst
 
 from audit.admin_base import PlainForm
-from audit.exports import schedules as schedules
+from audit.exports import schedules
 from audit.exports.columns import COLUMNS, DEFAULT, PERSONAL
 from audit.exports.definitions import Definition
 from audit.exports.formats import WITH_COLUMNS

@@ -11,8 +11,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.views.decorators.http import require_POST, require_safe
 
-from audit.exports import definitions, words
-from audit.exports import downloads as downloads
+from audit.exports import definitions, downloads, words
 from audit.exports.page import Button, allowed
 from audit.models import Export, ExportRun
 from audit.models.handing import OPEN

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from django.utils.text import capfirst
 
-from audit.exports import schedules as schedules
+from audit.exports import schedules
 from audit.exports.due import STALE
 from audit.exports.schedules import ScheduleError
 from audit.models import Export, ExportRun

@@ -10,7 +10,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from audit.models import RetentionFloor, RetentionRule
-from audit.retention import floors as floors
+from audit.retention import floors
 from audit.retention import words as retention_words
 from audit.retention.deciding import rule_of
 from audit.retention.floors import Preset

@@ -16,7 +16,7 @@ from audit import logtree
 from audit.holds_sql import covered_sql
 from audit.live_seams import seams
 from audit.models import Hold, Log, Outbox, RetentionFloor, RetentionRule, RetentionRun, RetentionStep, RollupState
-from audit.retention import floors as floors
+from audit.retention import floors
 from audit.retention.rules import Rule, shortest
 from audit.retention.sql import Question, Window
 

@@ -21,8 +21,7 @@ from audit.admin_base import PlainForm, ReasonField, ReasonForm, validate_reason
 from audit.models import Hold, RetentionRule, RetentionRun, RetentionStep
 from audit.record_page import Pill
 from audit.records_form import Directory, OpenChoice, printable
-from audit.retention import changes, words
-from audit.retention import floors as floors
+from audit.retention import changes, floors, words
 from audit.retention.changes import BelowFloor, RuleError
 from audit.retention.deciding import rule_of
 from audit.retention.floors import Preset

@@ -23,7 +23,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from audit import tasks
-from audit.exports import downloads as downloads
+from audit.exports import downloads
 from audit.exports import mail as export_mail
 from audit.exports import store as export_store
 from audit.exports.mail import MailFailed

@@ -302,7 +302,7 @@ def test_killed_at_any_step_it_is_done_by_the_next_run_and_recorded_once(
                 guard, "locked", lambda *a, **k: real(*a, **k) if next(calls) < 2 else (_ for _ in ()).throw(Killed)
             )
         else:
-            where, name = (erasing.erasure_exports, "flag") if step == "flag" else (erasing, step)
+            where, name = (erasing.of_exports, "flag") if step == "flag" else (erasing, step)
 
             def killed(*_: Any, **__: Any) -> None:
                 raise Killed
@@ -384,7 +384,7 @@ def test_files_of_exports_that_hold_the_user_are_flagged_and_no_others(uid: str,
     erasing.work()
     assert set(ExportRun.objects.filter(erased_since=[uid]).values_list("pk", flat=True)) == flagged
     assert set(ExportRun.objects.filter(erased_since=[]).values_list("pk", flat=True)) == spared
-    assert erasing.erasure_exports.flag(uid, "owner") == 0, "once is enough"
+    assert erasing.of_exports.flag(uid, "owner") == 0, "once is enough"
 
 
 # --- what verification says -------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_wrong_input_is_one_line_and_status_2(log: Past, monkeypatch: pytest.Mon
     def taken(**more: Any) -> None:
         raise running.Running
 
-    monkeypatch.setattr(command.retention, "run", taken)
+    monkeypatch.setattr(command.running, "run", taken)
     with pytest.raises(CommandError) as refused:
         told()
     assert refused.value.returncode == 2 and "another process" in str(refused.value)

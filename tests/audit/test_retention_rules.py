@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audit import bundle_reading, record_words, verification
-from audit.retention import floors as floors
+from audit.retention import floors
 from audit.retention import words as retention_words
 from audit.retention.rules import CALLS, KEPT, TYPES, Facts, Rule, counts, ordered, shortest
 

@@ -8,7 +8,7 @@ from celery.schedules import crontab
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit.exports import schedules as schedules
+from audit.exports import schedules
 from audit.exports.schedules import ScheduleError, parse
 
 
