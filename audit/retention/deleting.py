@@ -1,12 +1,14 @@
 """Deleting what steps of retention name, once their records are sealed.
 
 Where most of a month goes, a new table is filled with what stays and takes the old one's place; where little goes, rows
-are deleted by index, a few thousand at a time. Each is one transaction under the guard row, in which the holds are
-asked once more, and waits at most 200 ms for a lock, so that no call waits for it. Done again it does nothing."""
+are deleted by index, a few thousand at a time. Each is one transaction under the guard row, in which the holds and the
+rules are asked once more, and waits at most 200 ms for a lock, so that no call waits for it. Done again it does
+nothing."""
 
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import date
 from typing import Any, TypeVar
 
@@ -18,7 +20,7 @@ from django.utils import timezone
 from audit import guard
 from audit.holds_sql import covered_sql
 from audit.models import Record, RetentionRun, RetentionStep
-from audit.retention.deciding import bounds, holds, newest_day
+from audit.retention.deciding import bounds, holds, newest_day, rules
 
 BATCH = 5000  # records in one transaction
 PIECES = 1000  # ranges in one transaction
@@ -39,13 +41,18 @@ class Busy(Exception):
     """A lock could not be had, although it was asked for again and again."""
 
 
+class Changed(Exception):
+    """The rules are not those any more by which the run decided."""
+
+
 class TooMuch(Exception):
     """More would have to be copied than is good while others wait for the guard row."""
 
 
 def delete(month: date, steps: Sequence[RetentionStep], until: float) -> bool:
     """Delete what the steps of a month name; whether all of it is done. Stops between two transactions when
-    `time.monotonic()` is past `until`. Raises Busy; then, as after a kill, it is done again from where it stopped."""
+    `time.monotonic()` is past `until`. Raises Busy; then, as after a kill, it is done again from where it stopped.
+    Raises Changed, and deletes nothing more."""
     name = _table(month)
     if name is not None and _replaced(name, month, steps):
         return True
@@ -73,6 +80,17 @@ def pieces(ranges: Ranges) -> Iterator[list[tuple[int, int]]]:
                 part, room = [], BATCH
     if part:
         yield part
+
+
+def followed() -> list[dict[str, Any]]:
+    """The rules as they are followed now, as a run keeps them."""
+    return [asdict(rule) for rule in rules()]
+
+
+def still(run: int) -> None:
+    """Raises Changed unless a run's rules are those that are followed now; asked in each transaction that deletes."""
+    if RetentionRun.objects.using("owner").values_list("rules", flat=True).get(pk=run) != followed():
+        raise Changed
 
 
 def others(ranges: Ranges) -> list[tuple[int, int]]:
@@ -105,6 +123,7 @@ def patiently(do: Callable[[], T]) -> T:
 def _batch(month: date, step: RetentionStep, piece: Sequence[tuple[int, int]]) -> None:
     """Delete a few records: all that no hold covers by now."""
     with guard.locked(using="owner", lock_timeout=LOCK), connections["owner"].cursor() as cursor:
+        still(step.run)
         covered, params = covered_sql(holds("owner"))
         cursor.execute(f"SET LOCAL statement_timeout = '{SECONDS}s'; SET LOCAL muniment.maintenance = 'on'")
         cursor.execute(
@@ -175,6 +194,7 @@ def _replace(name: str, month: date, steps: Sequence[RetentionStep], ranges: Ran
     only the last part, that moves no rows, has locks that calls wait for. Raises TooMuch."""
     low, high = bounds(month)
     with guard.locked(using="owner", lock_timeout=LOCK), connections["owner"].cursor() as cursor:
+        still(steps[0].run)
         cursor.execute(f"SET LOCAL statement_timeout = '{SECONDS}s'")
         kept = f"{name}_kept"
         # The check spares the attachment a look at every row.

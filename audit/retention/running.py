@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from itertools import groupby
@@ -21,7 +20,7 @@ from django.utils import timezone
 from audit import alerts, logtree, rollups
 from audit.models import Anchoring, AnchorState, Outbox, Record, RetentionRun, RetentionStep
 from audit.retention import daily_keys, deciding, deleting
-from audit.retention.deleting import Busy, patiently
+from audit.retention.deleting import Busy, Changed, followed, patiently, still
 from muniment import statements
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ def run(now: datetime | None = None, wait: float = WAIT) -> RetentionRun:
     what goes wrong is in the run (`failed`, with words) and in an alert."""
     with _alone():
         found = unfinished() or RetentionRun.objects.using("owner").create(
-            state="deciding", began_at=now or timezone.now(), rules=_rules()
+            state="deciding", began_at=now or timezone.now(), rules=followed()
         )
         return _proceed(found, wait)
 
@@ -105,8 +104,7 @@ def _proceed(found: RetentionRun, wait: float) -> RetentionRun:
         if found.state in ("deciding", "failed"):
             _say(found, "deciding", ended_at=None)
             _decide(found)
-        if _changed(found):
-            return found
+        still(found.pk)
         _await(found, wait)
         _say(found, "deleting")
         if _delete(found, until):
@@ -115,6 +113,8 @@ def _proceed(found: RetentionRun, wait: float) -> RetentionRun:
             _say(found, "deleting", "It goes on within five minutes.")
     except Waiting as reason:
         _say(found, "waiting", str(reason))
+    except Changed:
+        _over(found)
     except Exception as error:
         _failed(found, error)
     return found
@@ -143,18 +143,10 @@ def _failed(found: RetentionRun, error: Exception) -> None:
     alerts.raise_alert("retention-failed", "", words)
 
 
-def _rules() -> list[dict[str, Any]]:
-    """The rules as they are followed now."""
-    return [asdict(rule) for rule in deciding.rules()]
-
-
-def _changed(found: RetentionRun) -> bool:
-    """Whether the rules are others by now: then nothing more is deleted by the old ones, and the run is over."""
-    if found.rules == _rules():
-        return False
+def _over(found: RetentionRun) -> None:
+    """The rules are others by now: nothing more is deleted by the old ones, and the run is over."""
     RetentionStep.objects.using("owner").filter(run=found.pk, done_at=None).update(done_at=timezone.now())
     _done(found, "The rules were changed meanwhile: what was not deleted yet is decided anew by the next run.")
-    return True
 
 
 # --- deciding -----------------------------------------------------------------------------------------------

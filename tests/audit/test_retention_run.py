@@ -182,6 +182,30 @@ def test_rules_that_change_before_it_deletes_end_a_run(log: Past) -> None:
     assert findings() == []  # what was told and not done is no finding
 
 
+@pytest.mark.parametrize("most", [20_000, 0], ids=["a new table", "in batches"])
+def test_rules_that_change_while_it_deletes_end_a_run_before_its_next_transaction(
+    log: Past, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(deleting, "KEPT_MOST", most)
+    gone, spared = log.at(2025, 1, 11).call(3), log.at(2025, 2, 11).call(3)
+    log.at(2025, 8, 1).call()
+    made, real = rule(30), deleting.delete
+    log.seal()
+    running.run(log.now, wait=0)
+    log.seal()
+
+    def changed_behind(month: Any, steps: Any, until: float) -> bool:
+        done = real(month, steps, until)
+        RetentionRule.objects.filter(pk=made.pk).update(days=3650)
+        return done
+
+    monkeypatch.setattr(deleting, "delete", changed_behind)
+    run = running.go_on(wait=0)
+    assert run is not None and run.state == "done" and "changed" in run.words and run.deleted == 3
+    assert there(*gone) == 0 and there(*spared) == 3
+    assert running.go_on(wait=0) is None and findings() == []
+
+
 def test_an_entry_that_became_something_else_deletes_nothing_and_says_so(log: Past) -> None:
     old = log.at(2025, 2, 3).call(5)
     log.at(2025, 6, 1).call()
