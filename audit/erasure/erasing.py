@@ -42,6 +42,7 @@ CLEAR = (  # of names that are ours
 )
 BEGINNING = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 WORKING = 0x65726173  # an advisory lock
+FAILED = "It ended early ({}); see the worker's log. It is tried again within a minute."
 BUSY = "The database was busy or away; it is tried again within a minute."
 
 
@@ -56,6 +57,9 @@ def work() -> int:
             except OperationalError as error:  # a lock that was not to be had, or the database is away
                 logger.warning("erasure %d waits: %s", row.pk, type(error).__name__)
                 note(row.pk, BUSY)
+            except Exception as error:  # of this one: the others are done all the same
+                logger.error("erasure %d failed: %s", row.pk, type(error).__name__)
+                note(row.pk, FAILED.format(type(error).__name__))
     return moved
 
 

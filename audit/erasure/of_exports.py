@@ -5,46 +5,55 @@ out: the key is gone."""
 from typing import Any
 from urllib.parse import parse_qsl
 
-from django.db.models import CharField, F, Func, Q, Value
+from django.db.models import CharField, F, Func, Q, QuerySet, Value
 
-from audit.models import Export, ExportRun, Record
+from audit.models import ExportRun, Record
 from audit.records_form import ABSENT, FILTERS, NONE
 
-MOST = 1000  # runs that are looked at, the newest
+MOST = 1000  # runs that the page looks at, the newest; in one page of those that are marked
 # Equal to a column of the record; the others make a search narrower still, which is not looked at.
 EXACT = frozenset({"client", "tool", "backend", "tenant", "decision", "reason", "mode", "type", "subject"})
 
 
-def runs(using: str = "default") -> list[ExportRun]:
-    """The newest runs with personal data that have begun, of which a file is kept or was handed over."""
+def runs(using: str = "default") -> QuerySet[ExportRun]:
+    """The runs with personal data that have begun, of which a file is kept or was handed over, the newest first."""
     begun = ExportRun.objects.using(using).filter(personal=True, first__isnull=False)
     there = begun.exclude(state="cancelled").filter(Q(removed_at=None) | Q(delivered_at__isnull=False))
-    return list(there.order_by("-created_at")[:MOST])
+    return there.order_by("-pk")
 
 
 def holding(uid: str, using: str = "default") -> list[ExportRun]:
-    """Those of them whose range and search cover a record of the user with protected details."""
-    found = runs(using)
-    exports = Export.objects.using(using).filter(pk__in={run.export for run in found})
-    queries = dict(exports.values_list("pk", "query"))
-    return [run for run in found if _holds(run, queries.get(run.export, ""), uid, using)]
+    """Those of the newest MOST whose range and search cover a record of the user with protected details. A record that
+    retention has deleted by then tells nothing any more."""
+    return [run for run in runs(using)[:MOST] if _holds(run, uid, using)]
 
 
 def flag(uid: str, using: str) -> int:
-    """Mark them as holding a user who was erased since; how many were marked anew."""
-    marked = 0
-    for run in holding(uid, using):
-        fresh = ExportRun.objects.using(using).filter(pk=run.pk).exclude(erased_since__contains=[uid])
-        marked += fresh.update(erased_since=Func(F("erased_since"), Value(uid, CharField()), function="array_append"))
+    """Mark all of them as holding a user who was erased since; how many were marked anew. Once more it goes on, and
+    marks nothing twice."""
+    marked, below = 0, 2**63 - 1
+    while page := list(runs(using).filter(pk__lt=below)[:MOST]):
+        for run in page:
+            if uid not in run.erased_since and _holds(run, uid, using):
+                marked += _mark(run, uid, using)
+        below = page[-1].pk
     return marked
 
 
-def _holds(run: ExportRun, query: str, uid: str, using: str) -> bool:
-    written = Q(index__lt=run.next) if run.state == "running" and run.next is not None else Q(index__lte=run.last)
+def _mark(run: ExportRun, uid: str, using: str) -> int:
+    fresh = ExportRun.objects.using(using).filter(pk=run.pk).exclude(erased_since__contains=[uid])
+    return fresh.update(erased_since=Func(F("erased_since"), Value(uid, CharField()), function="array_append"))
+
+
+def _holds(run: ExportRun, uid: str, using: str) -> bool:
+    """By the search as it was when the run was begun: the export may have another by now. Without one, all counts; and
+    so does all of the range while it is written, since how far that is was saved a moment ago."""
     records = Record.objects.using(using).filter(
-        written, subject=uid, at__gte=run.since, at__lt=run.until, index__gte=run.first, disclosures__isnull=False
-    )
-    return records.filter(**conditions(query)).exists()
+        subject=uid, at__gte=run.since, at__lt=run.until, index__gte=run.first, index__lte=run.last,
+        disclosures__isnull=False,
+    )  # fmt: skip
+    query = run.definition.get("query")
+    return records.filter(**conditions(query if isinstance(query, str) else "")).exists()
 
 
 def conditions(query: str) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class ErasureViews:
         row = Erasure.objects.filter(pk=number).first() if number < 2**63 else None
         if row is None:
             raise Http404("No such erasure.")
-        flagged = [run for run in of_exports.runs() if row.subject in run.erased_since]
+        flagged = list(of_exports.runs().filter(erased_since__contains=[row.subject])[: of_exports.MOST])
         context = {
             **self.site.each_context(request), "title": f"Erasure {row.pk}", "line": lines([row])[0], "row": row,
             "steps": steps(row), "holds": Hold.objects.filter(pk__in=row.holds).order_by("pk"), "exports": flagged,

@@ -345,6 +345,18 @@ def test_a_look_that_is_under_way_does_not_make_calls_wait(world: World, uid: st
     assert erasing.work() == 1 and found(uid) == set()
 
 
+def test_one_that_cannot_be_done_says_so_and_holds_up_no_other(uid: str, other: str, pia: Any) -> None:
+    """A row that somebody put there: as if the hashes were all that is left to do, of a user who was not erased."""
+    now = timezone.now()
+    forged = Erasure.objects.create(
+        subject=other, state="erased", asked_by="staff:1", asked_at=now - timedelta(days=1), erased_at=now
+    )
+    asking.ask(pia, uid, **ASKED)
+    assert erasing.work() == 1 and found(uid) == set() and found(other) == ALL
+    forged.refresh_from_db()
+    assert "ended early" in forged.words and other not in forged.words
+
+
 # --- what is left of it elsewhere -------------------------------------------------------------------------------
 
 
@@ -358,12 +370,14 @@ def test_it_is_complete_when_the_last_backup_has_expired(uid: str, pia: Any) -> 
     assert made.state == "complete"
 
 
-def test_files_of_exports_that_hold_the_user_are_flagged_and_no_others(uid: str, other: str, pia: Any) -> None:
+def test_files_of_exports_that_hold_the_user_are_flagged_and_no_others(
+    uid: str, other: str, pia: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now, last = timezone.now(), Record.objects.latest("index").index
     export = Export.objects.create(name="all", owner="staff:1", format="jsonl", created_at=now, personal=True)
     mine = Export.objects.create(
-        name="bob", owner="staff:1", format="jsonl", created_at=now, personal=True, query=f"subject={other}&window=30d"
-    )
+        name="bob", owner="staff:1", format="jsonl", created_at=now, personal=True, query=f"subject={uid}&window=30d"
+    )  # which was of the other user when its run was made
 
     def run(export: Export, **more: Any) -> int:
         slot = now + timedelta(seconds=ExportRun.objects.count())
@@ -371,15 +385,18 @@ def test_files_of_exports_that_hold_the_user_are_flagged_and_no_others(uid: str,
         times = {"since": now - timedelta(days=1), "until": now + timedelta(days=1), "created_at": now, "slot": slot}
         return ExportRun.objects.create(export=export.pk, owner="staff:1", **(given | times | more)).pk
 
+    was, odd = {"definition": {"query": f"subject={other}"}}, {"definition": {"query": 3}}
     flagged = {
         run(export), run(export, state="running"), run(export, removed_at=now, delivered_at=now),
-        run(export, state="failed"),
+        run(export, state="failed"), run(export, **odd),
+        # How far it is was saved a moment ago: more may be written.
+        run(export, state="running", next=0),
     }  # fmt: skip
     spared = {
-        run(export, personal=False), run(mine), run(export, removed_at=now), run(export, first=None, last=None),
-        run(export, state="cancelled"), run(export, state="running", next=0), run(export, first=last + 1),
-        run(export, until=now - timedelta(hours=1)),
+        run(export, personal=False), run(mine, **was), run(export, removed_at=now), run(export, first=None, last=None),
+        run(export, state="cancelled"), run(export, first=last + 1), run(export, until=now - timedelta(hours=1)),
     }  # fmt: skip
+    monkeypatch.setattr(erasing.of_exports, "MOST", 2)  # all are marked, not the newest alone
     asking.ask(pia, uid, **ASKED)
     erasing.work()
     assert set(ExportRun.objects.filter(erased_since=[uid]).values_list("pk", flat=True)) == flagged
