@@ -144,7 +144,6 @@ def _retention(p: Pulse) -> Iterator[Line]:
     run = RetentionRun.objects.order_by("-began_at").first()
     held = Hold.objects.filter(released_at=None).count()
     holds = f" {counted(held, 'legal hold')} in force." if held else ""
-    every = timedelta(seconds=settings.CELERY_BEAT_SCHEDULE["retention"]["schedule"])
     if run is None:
         yield Line(OK, "retention", f"No run yet.{holds}")
         return
@@ -157,7 +156,8 @@ def _retention(p: Pulse) -> Iterator[Line]:
     elif p.now - run.began_at > RETENTION_LATE:
         yield Line(LOOK, "retention", f"{began}; another is overdue.{holds}")
     else:
-        due = run.began_at + every
+        left = settings.CELERY_BEAT_SCHEDULE["retention"]["schedule"].remaining_estimate(p.now)
+        due = p.now + left + timedelta(seconds=1)  # it is a moment less by when it is told
         yield Line(OK, "retention", f"{began}, {run.deleted:,} deleted. Next {due:%Y-%m-%d %H:%M} UTC.{holds}")
 
 
