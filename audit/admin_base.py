@@ -25,6 +25,7 @@ from audit.outbox import attribute
 
 MAX_REASON = 500
 REFUSED = "_muniment_refused"  # on a request: what the database said to the same form a moment ago
+HERE = "_muniment_here"  # on a request: the route of the navigation's line that its page belongs to
 # The database's own words for what it refused are not for people; these are, by constraint.
 CONSTRAINTS = {
     "scope_implies_no_cycle": "The implications would form a cycle.",

@@ -7,6 +7,8 @@ from typing import Any
 from django.http import HttpRequest
 from django.urls import reverse
 
+from audit.admin_base import HERE
+
 MOST_SHOWN = 99
 # Label, route, and the permission that seeing the page takes; None: everybody on the staff.
 Line = tuple[str, str, str | None]
@@ -29,11 +31,11 @@ NAVIGATION: list[tuple[str, list[Line]]] = [
         ("Users", "admin:audit_subject_changelist", "audit.view_subject"),
         ("Exports", "admin:exports", "audit.view_export"),
         ("Evidence packs", "admin:evidence_packs", "audit.view_export"),
-        ("Why calls are refused", "admin:reasons", None),
-        ("Log", "admin:log", "audit.view_record"),
         ("Retention", "admin:retention", "audit.view_retentionrule"),
         ("Legal holds", "admin:holds", "audit.view_hold"),
         ("Erasures", "admin:erasures", "audit.view_erasure"),
+        ("Log", "admin:log", "audit.view_record"),
+        ("Why calls are refused", "admin:reasons", None),
         ("Outbox", "admin:audit_outbox_changelist", "audit.view_outbox"),
         ("Published keys", "admin:audit_publishedkey_changelist", "audit.view_publishedkey"),
     ]),
@@ -121,8 +123,9 @@ def _is_here(path: str, route: str, url: str) -> bool:
 
 
 def navigation(request: HttpRequest) -> list[tuple[str, list[Link]]]:
-    """The sections that the viewer has a page in, with what waits for them."""
-    sections = []
+    """The sections that the viewer has a page in, with what waits for them. A view whose path does not say which line
+    it belongs to says so by the attribute HERE of the request."""
+    sections, told = [], getattr(request, HERE, None)
     for name, found in NAVIGATION:
         links = []
         for label, route, permission in found:
@@ -130,7 +133,8 @@ def navigation(request: HttpRequest) -> list[tuple[str, list[Link]]]:
                 continue
             url = reverse(route)
             count = capped(COUNTS[route](request.user)) if route in COUNTS else ""
-            links.append(Link(label, url, _is_here(request.path, route, url), count))
+            here = _is_here(request.path, route, url) if told is None else told == route
+            links.append(Link(label, url, here, count))
         if links:
             sections.append((name, links))
     return sections

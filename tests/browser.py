@@ -19,6 +19,12 @@ WIDTH = """new Promise(done => requestAnimationFrame(() => requestAnimationFrame
     () => done(document.documentElement.scrollWidth))))"""
 TOO_WIDE = """[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth)
     .map(e => e.outerHTML.slice(0, 100))"""
+# Words that stand below each other letter by letter.
+SQUEEZED = """[...document.querySelectorAll('main *')].filter(e => {
+    const text = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.textContent.trim()).join('')
+    const box = e.getBoundingClientRect(), line = parseFloat(getComputedStyle(e).lineHeight)
+    return text.length > 1 && box.width > 4 && box.width < 2 * line && box.height > 1.9 * line
+}).map(e => e.outerHTML.slice(0, 100))"""
 HIGHEST = 1800  # of a picture, in pixels
 PASSWORD = "correct horse battery"
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -74,12 +80,15 @@ class Visitor:
         return [f"{self.page.url}: {v['id']} {[n['html'][:200] for n in v['nodes']]}" for v in grave]
 
     def shot(self, name: str, axe: bool = True) -> None:
-        """Nothing is wider than the page, on a phone neither. With MUNIMENT_SHOTS: pictures, light and dark. `axe` off:
-        without looking for barriers, of a page that is looked at with other data."""
+        """Nothing is wider than the page, nor squeezed into a column of letters, on a phone neither. With
+        MUNIMENT_SHOTS: pictures, light and dark. `axe` off: without looking for barriers, of a page that is looked at
+        with other data."""
         for width, size in (("1440", WIDE), ("390", NARROW)):
             self.page.set_viewport_size(size)
             wide = self.page.evaluate(WIDTH)
             assert wide <= size["width"], f"{name} at {width} is {wide} wide: {self.page.evaluate(TOO_WIDE)}"
+            squeezed = self.page.evaluate(SQUEEZED)
+            assert not squeezed, f"{name} at {width}: {squeezed}"
             for scheme in ("dark", "light"):
                 if self.shots is None:
                     break

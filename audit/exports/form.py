@@ -105,7 +105,7 @@ class ExportForm(PlainForm):
         self.viewer, self.refusal = viewer, personal_refusal(viewer)
         kept = (initial or {}).get("columns", ())
         offered = [*COLUMNS, *(() if self.refusal else PERSONAL), *(c for c in kept if c in PERSONAL and self.refusal)]
-        self._offer("columns", [(name, LABELS.get(name, capfirst(name.replace("_", " ")))) for name in offered])
+        self._offer("columns", [(name, column_label(name)) for name in offered])
         once = "Only when somebody runs it" if "name" in (initial or {}) else "Once, now"
         presets = [(name, schedule_words(name)) for name in schedules.PRESETS]
         self._offer("schedule", [("", once), *presets, (CRONTAB, "By a crontab")])
@@ -240,6 +240,11 @@ class ExportForm(PlainForm):
             else:
                 self.add_error(name if name in self.fields else None, messages)
         return about_search
+
+
+def column_label(name: str) -> str:
+    """What a column is called."""
+    return LABELS.get(name) or capfirst(name.replace("_", " "))
 
 
 def crontab_mistake(text: str) -> str:

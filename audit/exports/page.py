@@ -18,11 +18,11 @@ from django.utils import timezone
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from audit import saved_searches
-from audit.admin_base import ConfirmForm
+from audit.admin_base import HERE, ConfirmForm
 from audit.evidence import controls
 from audit.exports import definitions
 from audit.exports import words as export_words
-from audit.exports.form import LOOK, ExportForm, initial_of, usual
+from audit.exports.form import LOOK, ExportForm, column_label, initial_of, usual
 from audit.models import Destination, Export, ExportRun
 from audit.models.handing import OPEN
 from audit.record_page import Pill
@@ -36,6 +36,10 @@ DELETE = {
     "label": "Delete the export", "danger": True,
     "explanation": "Its schedule ends and runs that are under way are stopped. Files that it made stay here for their"
     " time, and what it did stays in the log.",
+}  # fmt: skip
+DELETE_PACK = {
+    "label": "Delete the pack", "danger": True,
+    "explanation": "Its file stays here for its time, and that it was made stays in the log.",
 }  # fmt: skip
 
 
@@ -108,6 +112,14 @@ def allowed(request: HttpRequest) -> None:
     """Raises PermissionDenied for somebody who may see no exports."""
     if not request.user.has_perm(VIEW):
         raise PermissionDenied
+
+
+def is_pack(request: HttpRequest, export: Export | None) -> bool:
+    """Whether it is an evidence pack; the navigation then marks those, though paths are the same for all exports."""
+    if export is None or export.format != "evidence":
+        return False
+    setattr(request, HERE, "admin:evidence_packs")
+    return True
 
 
 def last_runs(found: Sequence[Export]) -> dict[int, ExportRun]:
@@ -224,7 +236,7 @@ class ExportViews:
         """Save it; one without a schedule that is new runs at once. Raises ValidationError."""
         if export is not None:
             definitions.change(request.user, export, given)
-            messages.success(request, "The export is changed: its next run is as it is now.")
+            messages.success(request, "The export is changed. Its next run follows that.")
             return HttpResponseRedirect(reverse("admin:export", args=[export.pk]))
         made = definitions.make(request.user, given)
         if made.schedule:
@@ -245,8 +257,9 @@ class ExportViews:
             runs = runs.filter(slot__lt=datetime.fromtimestamp(int(before), tz=now.tzinfo))
         found = list(runs[: MOST_RUNS + 1])
         more = len(found) > MOST_RUNS
+        about = self._about(request, export)
         context = {
-            **self._about(request, export), "title": export.name, "export": export,
+            **about, "title": export.name, "export": export,
             "runs": [line(run, now) for run in found[:MOST_RUNS]], "more": more,
             "older": f"?before={int(found[MOST_RUNS - 1].slot.timestamp())}" if more else "",
             "erased": any(run.erased_since for run in found), "buttons": self._buttons(request, export),
@@ -259,9 +272,9 @@ class ExportViews:
         people = names_of([export.owner, *(f"staff:{number}" for number in export.recipients)])
         frameworks = {one.slug: one.name for one in controls.FRAMEWORKS}
         return {
-            "is_pack": export.format == "evidence", "chips": search.chips(), "time_words": search.time_words(),
+            "is_pack": is_pack(request, export), "chips": search.chips(), "time_words": search.time_words(),
             "search_url": search.url() if search.is_valid() and request.user.has_perm("audit.view_record") else "",
-            "format": export_words.format_name(export.format), "columns": export.columns,
+            "format": export_words.format_name(export.format), "columns": [column_label(name) for name in export.columns],
             "frameworks": [frameworks.get(slug, slug) for slug in export.frameworks or frameworks],
             "schedule": export_words.schedule_words(export.schedule), "covers": export_words.covers(export.schedule),
             "next": export_words.times_words(following) if export.schedule else "",
@@ -279,7 +292,7 @@ class ExportViews:
                for name in ("ask", "pause", "resume", "edit", "delete")}  # fmt: skip
         found = [Button("Run now", url["ask"], main=True)]
         if export.schedule or not export.enabled:
-            found.append(Button("Pause", url["pause"]) if export.enabled else Button("Let it run again", url["resume"]))
+            found.append(Button("Pause", url["pause"]) if export.enabled else Button("Resume", url["resume"]))
         if may_edit(request.user, export):
             found.append(Button("Change…", url["edit"], post=False))
         return [*found, Button("Delete…", url["delete"], post=False, danger=True)]
@@ -304,7 +317,7 @@ class ExportViews:
         allowed(request)
         export = export_or_404(number)
         definitions.disable(request.user, export)
-        messages.success(request, "The export is paused. Times that pass meanwhile are caught up later.")
+        messages.success(request, "The export is paused. What is due meanwhile is made up for once it is resumed.")
         return HttpResponseRedirect(reverse("admin:export", args=[export.pk]))
 
     def resume(self, request: HttpRequest, number: int) -> HttpResponse:
@@ -312,7 +325,7 @@ class ExportViews:
         allowed(request)
         export = export_or_404(number)
         definitions.enable(request.user, export)
-        messages.success(request, "The export runs again; what was due meanwhile is made up for.")
+        messages.success(request, "The export is resumed; what was due meanwhile is made up for.")
         return HttpResponseRedirect(reverse("admin:export", args=[export.pk]))
 
     def delete(self, request: HttpRequest, number: int) -> HttpResponse:
@@ -321,13 +334,13 @@ class ExportViews:
         export = export_or_404(number)
         if not definitions.may_change(request.user, export):
             raise PermissionDenied
-        is_pack = export.format == "evidence"
+        pack = is_pack(request, export)
         if request.method == "POST":
             definitions.remove(request.user, export)
-            messages.success(request, "The export is deleted.")
-            return HttpResponseRedirect(reverse("admin:evidence_packs" if is_pack else "admin:exports"))
+            messages.success(request, f"The {'pack' if pack else 'export'} is deleted.")
+            return HttpResponseRedirect(reverse("admin:evidence_packs" if pack else "admin:exports"))
         return self._page(
-            request, "act", title=f"Delete “{export.name}”", name=export.name, action=DELETE, form=ConfirmForm(),
+            request, "act", title=f"Delete “{export.name}”", name=export.name, action=DELETE_PACK if pack else DELETE, form=ConfirmForm(),
             back=reverse("admin:export", args=[export.pk]),
         )  # fmt: skip
 

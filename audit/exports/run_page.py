@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_POST, require_safe
 
 from audit.exports import definitions, downloads, words
-from audit.exports.page import Button, allowed
+from audit.exports.page import Button, allowed, is_pack
 from audit.models import Export, ExportRun
 from audit.models.handing import OPEN
 from audit.record_words import short_uid
@@ -45,9 +45,10 @@ class ExportRunViews:
         allowed(request)
         run = run_or_404(number)
         export = Export.objects.filter(pk=run.export).first()
+        pack = is_pack(request, export)
         context = {
             **self.site.each_context(request), **_live(run), **_facts(run), "title": _title(run),
-            "export": export, "is_pack": export is not None and export.format == "evidence",
+            "export": export, "is_pack": pack,
             "pill": words.state(run, timezone.now()), "buttons": _buttons(request, run, export),
             "may_download": downloads.may_take(request.user, run) and _is_kept(run),
             "no_download": _why_not(run), "verify": verify_command(run, export),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 
 from django.utils.text import capfirst
 
@@ -106,9 +106,11 @@ def size(number: int | None) -> str:
 
 
 def span(since: datetime, until: datetime) -> str:
-    """`25 Nov 2026`, `25 Nov 2026, 10:00 to 11:00`, `1 Nov 2026, 00:00 to 2 Dec 2026, 00:00`, in UTC."""
-    if (since.hour, since.minute, since.second, since.microsecond) == (0, 0, 0, 0) and until == since + timedelta(1):
-        return _date(since)
+    """`25 Nov 2026`, `1 Nov 2026 to 30 Nov 2026` (whole days, the last one included), `25 Nov 2026, 10:00 to 11:00`,
+    `24 Nov 2026, 08:14 to 25 Nov 2026, 08:14`, in UTC."""
+    if (since.time(), until.time()) == (time(), time()) and since < until:
+        last = until - timedelta(1)
+        return _date(since) if last == since else f"{_date(since)} to {_date(last)}"
     end = _clock(until) if since.date() == until.date() else f"{_date(until)}, {_clock(until)}"
     return f"{_date(since)}, {_clock(since)} to {end}"
 
@@ -132,9 +134,10 @@ def format_name(format: str) -> str:
 
 
 def counts_words(counts: Mapping[str, int]) -> str:
-    """`310 allowed, 2 denied, 4 that are no calls`."""
+    """`310 allowed, 2 denied, 4 without a decision`; nothing where no record has one."""
     known = [f"{counts[name]:,} {words}" for name, words in COUNTED.items() if counts.get(name)]
-    if others := sum(number for name, number in counts.items() if name not in COUNTED):
+    others = sum(number for name, number in counts.items() if name not in COUNTED)
+    if others and known:
         known.append(f"{others:,} without a decision")
     return ", ".join(known)
 

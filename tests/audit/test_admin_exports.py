@@ -300,7 +300,7 @@ def test_it_is_paused_resumed_run_and_deleted_each_by_post_and_on_record(table: 
     for what in ("run", "pause", "resume"):
         assert http.get(f"{here}/{what}/").status_code == 405
     http.post(f"{here}/pause/")
-    assert "Let it run again" in text(http.get(f"{here}/")) and "Paused" in text(http.get("/admin/exports/"))
+    assert "Resume" in text(http.get(f"{here}/")) and "Paused" in text(http.get("/admin/exports/"))
     http.post(f"{here}/resume/")
     assert "Pause" in text(http.get(f"{here}/"))
     answer = http.post(f"{here}/run/")
@@ -471,6 +471,15 @@ def test_a_pack_is_made_with_one_click_and_runs(table: Desk, http: HttpClient) -
     assert "Change…" not in page and "HIPAA" in page
 
 
+def test_the_pages_of_a_pack_are_where_packs_are_in_the_navigation(table: Desk, http: HttpClient) -> None:
+    marked = re.compile(r'aria-current="page">([^<]*)')
+    pack, export = table.export(name="A pack", format="evidence", columns=[]), table.export(name="An export")
+    for one, label in ((pack, "Evidence packs"), (export, "Exports")):
+        run = definitions.ask(table.auditor, one)
+        for path in (f"{one.pk}/", f"{one.pk}/delete/", f"runs/{run.pk}/"):
+            assert marked.findall(text(http.get(f"/admin/exports/{path}"))) == [label]
+
+
 def test_a_pack_is_made_downloaded_and_says_how_to_verify_it(table: Desk, http: HttpClient) -> None:
     fill([{}, {}])
     table.seal()
@@ -533,8 +542,16 @@ def test_schedules_sizes_and_spans_in_words() -> None:
     at = datetime(2026, 11, 25, tzinfo=UTC)
     assert export_words.span(at, at + timedelta(days=1)) == "25 Nov 2026"
     assert export_words.span(at.replace(hour=10), at.replace(hour=11)) == "25 Nov 2026, 10:00 to 11:00"
-    assert export_words.span(at, at + timedelta(days=2)) == "25 Nov 2026, 00:00 to 27 Nov 2026, 00:00"
+    assert export_words.span(at, at + timedelta(days=2)) == "25 Nov 2026 to 26 Nov 2026"
+    assert export_words.span(at, at + timedelta(hours=30)) == "25 Nov 2026, 00:00 to 26 Nov 2026, 06:00"
     assert export_words.next_times("0 0 31 2 *", at) == [] and export_words.next_times("x", at) == []
+
+
+def test_columns_and_counts_are_called_what_people_call_them(table: Desk, http: HttpClient) -> None:
+    export = table.export(columns=["time", "user known by"])
+    assert "<dd>Time, User known by</dd>" in text(http.get(f"/admin/exports/{export.pk}/"))
+    assert export_words.counts_words({"allow": 1, "deny": 2, "none": 3}) == "1 allowed, 2 denied, 3 without a decision"
+    assert export_words.counts_words({"none": 3}) == "" == export_words.counts_words({})
 
 
 def test_progress_never_says_more_than_all_nor_less_than_nothing() -> None:
