@@ -39,7 +39,8 @@ def entries(text: str) -> list[dict[str, Any]]:
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ListError(f"it is not YAML{where}") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+    # A tag on what is no such value makes PyYAML raise whatever comes: KeyError, AttributeError, ...
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
         raise ListError("it is not YAML, or gives a key twice") from None
     found = [] if document is None else document
     if not isinstance(found, list) or len(found) > MAX_ENTRIES:

@@ -61,7 +61,8 @@ def _entries(text: str) -> list[Any]:
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"it is not YAML{where}") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+    # A tag on what is no such value makes PyYAML raise whatever comes: KeyError, AttributeError, ...
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
         raise ConfigError("it is not YAML, or gives a key twice") from None
     entries = [] if document is None else document
     if not isinstance(entries, list) or len(entries) > MAX_ENTRIES:

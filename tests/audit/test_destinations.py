@@ -133,6 +133,10 @@ class TestEntries:
             "{name: a, name: s3cret, kind: directory, path: /x}",
             "{name: a, kind: directory, path: /x, s3cret: *x}",
             "{name: s3cret, kind: ",
+            "{name: a, kind: directory, path: !!bool s3cret}",
+            "{name: a, kind: directory, path: !!timestamp s3cret}",
+            "{name: a, kind: directory, path: !!int '', more: s3cret}",
+            "{name: a, kind: directory, path: \"\\UFFFFFFFF\", more: s3cret}",
         ],
     )  # fmt: skip
     def test_what_cannot_be_is_refused_in_one_line_without_any_value(self, entry: str) -> None:
