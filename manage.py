@@ -29,7 +29,8 @@ def main() -> None:
     try:
         execute_from_command_line(sys.argv)
     except ImproperlyConfigured as error:
-        sys.exit(f"muniment: {error}")
+        sys.stderr.write(f"muniment: {error}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ SHORTEST_SECRET = 8  # a shorter one would take words out of every line
 LOOKS_SECRET = 16
 WORDS = re.compile(r"[^\s'\",{}\[\]]+")
 FORMATS = ("json", "text")
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 # Each leaves its first group, which says what was there.
 PATTERNS = [

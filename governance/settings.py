@@ -11,21 +11,22 @@ import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import environ
 from celery.schedules import crontab
 from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
+from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from governance import logs, role_mapping
+from governance.environment import Environment
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-env = environ.Env()
+env = Environment()
 
 MUNIMENT_MODE = env.str("MUNIMENT_MODE", "production")
 MUNIMENT_PROCESS = env.str("MUNIMENT_PROCESS", "manage")
 MUNIMENT_DEMO = MUNIMENT_MODE == "demo"
-MUNIMENT_VAR = Path(env.str("MUNIMENT_VAR", "var")).absolute()
+MUNIMENT_VAR = Path(env.str("MUNIMENT_VAR", "") or "var").absolute()
 MUNIMENT_PORT = env.int("MUNIMENT_PORT", 8000)
 
 if MUNIMENT_MODE not in ("production", "demo"):
@@ -55,6 +56,8 @@ def read_secret(name: str) -> str | None:
             value = Path(path).read_text().strip()
         except OSError as error:
             raise ImproperlyConfigured(f"{name}_FILE cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ImproperlyConfigured(f"{name}_FILE cannot be read: it is no text") from None
     logs.hide(value)
     return value or None
 
@@ -251,10 +254,14 @@ WEB_LIMITS = {"options": "-c lock_timeout=2s -c statement_timeout=10s"}
 
 def database(variable: str) -> dict[str, object]:
     """Django's settings for a PostgreSQL URL; the only database there is."""
-    url = read_secret(variable)
-    if not url or urlsplit(url).scheme not in ("postgres", "postgresql"):
-        raise ImproperlyConfigured(f"{variable} (or {variable}_FILE) must be a postgresql:// URL")
-    parts = conninfo_to_dict(url)
+    url = read_secret(variable) or ""
+    wrong = ImproperlyConfigured(f"{variable} (or {variable}_FILE) must be a postgresql:// URL")
+    if not url.startswith(("postgres://", "postgresql://")):
+        raise wrong
+    try:
+        parts = conninfo_to_dict(url)
+    except ProgrammingError:  # its words may hold the password
+        raise wrong from None
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": parts.pop("dbname", ""),
@@ -275,8 +282,8 @@ if read_secret("DATABASE_OWNER_URL"):
     DATABASES["owner"] = database("DATABASE_OWNER_URL")
 MUNIMENT_SERVING_ROLE = str(DATABASES["default"]["USER"])
 REDIS_URL = read_secret("REDIS_URL") or ""
-if not REDIS_URL:
-    raise ImproperlyConfigured("REDIS_URL (or REDIS_URL_FILE) is missing")
+if not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
+    raise ImproperlyConfigured("REDIS_URL (or REDIS_URL_FILE) must be a redis://, rediss:// or unix:// URL")
 
 CELERY_BROKER_URL = read_secret("CELERY_BROKER_URL") or REDIS_URL
 CELERY_TASK_IGNORE_RESULT = True
@@ -369,7 +376,7 @@ def days(variable: str, default: int, least: int = 1) -> int:
 
 
 # Where the files of exports are kept for download, and for how long.
-MUNIMENT_EXPORTS = Path(env.str("MUNIMENT_EXPORTS", str(MUNIMENT_VAR / "exports"))).absolute()
+MUNIMENT_EXPORTS = Path(env.str("MUNIMENT_EXPORTS", "") or MUNIMENT_VAR / "exports").absolute()
 MUNIMENT_EXPORT_DAYS = days("MUNIMENT_EXPORT_DAYS", 30)
 # How long backups are kept: so long after an erasure the user may still be in one.
 MUNIMENT_BACKUP_DAYS = days("MUNIMENT_BACKUP_DAYS", 35, least=0)
@@ -377,7 +384,7 @@ MUNIMENT_BACKUP_DAYS = days("MUNIMENT_BACKUP_DAYS", 35, least=0)
 MUNIMENT_UNESTABLISHED_DAYS = days("MUNIMENT_UNESTABLISHED_DAYS", 30)
 # The log's name for ever (C2SP tlog-checkpoint: a schema-less URL); it must not change when the host does.
 MUNIMENT_LOG_ORIGIN = env.str("MUNIMENT_LOG_ORIGIN", f"{urlsplit(MUNIMENT_URL).hostname or 'muniment'}/log")
-MUNIMENT_SEAL_STATE = Path(env.str("MUNIMENT_SEAL_STATE", str(MUNIMENT_VAR / "seal"))).absolute()
+MUNIMENT_SEAL_STATE = Path(env.str("MUNIMENT_SEAL_STATE", "") or MUNIMENT_VAR / "seal").absolute()
 # Keys that the verification trusts, as lines or as a saved /v1/keys; else it believes those that the log begins with.
 MUNIMENT_TRUST = env.str("MUNIMENT_TRUST_FILE", "")
 MUNIMENT_ANCHORS = (read_secret("MUNIMENT_ANCHORS") or "").split()
@@ -420,4 +427,7 @@ DEFAULT_FROM_EMAIL = env.str("MUNIMENT_EMAIL_FROM", f"muniment@{urlsplit(MUNIMEN
 MUNIMENT_LOG_FORMAT = env.str("MUNIMENT_LOG_FORMAT", "text" if MUNIMENT_DEMO else "json")
 if MUNIMENT_LOG_FORMAT not in logs.FORMATS:
     raise ImproperlyConfigured("MUNIMENT_LOG_FORMAT must be json or text")
-LOGGING = logs.configuration(MUNIMENT_PROCESS, env.str("MUNIMENT_LOG_LEVEL", "INFO"), MUNIMENT_LOG_FORMAT)
+MUNIMENT_LOG_LEVEL = env.str("MUNIMENT_LOG_LEVEL", "INFO")
+if MUNIMENT_LOG_LEVEL not in logs.LEVELS:
+    raise ImproperlyConfigured(f"MUNIMENT_LOG_LEVEL must be one of {', '.join(logs.LEVELS)}")
+LOGGING = logs.configuration(MUNIMENT_PROCESS, MUNIMENT_LOG_LEVEL, MUNIMENT_LOG_FORMAT)

@@ -10,6 +10,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from governance import checks, settings, supervisor_plan
+from governance.environment import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = base64.b64encode(bytes(32)).decode()
@@ -37,7 +38,7 @@ def manage(*arguments: str, **environment: str | None) -> subprocess.CompletedPr
 
 def refused(**environment: str | None) -> str:
     done = manage("check", **environment)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "s3cret-pw" not in done.stderr
     [line] = [line for line in done.stderr.splitlines() if line]
@@ -53,6 +54,39 @@ def test_a_refusal_is_one_line_that_names_the_variable() -> None:
     assert "DATABASE_URL" in refused(DATABASE_URL="sqlite:///x.db")
     assert "REDIS_URL" in refused(REDIS_URL=None)
     assert "MUNIMENT_MODE" in refused(MUNIMENT_MODE="debug")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MUNIMENT_EXPORT_DAYS", "many"),
+        ("MUNIMENT_ANCHOR_INTERVAL", "1 minute"),
+        ("MUNIMENT_EXPORT_PERSONAL", "maybe"),
+        ("MUNIMENT_LOG_LEVEL", "loud"),
+        ("REDIS_URL", "127.0.0.1:6379"),
+        ("DATABASE_URL", "postgresql://muniment:s3cret-pw@[::1/muniment"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_in_one_line_that_does_not_show_it(variable: str, value: str) -> None:
+    line = refused(**{variable: value})
+    assert variable in line
+    assert value not in line
+
+
+def test_a_secret_file_that_is_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pepper").write_bytes(b"\xff\xfe\x00")
+    line = refused(MUNIMENT_PEPPER=None, MUNIMENT_PEPPER_FILE=str(tmp_path / "pepper"))
+    assert "MUNIMENT_PEPPER_FILE" in line
+
+
+def test_numbers_and_switches_are_read_as_they_are_written(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("MUNIMENT_EXPORT_DAYS", "7")
+    environment.setenv("MUNIMENT_EXPORT_PERSONAL", "on")
+    environment.setenv("MUNIMENT_PROXY_TLS", "0")
+    read = Environment()
+    assert settings.days("MUNIMENT_EXPORT_DAYS", 30) == 7
+    assert (read.bool("MUNIMENT_EXPORT_PERSONAL", False), read.bool("MUNIMENT_PROXY_TLS", True)) == (True, False)
+    assert read.int("MUNIMENT_NOT_SET", 5) == 5
 
 
 @pytest.fixture
