@@ -41,12 +41,13 @@ class HoldForm(PlainForm):
     )  # fmt: skip
     subject = forms.CharField(
         required=False, max_length=40, label="User", widget=forms.TextInput(attrs={"placeholder": "usr_…"}),
-        help_text="By uid: Find a person leads to it.",
+        help_text="Their uid. On the page of a user, “Place a hold…” fills it in.",
     )  # fmt: skip
     client = forms.ChoiceField(required=False, label="Client")
     backend = forms.ChoiceField(required=False, label="Backend")
     tool = forms.CharField(
-        required=False, max_length=128, validators=[printable], label="Tool of that backend",
+        required=False, max_length=128, validators=[printable], label="Tool",
+        help_text="Of the backend that you chose.",
         widget=forms.TextInput(attrs={"list": "tools", "autocomplete": "off"}),
     )  # fmt: skip
     tenant = forms.CharField(required=False, max_length=255, validators=[printable], label="Tenant")

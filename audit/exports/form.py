@@ -39,6 +39,7 @@ GROUPS = {
 LABELS = {"sub": "Identifier at the issuer (sub)", "email": "E-mail address", "ip": "IP address"}
 OTHERS, OF_PEOPLE = "More", "Personal data"
 NOT_SEEN = "These show who users are: only who may see personal data can export them."
+NO_PLACE = "No bucket, folder or server is set up. The operator names them in MUNIMENT_DESTINATIONS; then it is here."
 NOT_SET_UP = "This platform’s exports hold no personal data: the operator has not set MUNIMENT_EXPORT_PERSONAL."
 
 
@@ -112,6 +113,8 @@ class ExportForm(PlainForm):
         self.places_known = list(Destination.objects.order_by("name")[:100])
         self._offer("destination", [("", "Keep it for download here"), *map(_place, self.places_known)])
         self._offer("recipients", staff())
+        if not self.places_known:
+            self.fields["destination"].help_text = NO_PLACE
         if not self.fields["recipients"].choices:  # type: ignore[attr-defined]
             self.fields["recipients"].help_text = "No member of staff who may see exports has an e-mail address."
 

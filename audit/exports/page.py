@@ -215,7 +215,7 @@ class ExportViews:
         wrong = bool(form.errors or about_search) and request.method == "POST"
         context = {
             "title": f"Change “{export.name}”" if export else "New export", "form": form, "export": export,
-            "crontab_times": times_said, "search_errors": about_search, "has_destinations": bool(form.places_known),
+            "crontab_times": times_said, "search_errors": about_search,
             "formats": [(name, words) for name, (_, words) in export_words.FORMATS.items()],
             "next_times": form.next_times(), "save": "Save" if export else "Make the export",
             "back": reverse("admin:export", args=[export.pk]) if export else reverse("admin:exports"),
@@ -274,7 +274,8 @@ class ExportViews:
         return {
             "is_pack": is_pack(request, export), "chips": search.chips(), "time_words": search.time_words(),
             "search_url": search.url() if search.is_valid() and request.user.has_perm("audit.view_record") else "",
-            "format": export_words.format_name(export.format), "columns": [column_label(name) for name in export.columns],
+            "format": export_words.format_name(export.format),
+            "columns": [column_label(name) for name in export.columns],
             "frameworks": [frameworks.get(slug, slug) for slug in export.frameworks or frameworks],
             "schedule": export_words.schedule_words(export.schedule), "covers": export_words.covers(export.schedule),
             "next": export_words.times_words(following) if export.schedule else "",
@@ -340,7 +341,8 @@ class ExportViews:
             messages.success(request, f"The {'pack' if pack else 'export'} is deleted.")
             return HttpResponseRedirect(reverse("admin:evidence_packs" if pack else "admin:exports"))
         return self._page(
-            request, "act", title=f"Delete “{export.name}”", name=export.name, action=DELETE_PACK if pack else DELETE, form=ConfirmForm(),
+            request, "act", title=f"Delete “{export.name}”", name=export.name, action=DELETE_PACK if pack else DELETE,
+            form=ConfirmForm(),
             back=reverse("admin:export", args=[export.pk]),
         )  # fmt: skip
 

@@ -47,15 +47,15 @@ class RuleForm(PlainForm):
         help_text="Policy changes, keys, notices, holds, erasures and retention itself are always kept.",
     )  # fmt: skip
     sensitive = forms.TypedChoiceField(
-        required=False, label="Of tools", empty_value=None, coerce=lambda value: value == "yes",
+        required=False, label="Tools", empty_value=None, coerce=lambda value: value == "yes",
         choices=[("", "any"), ("yes", "sensitive ones"), ("no", "those that are not sensitive")],
-        help_text="As they were when they were called.",
+        help_text="Whether a tool was sensitive when it was called.",
     )  # fmt: skip
     backend = OpenChoice("Backend")
     client = OpenChoice("Client")
     tenant = forms.CharField(required=False, max_length=255, validators=[printable], label="Tenant")
     days = forms.IntegerField(
-        min_value=1, max_value=MOST_DAYS, label="Days",
+        min_value=1, max_value=MOST_DAYS, label="Days to keep",
         help_text="From the record's own time. An outcome goes with its call.",
     )  # fmt: skip
     basis = forms.CharField(
@@ -88,7 +88,7 @@ class FloorForm(PlainForm):
         for preset in floors.PRESETS:
             self.fields[preset.key] = forms.ChoiceField(
                 choices=MODES, help_text=preset.source,
-                label=f"{preset.title}: {preset.span}, {preset.days:,} days",
+                label=f"{preset.title}: {preset.span} ({preset.days:,} days)",
             )  # fmt: skip
         self.fields["reason"] = ReasonField()
 

@@ -237,7 +237,7 @@ def previewed(visitor: Visitor) -> None:
     """A rule of retention, and what it will do: all goes but the record under the hold."""
     page = visitor.page
     visitor.go("/admin/retention/add/")
-    page.get_by_label("Days", exact=True).fill("400")
+    page.get_by_label("Days to keep").fill("400")
     page.get_by_label("Legal basis").fill("as long as claims can be made")
     page.get_by_label("Reason", exact=True).fill("the data protection officer asks for it")
     visitor.follow(page.get_by_role("button", name="Save the rule"))
