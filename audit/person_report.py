@@ -17,6 +17,7 @@ from audit.models import Record, Subject
 from audit.protection import KeyRing
 from audit.record_page import UNREADABLE, Pill, pill, read
 from audit.record_words import Statement, amount
+from audit.retention import gone
 from audit.timeline import CALLS, Seen, refused
 from audit.timeline_reading import APART, BEGINNING, Who
 from audit.timeline_reading import STAFF as OF_STAFF
@@ -138,7 +139,7 @@ def gather(viewer: Viewer, uid: str, period: Period, names: Mapping[str, str]) -
         looks=[(r.at, record_words.title(read(r), names)) for r in records if r.type in STAFF],
         counted=counted,
         proof=proof(records),
-        limits=limits(viewer, user, counted),
+        limits=limits(viewer, user, counted, gone.words(since, until)),
     )
 
 
@@ -267,8 +268,8 @@ def proof(records: Sequence[Record]) -> list[str]:
     return [*said, "For each record a proof can be had that is checked without this system."]
 
 
-def limits(viewer: Viewer, user: Subject | None, counted: Counted) -> list[str]:
-    """What such a report cannot say."""
+def limits(viewer: Viewer, user: Subject | None, counted: Counted, deleted: str) -> list[str]:
+    """What such a report cannot say. `deleted`: what retention did in the period, as a sentence."""
     said = [
         "It tells what AI clients were allowed to do and what the services reported of it, not the content that was"
         " read or written: that is with the services themselves.",
@@ -283,6 +284,8 @@ def limits(viewer: Viewer, user: Subject | None, counted: Counted) -> list[str]:
     first = search.visible(viewer, BEGINNING, timezone.now()).order_by("at").values_list("at", flat=True).first()
     if first is not None:
         said.append(f"What was before {_day(first)} is not in the log, or was deleted when its time was over.")
+    if deleted:
+        said.insert(0, deleted)
     if counted.reach:
         said.insert(0, f"There are more records than the {MOST:,} that one report takes: it reaches back to"
                        f" {counted.reach.day} {counted.reach:%B %Y}. Make another for the time before.")  # fmt: skip

@@ -14,6 +14,7 @@ from django.utils import timezone
 from audit import record_rows, records_summary, saved_searches, search
 from audit.records_find import IdForm, ResourceForm
 from audit.records_form import MAX_MICROSECONDS, WINDOWS, FilterForm, key_of
+from audit.retention import gone
 from audit.saved_searches import SaveForm
 from audit.search import Page, Query
 from audit.viewer import Viewer
@@ -69,7 +70,7 @@ def _found(viewer: Viewer, form: FilterForm, page: Page | None, who: Mapping[str
         "summary": records_summary.summary(viewer, query, page, timezone.now(), partial(_span, form)),
         "paging": paging(form, query, page), "oldest": query.oldest, "today": timezone.now().date(),
         "other_sort": form.url(sort=None if query.oldest else "oldest"),
-        "has_users": any(record.subject for record in records),
+        "has_users": any(record.subject for record in records), "gone": gone.words(query.since, query.until),
     }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from audit.record_around import Link, link
 from audit.record_page import Row
 from audit.record_view import UNTOLD
 from audit.record_words import amount
+from audit.retention import gone
 from audit.staff_log import tell
 from audit.timeline import KINDS, Mark
 from audit.timeline_figures import WINDOWS, Names
@@ -134,7 +135,8 @@ class TimelineViews:
             "sentence": timeline.sentence(who.kind, called, figures.totals, WINDOWS[window]),
             "parts": shares(who, window, figures), "unusual": unusual(page, marks),
             "days": days(viewer, page, marks, names.clients), "staff": staff(viewer, top, names.clients),
-            "more_staff": top.cut, "links": links(request, who, window), "may_look": viewer.personal,
+            "gone": gone.words(since, until), "more_staff": top.cut,
+            "links": links(request, who, window), "may_look": viewer.personal,
             **paging(who, window, page), **(user_context(request, who.name) if who.kind == "user" else {}),
         }  # fmt: skip
 

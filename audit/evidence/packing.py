@@ -24,6 +24,7 @@ from audit.evidence.tables import TABLES, time_text
 from audit.exports.manifest import sign
 from audit.models import Checkpoint
 from audit.record_words import TYPES
+from audit.retention import gone
 from audit.viewer import Viewer, check
 from muniment import packs
 
@@ -133,7 +134,7 @@ class _Pack:
             "first": span.first, "last": span.end - 1,
             "checkpoint": checkpoint.note if checkpoint else None,
             "size": checkpoint.size if checkpoint else 0,
-            "personal": False,
+            "personal": False, "deleted": [f"{month:%Y-%m}" for month in gone.months(span.since, span.until)],
             "counts": {part.slug: part.records for part in self.parts if not part.counts_only},
         }  # fmt: skip
 

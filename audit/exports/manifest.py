@@ -13,6 +13,7 @@ from django.conf import settings
 
 from audit import keys, logtree
 from audit.models import Export, ExportRun
+from audit.retention import gone
 from muniment import exported
 
 CHUNK = 1 << 20
@@ -46,6 +47,7 @@ def make(run: ExportRun, export: Export, file: Path, made_at: datetime) -> tuple
         },
         "records": run.records, "counts": run.counts,
         "file": {"name": run.file, "bytes": length, "sha256": digest},
+        "deleted": [f"{month:%Y-%m}" for month in gone.months(run.since, run.until)],
         "made_at": text_of(made_at), "url": settings.MUNIMENT_URL, "log": _log(run),
     }  # fmt: skip
     return msgspec.json.format(msgspec.json.encode(sign(members)), indent=1).decode() + "\n", length, digest

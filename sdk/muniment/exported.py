@@ -5,7 +5,7 @@ were. What is believed of both comes from the caller.
 """
 
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -27,6 +27,7 @@ from muniment.verify import verify_file
 FORMAT = "muniment/export/v1"
 SUFFIX = ".manifest.json"
 MAX_BYTES = 1 << 20
+MOST_NAMED = 3  # months that are named one by one
 NONE = "none"
 """How records without a decision are counted."""
 
@@ -35,6 +36,7 @@ _CHUNK = 1 << 20
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
 Text = Annotated[str, Meta(max_length=4096)]
+Month = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}$")]
 
 
 class ManifestError(ValueError):
@@ -77,7 +79,7 @@ class Sealed(Struct):
 
 class Manifest(Struct):
     """What a manifest says. `query` is the search as a query string; `counts` are records by decision, those without
-    one under `none`."""
+    one under `none`; `deleted` are the months of whose records retention had deleted some."""
 
     format: Text
     type: Text
@@ -93,6 +95,7 @@ class Manifest(Struct):
     made_at: Text
     key_id: Text
     signature: Text
+    deleted: Annotated[list[Month], Meta(max_length=12_000)] = []
     log: Sealed | None = None
 
 
@@ -108,6 +111,7 @@ class Facts(Struct):
     first: int | None = None
     last: int | None = None
     query: str = ""
+    deleted: list[str] = field(default_factory=list)
     key: str = ""
     sealed: int = 0
     origin: str = ""
@@ -196,7 +200,7 @@ def verify(path: Path, trust: Trust | None = None) -> tuple[Report, Facts]:
 def _tell(facts: Facts, manifest: Manifest) -> None:
     asked = manifest.range
     facts.export, facts.file, facts.query = manifest.export.name, manifest.file.name, manifest.query
-    facts.records, facts.counts = manifest.records, manifest.counts
+    facts.records, facts.counts, facts.deleted = manifest.records, manifest.counts, manifest.deleted
     facts.since, facts.until, facts.first, facts.last = asked.since, asked.until, asked.first, asked.last
 
 
@@ -330,11 +334,17 @@ def words(report: Report, facts: Facts) -> Iterator[str]:
         yield "The log had no record in that time."
     else:
         yield f"The log had records {facts.first:,} to {facts.last:,} in that time; the search was {facts.query!a}."
+    if facts.deleted:
+        yield f"Before it was made, records of {_months(facts.deleted)} had been deleted by rule."
     if facts.origin:
         yield f"Sealed: {facts.sealed:,} records of {facts.origin}."
     if facts.key:
         yield f"Signed by the export key {facts.key}."
     yield _read(facts)
+
+
+def _months(found: Sequence[str]) -> str:
+    return ", ".join(found) if len(found) <= MOST_NAMED else f"{len(found):,} months from {found[0]} to {found[-1]}"
 
 
 def _read(facts: Facts) -> str:
