@@ -2,10 +2,12 @@
 script that makes the database's roles."""
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -230,3 +232,71 @@ class TestRoles:
             # Needed to tell how old the snapshots of other roles are.
             row = serving.execute("SELECT pg_has_role(current_user, 'pg_read_all_stats', 'usage')").fetchone()
             assert row == (True,)
+
+
+@pytest.fixture(scope="module")
+def units(installed: Path, secrets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The units with the paths of this machine, run by whoever runs the tests, since the interpreter may be theirs."""
+    folder = tmp_path_factory.mktemp("etc")
+    kept = [f"{k}={v}" for k, v in BASE.items() if k.startswith(("MUNIMENT_OIDC", "MUNIMENT_HOSTS"))]
+    (folder / "muniment.env").write_text("\n".join(["# no secrets", "", "MUNIMENT_PROXY_TLS='true'", *kept]))
+    for unit in UNITS:
+        text = (installed / unit.name).read_text().replace("/etc/muniment/credentials", str(secrets))
+        text = text.replace("/etc/muniment/muniment.env", str(folder / "muniment.env"))
+        text = re.sub(r"/var/lib/muniment\S*", "/nowhere", text).replace("User=daemon", "User=root")
+        (folder / unit.name).write_text(text)
+    return folder
+
+
+def manage_as(units: Path, *arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    command = [python, str(ROOT / "deploy/manage_as.py"), *arguments]
+    given = {"PATH": os.environ["PATH"], "MUNIMENT_UNITS": str(units)}
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+class TestManageAsAUnit:
+    """deploy/manage_as.py: how an operator runs manage.py."""
+
+    def test_a_command_has_what_the_unit_and_its_drop_ins_give(self, units: Path, tmp_path: Path) -> None:
+        done = manage_as(units, "check", "--deploy")
+        assert (done.returncode, done.stderr) == (0, "")
+        shutil.copytree(units, tmp_path, dirs_exist_ok=True)
+        (tmp_path / "streams").write_text("[{name: x, kind: carrier-pigeon}]")
+        dropped = tmp_path / "muniment-migrate.service.d"
+        dropped.mkdir()
+        given = f"LoadCredential=streams:{tmp_path}/streams\nEnvironment=MUNIMENT_STREAMS_FILE=%d/streams\n"
+        (dropped / "streams.conf").write_text(f"[Service]\n{given}")
+        found = manage_as(tmp_path, "check")
+        assert found.returncode == 1 and "muniment.E011" in found.stderr
+
+    @pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="needs an interpreter that other users can run")
+    def test_it_is_the_units_user_alone_and_the_credentials_are_gone_with_it(self, units: Path) -> None:
+        asked = (
+            "import os, pathlib as p; print(os.getresuid(), os.getgroups(), p.Path(os.environ['MUNIMENT_LOG_KEY_FILE'])"
+        )
+        asked += ".read_text(), [k for k in os.environ if k.startswith('MUNIMENT_') and 'KEY' in k])"
+        daemon = pwd.getpwnam("daemon").pw_uid
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            (folder / "manage.py").write_text(asked)
+            text = (units / "muniment-seal.service").read_text().replace("User=root", "User=daemon")
+            (folder / "muniment-seal.service").write_text(text.replace(f"={ROOT}\n", f"={folder}\n"))
+            done = manage_as(folder, "--unit=seal", "x", python="/usr/bin/python3")
+        key = (units / "muniment-seal.service").read_text().split("LoadCredential=log_key:")[1].split()[0]
+        said = f"{(daemon,) * 3} [] {Path(key).read_text()} ['MUNIMENT_LOG_KEY_FILE']"
+        assert done.stdout.split() == said.split(), done.stderr
+        assert list(Path("/run/muniment-manage").iterdir()) == []
+
+    @pytest.mark.parametrize("arguments", [(), ("--unit=nope", "status"), ("--unit=../web", "status"), ("--unit=web",)])
+    def test_what_it_cannot_run_is_refused_in_one_line(self, units: Path, arguments: tuple[str, ...]) -> None:
+        done = manage_as(units, *arguments)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert done.stderr.startswith("muniment: ")
+
+    def test_a_credential_that_is_missing_is_named(self, units: Path, tmp_path: Path) -> None:
+        text = re.sub(r"(LoadCredential=pepper:).*", r"\1/no/pepper", (units / "muniment-web.service").read_text())
+        (tmp_path / "muniment-web.service").write_text(text)
+        done = manage_as(tmp_path, "--unit=web", "check")
+        assert (done.returncode, done.stderr) == (2, "muniment: /no/pepper cannot be read: No such file or directory\n")
