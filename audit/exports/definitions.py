@@ -65,6 +65,18 @@ def _allow(user: Any, export: Export) -> None:
         raise PermissionDenied
 
 
+def may_redefine(user: Any, export: Export) -> bool:
+    """Whether somebody may say anew what it is. It runs with its owner's rights: so who says that reads records
+    themselves, and of one with personal data sees those."""
+    sees = user.has_perm("audit.view_record") and (not export.personal or user.has_perm("audit.view_personal"))
+    return bool(sees and may_change(user, export))
+
+
+def _allow_redefining(user: Any, export: Export) -> None:
+    if not may_redefine(user, export):
+        raise PermissionDenied
+
+
 # --- what it must be --------------------------------------------------------------------------------------------------
 
 
@@ -175,11 +187,9 @@ def make(user: Any, given: Definition) -> Export:
 
 
 def change(user: Any, export: Export, given: Definition) -> Export:
-    """Another definition for an export; its owner stays. A new schedule begins now. Raises PermissionDenied (also for
-    one with personal data, to who may not see that) and ValidationError."""
-    _allow(user, export)
-    if export.personal and not user.has_perm("audit.view_personal"):
-        raise PermissionDenied
+    """Another definition for an export; its owner stays. A new schedule begins now. Raises PermissionDenied (also to
+    who may not read records, and for one with personal data, to who may not see that) and ValidationError."""
+    _allow_redefining(user, export)
     columns = _columns(check(user, given))
     due.due(export.pk)  # what came by the schedule of before
     try:
@@ -187,6 +197,7 @@ def change(user: Any, export: Export, given: Definition) -> Export:
             found = Export.objects.select_for_update().filter(pk=export.pk).first()
             if found is None:
                 raise ValidationError("The export was deleted meanwhile.")
+            _allow_redefining(user, found)
             changed = sorted(name for name, value in columns.items() if getattr(found, name) != value)
             if "schedule" in changed:
                 found.due_from = timezone.now()

@@ -25,7 +25,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from audit.exports import store
 from audit.exports.store import StoreFailed
-from audit.models import Export, ExportRun
+from audit.models import ExportRun
 from audit.recent_sign_in import ask_again, is_recent
 from audit.staff_log import tell
 from audit.viewer import viewer_of
@@ -119,7 +119,7 @@ class DownloadViews:
         """GET: from an e-mail to the run's page, within a week, for whom it was sent to."""
         found = _run(run)
         until = mailed_until(found)
-        if until is None or request.user.pk not in recipients_of(found):
+        if until is None or request.user.pk not in found.mailed:
             raise Http404("No such e-mail was sent to this member of staff.")
         if not may_take(request.user, found):
             raise PermissionDenied
@@ -136,12 +136,6 @@ class DownloadViews:
 def page_of(run: ExportRun) -> str:
     """The path of a run's page."""
     return reverse("admin:export_run", args=[run.pk])
-
-
-def recipients_of(run: ExportRun) -> list[int]:
-    """The members of staff who are told of a run: its export's recipients; none where the export is gone."""
-    found = Export.objects.filter(pk=run.export).values_list("recipients", flat=True).first()
-    return list(found or [])
 
 
 def staff_of(numbers: list[int]) -> list[Any]:

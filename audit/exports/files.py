@@ -2,12 +2,14 @@
 looks for. What has its own name is whole."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
 
 from audit.exports import store
+from audit.exports.claims import Lost
 from audit.exports.store import StoreFailed
 from audit.models import ExportRun
 
@@ -24,9 +26,14 @@ def explained() -> Iterator[None]:
 @contextmanager
 def opened(run: ExportRun, offset: int) -> Iterator[IO[bytes]]:
     """A run's unfinished file, cut off at `offset`, to go on from there; with 0 it begins anew. Raises OSError, also
-    where it is not that long any more (ESTALE), and StoreFailed."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_TRUNC if not offset else 0)
+    where it is not that long any more (ESTALE), StoreFailed, and Lost where another worker still has it open: one that
+    hung while its connection, and the run's lock with it, was lost, and that may write once more when it wakes."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(store.part(run.pk), flags, 0o600), "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Lost from None
         if file.seek(0, os.SEEK_END) < offset:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         file.truncate(offset)

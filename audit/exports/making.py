@@ -14,6 +14,7 @@ from django.utils import timezone
 from audit import search
 from audit.exports import files, formats, store
 from audit.exports.claims import Claim
+from audit.exports.columns import PERSONAL
 from audit.models import Export, ExportRun
 from audit.records_form import Directory, FilterForm
 from audit.search import Query
@@ -44,6 +45,14 @@ def viewer_for(run: ExportRun) -> Viewer:
     if run.personal and not (settings.MUNIMENT_EXPORT_PERSONAL and "KEY_ENCRYPTION_KEY" in settings.MUNIMENT_KEYS):
         raise Refused("It has personal data, and exports of this platform may not (MUNIMENT_EXPORT_PERSONAL).")
     return viewer
+
+
+def check(run: ExportRun, export: Export) -> None:
+    """Whether a run may be made, and delivered, now: by the rights of its owner, and only what it was begun as. Raises
+    Refused."""
+    viewer_for(run)
+    if not run.personal and not set(PERSONAL).isdisjoint(export.columns):
+        raise Refused("It has columns of personal data, and was not begun as an export of personal data.")
 
 
 def query_of(export: Export, run: ExportRun) -> Query:

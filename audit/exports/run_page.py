@@ -124,7 +124,8 @@ def _facts(run: ExportRun) -> dict[str, Any]:
         "asked": "By its schedule" if run.asked_by == "system" else f"By {people.get(run.asked_by, run.asked_by)}",
         "took": lapse(seconds) if seconds is not None else "", "counts": words.counts_words(run.counts),
         "erased_words": f"This file was made before {who} {'was' if len(run.erased_since) == 1 else 'were'} erased, and"
-        " holds personal data of them. Delete it wherever it was handed to, and tell whoever has it.",
+        " holds personal data of them. Delete it wherever it was handed to, and tell whoever has it."
+        " Here it is not handed out any more, and deleted within a day.",
     }  # fmt: skip
 
 
@@ -140,11 +141,15 @@ def _buttons(request: HttpRequest, run: ExportRun, export: Export | None) -> lis
 
 
 def _is_kept(run: ExportRun) -> bool:
-    """Whether there is a file: also of one that could not be delivered."""
-    return bool(run.sha256) and run.removed_at is None and run.state in ("done", "delivering", "failed")
+    """Whether there is a file that may be taken: also of one that could not be delivered; not where it holds a user
+    who was erased since."""
+    there = bool(run.sha256) and run.removed_at is None and run.state in ("done", "delivering", "failed")
+    return there and not run.erased_since
 
 
 def _why_not(run: ExportRun) -> str:
+    if run.erased_since:
+        return "Run the export again to have a file without whoever was erased."
     if run.removed_at is not None:
         return "The file was kept for its time and is not here any more. Run the export again to have it once more."
     if not _is_kept(run):

@@ -36,6 +36,7 @@ MOST_INTERRUPTED = 10
 MOST_FAILURES = 5
 NOT_OVER = "Waits until no record of its time can come any more."
 NOT_SEALED = "Waits for the sealer: its last record is not sealed yet."
+ERASED = "A user who may be in it was erased meanwhile: it is made anew, without them."
 
 
 class Waits(Exception):
@@ -93,17 +94,20 @@ def _forward(claim: Claim) -> None:
     if export is None:
         raise Refused("The export was deleted.")
     export = due.as_defined(export, run)
-    if run.state == "delivering" and not store.path(run.file).exists():
-        claim.save(state="waiting", next=None)  # it was kept for a time only: made once more
+    making.check(run, export)
+    if run.state == "delivering" and (run.erased_since or not store.path(run.file).exists()):
+        claim.save(state="waiting", next=None)  # it was kept for a time only, or is not to leave: made once more
     if run.state != "delivering":
-        making.viewer_for(run)
         _interrupted(claim)
         sealed = _ready(claim)
+        if run.erased_since:  # their keys were gone before this was said: what is read from now on names none of them
+            claim.save(next=None, erased_since=[])
         claim.save(state="running", words="", retry_at=None, began_at=run.began_at or timezone.now())
         making.make(claim, export, sealed)
         claim.check()
         _made(claim, export)
     if run.state == "delivering":
+        _names_nobody_erased(run)
         names = (run.file, run.file + store.MANIFEST)
         destinations.deliver(run.destination, [store.path(name) for name in names])
         _done(claim)
@@ -131,9 +135,16 @@ def _ready(claim: Claim) -> int:
     return sealed
 
 
+def _names_nobody_erased(run: ExportRun) -> None:
+    """Raises Waits where an erasure has marked the run since it was taken up: the file may hold who was erased."""
+    if ExportRun.objects.filter(pk=run.pk).exclude(erased_since=[]).exists():
+        raise Waits(ERASED)
+
+
 def _made(claim: Claim, export: Export) -> None:
-    """The file is whole: its manifest, its name, and the record."""
+    """The file is whole: its manifest, its name, and the record, which says where it is to go before it goes."""
     run, now = claim.run, timezone.now()
+    _names_nobody_erased(run)
     manifest, length, digest = export_manifest.make(run, export, store.part(run.pk), now)
     if run.manifest and digest == run.sha256:
         manifest = run.manifest  # what may have been delivered already is the same again
@@ -143,7 +154,7 @@ def _made(claim: Claim, export: Export) -> None:
             state="delivering" if run.destination else "done", bytes=length, sha256=digest, manifest=manifest, tries=0,
             words="", ended_at=None if run.destination else now, removed_at=None,
         )  # fmt: skip
-        _tell(run, "export.done", records=run.records, sha256=digest)
+        _tell(run, "export.done", records=run.records, sha256=digest, destination=run.destination or None)
         if not run.destination:
             Export.objects.filter(pk=run.export).update(failures=0)
 

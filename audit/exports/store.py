@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from django.conf import settings
+from django.db.models import Q
 from django.utils import timezone
 
 from audit.destinations.base import FILE_NAME
@@ -25,6 +26,10 @@ RESERVE = 64 * 2**20
 MANIFEST = SUFFIX
 SWEPT = 5000  # files that one sweep deletes at most
 LEFT_ALONE = 3600.0  # seconds for which what nobody seems to write any more is left
+ERASED = (
+    "The file is not handed out any more: it was made before a user was erased, and holds personal data of them. "
+    "Run the export again to have one without."
+)
 _PART = re.compile(r"\.([0-9]{1,18})\.[a-z0-9.]{1,40}")
 
 
@@ -87,6 +92,8 @@ def open_kept(run: ExportRun, *, manifest: bool = False) -> IO[bytes]:
     made."""
     if run.removed_at is not None:
         raise StoreFailed(f"The file was deleted on {run.removed_at:%-d %B %Y}: files are kept for a limited time.")
+    if run.erased_since:
+        raise StoreFailed(ERASED)
     if not run.file or run.state in ("waiting", "running", "cancelled"):
         raise StoreFailed("The file is not made yet, or was never made.")
     place = path(run.file + (MANIFEST if manifest else ""))
@@ -111,12 +118,14 @@ def remove(run: ExportRun) -> None:
 
 
 def sweep(now: datetime | None = None) -> int:
-    """Delete the files whose time is over, and what killed workers left; how many files of runs went. Daily; to be
+    """Delete the files whose time is over or that hold a user who was erased since, and what killed workers left; how
+    many files of runs went. Daily; to be
     killed or to run twice does no harm: a run says that its file is gone only after it is. Raises StoreFailed."""
     now = now or timezone.now()
     before = now - timedelta(days=settings.MUNIMENT_EXPORT_DAYS)
-    over = ExportRun.objects.filter(ended_at__lt=before, removed_at=None).exclude(file="").exclude(state__in=OPEN)
-    runs = list(over.order_by("ended_at")[:SWEPT])
+    over = Q(ended_at__lt=before) | ~Q(erased_since=[])
+    found = ExportRun.objects.filter(over, removed_at=None).exclude(file="").exclude(state__in=OPEN)
+    runs = list(found.order_by("ended_at")[:SWEPT])
     for run in runs:
         remove(run)
         ExportRun.objects.filter(pk=run.pk, removed_at=None).update(removed_at=now)

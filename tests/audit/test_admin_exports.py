@@ -420,7 +420,9 @@ def test_a_failed_run_says_why_and_nothing_of_it_is_markup(table: Desk, http: Ht
 def test_a_file_that_holds_who_was_erased_since_says_so(table: Desk, http: HttpClient) -> None:
     run = done(table)
     ExportRun.objects.filter(pk=run.pk).update(erased_since=["usr_" + "a" * 20])
-    assert "made before usr_aaaaaa…aaa was erased" in text(http.get(f"/admin/exports/runs/{run.pk}/"))
+    page = text(http.get(f"/admin/exports/runs/{run.pk}/"))
+    assert "made before usr_aaaaaa…aaa was erased" in page
+    assert "/download/" not in page and "Run the export again" in page
     assert "a user erased since" in text(http.get(f"/admin/exports/{run.export}/"))
 
 

@@ -248,6 +248,18 @@ class TestWhatIsNotThere:
         http = recent(member("anna", *AUDITOR))
         assert b"deleted on 3 November 2026" in http.get(asked(http, run)["Location"]).content
 
+    def test_a_file_that_holds_who_was_erased_since_is_neither_handed_out_nor_kept(self, store: Path) -> None:
+        http, run, other = recent(member("anna", *AUDITOR)), kept(), kept()
+        where = asked(http, run)["Location"]
+        ExportRun.objects.filter(pk=run.pk).update(erased_since=["usr_" + "a" * 20])
+        answer = http.get(where)
+        assert answer.status_code == 404
+        assert b"before a user was erased" in answer.content
+        assert told() == []
+        assert export_store.sweep() == 1
+        assert not export_store.path(run.file).exists()
+        assert export_store.path(other.file).exists()
+
     def test_what_is_not_as_it_was_made_is_not_handed_out(self, store: Path) -> None:
         http, run = recent(member("anna", *AUDITOR)), kept()
         export_store.path(run.file).write_bytes(CONTENT + b"x")
@@ -448,9 +460,12 @@ class TestTheMail:
         run = kept(recipients=[user_of(anna).pk])
         where = f"/admin/exports/mailed/{run.pk}/"
         assert anna.get(where).status_code == 404, "no mail was sent yet"
-        ExportRun.objects.update(mailed_at=timezone.now() - timedelta(days=6))
+        ExportRun.objects.update(mailed_at=timezone.now() - timedelta(days=6), mailed=[user_of(anna).pk])
         assert anna.get(where)["Location"] == downloads.page_of(run)
-        assert ben.get(where).status_code == 404
+        Export.objects.update(recipients=[user_of(ben).pk])
+        assert ben.get(where).status_code == 404, "a recipient of later ones"
+        Export.objects.all().delete()
+        assert anna.get(where)["Location"] == downloads.page_of(run)
         ExportRun.objects.update(mailed_at=timezone.now() - timedelta(days=8))
         answer = anna.get(where)
         assert answer.status_code == 410
