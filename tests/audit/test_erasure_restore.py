@@ -2,8 +2,10 @@
 
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psycopg
@@ -17,7 +19,7 @@ from audit import verification
 from audit.erasure import asking, erasing, restoring
 from audit.erasure.restoring import LineError
 from audit.models import DataKey, Erasure, Outbox, Record, Subject
-from governance.erasure_gate import AGAIN, Gate
+from governance.erasure_gate import AGAIN, LATER, Gate
 from tests.audit.test_erasure import ALL, ASKED, CALL, KEYS, found
 from tests.audit.test_holds import WHY, holds, staff
 from tests.staff import drained
@@ -171,7 +173,50 @@ def test_a_web_process_on_a_restored_database_serves_nothing_until_it_is_mended(
     gate.looked_at -= AGAIN
     assert answer(gate) == ("200 OK", b"served")
     restore("audit_datakey")
-    assert answer(gate) == ("200 OK", b"served"), "it looked; a restore under a process that serves is another matter"
+    assert answer(gate) == ("200 OK", b"served"), "it looked a moment ago"
+
+
+def test_a_restore_under_a_process_that_serves_closes_it_within_minutes_and_no_request_waits_for_the_look(
+    erased: str, restore: Restore
+) -> None:
+    gate, ended = Gate(served), Event()
+
+    def look() -> str:
+        try:
+            return restoring.checked()
+        finally:
+            ended.set()
+
+    assert answer(gate) == ("200 OK", b"served")
+    restore("audit_datakey")
+    for away in (True, False):
+        gate.look, gate.looked_at = (away_and_told(ended) if away else look), gate.looked_at - LATER - 1
+        assert answer(gate) == ("200 OK", b"served"), "it is looked beside"
+        assert ended.wait(10)
+        ended.clear()
+        assert away is gate.open or until(lambda: not gate.open), "a database that is away says nothing"
+    assert answer(gate)[0].startswith("503")
+    run("apply")
+    gate.looked_at -= AGAIN
+    assert answer(gate) == ("200 OK", b"served")
+
+
+def away_and_told(ended: Event) -> Callable[[], str]:
+    """A look at a database that is away."""
+
+    def look() -> str:
+        ended.set()
+        raise Error("away")
+
+    return look
+
+
+def until(so: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Whether it is so within some seconds."""
+    end = time.monotonic() + seconds
+    while not so() and time.monotonic() < end:
+        time.sleep(0.01)
+    return so()
 
 
 def test_a_database_that_is_away_keeps_it_closed_and_tells_nothing(db: None) -> None:
