@@ -7,8 +7,8 @@ from datetime import datetime
 
 from django.conf import settings
 
+from audit import live_keeping, logtree, trusting
 from audit import live_reading as reading
-from audit import logtree, trusting
 from audit.anchors import AnchorError, held
 from audit.live_people import People
 from audit.live_records import EPOCH, MICROSECOND, differing
@@ -28,7 +28,7 @@ from muniment.policy import digest_of
 MOST_FINDINGS = 1000
 CHUNK = 1000  # records of a stretch that no batch covers
 # Records that those after them cannot be judged without.
-CONTEXT = ("policy", "key", "retention", "erasure", "notice")
+CONTEXT = ("policy", "key", "retention", "hold", "erasure", "notice")
 Progress = Callable[[int, int], None]
 
 
@@ -396,13 +396,16 @@ class _Run:
             self.report.add(Finding("record-backdated", words, head.next))
 
     def _tables(self) -> None:
-        """The policy's tables as they are now, where all that is recorded of them was seen."""
+        """The policy's tables as they are now, where all that is recorded of them was seen; and those by which it is
+        decided what is kept."""
         version, drained, tables = reading.policy_tables()
         replay = self.examiner.policy
         digest = replay.digest()
         if version == drained == replay.version and digest is not None and digest != digest_of(tables):
             words = f"the policy's tables are not what version {version} is as the log tells it: changed past the log"
             self.report.add(Finding("policy-unexplained", words))
+        for finding in live_keeping.findings():
+            self.report.add(finding)
 
 
 def _leaf(record: Record) -> bytes:

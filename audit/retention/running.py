@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import OperationalError, connections
 from django.utils import timezone
 
-from audit import alerts, logtree, rollups
+from audit import alerts, live_keeping, logtree, rollups
 from audit.models import Anchoring, AnchorState, Outbox, Record, RetentionRun, RetentionStep
 from audit.retention import daily_keys, deciding, deleting
 from audit.retention.deleting import Busy, Changed, followed, patiently, still
@@ -40,7 +40,7 @@ class Waiting(Exception):
 
 
 class Wrong(Exception):
-    """A step's record is not what it should be."""
+    """A step's record, or what retention goes by, is not what it should be."""
 
 
 def run(now: datetime | None = None, wait: float = WAIT) -> RetentionRun:
@@ -106,6 +106,7 @@ def _proceed(found: RetentionRun, wait: float) -> RetentionRun:
             _decide(found)
         still(found.pk)
         _await(found, wait)
+        _told()
         _say(found, "deleting")
         if _delete(found, until):
             _done(found)
@@ -147,6 +148,12 @@ def _over(found: RetentionRun) -> None:
     """The rules are others by now: nothing more is deleted by the old ones, and the run is over."""
     RetentionStep.objects.using("owner").filter(run=found.pk, done_at=None).update(done_at=timezone.now())
     _done(found, "The rules were changed meanwhile: what was not deleted yet is decided anew by the next run.")
+
+
+def _told() -> None:
+    """By holds, rules and floors that are not what the log tells of them nothing is deleted. Raises Wrong."""
+    if found := live_keeping.findings():
+        raise Wrong(f"{found[0].message}: nothing was deleted.")
 
 
 # --- deciding -----------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ CODES = {
     "policy-unexplained": "A decision was made from a policy that the policy records do not give.",
     "policy-version-falls": "A decision was made from an older policy than one before it.",
     "policy-malformed": "A policy record does not follow from those before it.",
+    "keeping-unexplained": "A legal hold, a retention rule or a floor is not what its records tell.",
     "range-narrowed": "The bundle does not cover the range that was asked for.",
     "bundle-truncated": "Part of the bundle is missing.",
     "bundle-malformed": "Part of the bundle cannot be read.",
