@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import cache
-from threading import Lock
+from threading import Event, Lock, Thread
 
 import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -90,6 +90,25 @@ def start_recorder(clock: Callable[[], datetime] | None = None) -> Recorder:
         written=metrics.written,
     ).start()
     return _recorder
+
+
+def begin(may: Callable[[], bool], every: float = 2.0, ended: Event | None = None) -> Thread:
+    """Start the recorder as soon as `may` says so and the database answers, whether or not anybody calls: what staff
+    and background jobs did is recorded by web processes, also by those that nobody has called since their start."""
+    ended = ended or Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            with suppress(Error, psycopg.Error, OSError):  # /readyz says what is away
+                if may():
+                    recorder()
+                    break
+            ended.wait(every)
+        connections.close_all()  # this thread's
+
+    thread = Thread(target=look, name="begin", daemon=True)
+    thread.start()
+    return thread
 
 
 def stop_recorder() -> None:

@@ -8,7 +8,8 @@ from django.urls import get_resolver
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "governance.settings")
 django_application = get_wsgi_application()
-from governance.erasure_gate import Gate  # noqa: E402 - its models need the settings
+from governance import process  # noqa: E402 - their models need the settings
+from governance.erasure_gate import Gate  # noqa: E402
 
 application = Gate(django_application)
 # All code is loaded before the first request, not during it; and what lives as long as the process is kept out of the
@@ -16,3 +17,4 @@ application = Gate(django_application)
 get_resolver().check()
 gc.collect()
 gc.freeze()
+process.begin(application.opens)

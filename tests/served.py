@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from django.core.wsgi import get_wsgi_application
 from django.db import connections
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -49,9 +50,9 @@ def served(application: Application, port: int = 0) -> Iterator[str]:
 @contextmanager
 def platform(port: int = 0) -> Iterator[str]:
     """The platform's URL; it decides and records in the tests' database."""
-    from governance.wsgi import application
+    from governance.erasure_gate import Gate
 
-    with served(application, port) as url:
+    with served(Gate(get_wsgi_application()), port) as url:
         yield url
 
 
