@@ -9,6 +9,7 @@ from django import forms
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, OperationalError
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -284,9 +285,14 @@ def records_of(hold: Hold) -> str:
     return f"{reverse('admin:records')}?{urlencode({'window': '1y', **exact})}"
 
 
-def waiting_for(user: Any) -> int:
-    """How many releases wait for this member of staff: asked for by another."""
+def waiting(user: Any) -> QuerySet[Hold]:
+    """The holds whose release waits for this member of staff: asked for by another."""
     if not user.has_perm("audit.release_hold"):
-        return 0
+        return Hold.objects.none()
     asked = Hold.objects.filter(released_at=None, release_asked_by__isnull=False)
-    return asked.exclude(release_asked_by=f"staff:{user.pk}")[:100].count()
+    return asked.exclude(release_asked_by=f"staff:{user.pk}")
+
+
+def waiting_for(user: Any) -> int:
+    """How many they are, as far as 100."""
+    return waiting(user)[:100].count()

@@ -1,5 +1,5 @@
-"""What waits for one member of staff: requests that they may decide, the inbox, reviews that are not finished, grants
-that end soon."""
+"""What waits for one member of staff: requests that they may decide, holds that another asked to release, the inbox,
+reviews that are not finished, grants that end soon."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ from typing import Any
 from django.db.models import Count, Q
 from django.urls import reverse
 
+from audit import holds_page
 from audit.record_words import amount
+from audit.staff_names import names_of
 from clients import grants, inbox, requests
 from clients.grant_words import SOON, length, sentence
 from clients.grants import DECIDE
@@ -42,7 +44,7 @@ class Ending:
 
 def waits(user: Any) -> list[Wait]:
     """What waits for this user, the most pressing first."""
-    return [*_requests(user), *_inbox(user), *_reviews(user)]
+    return [*_requests(user), *_releases(user), *_inbox(user), *_reviews(user)]
 
 
 def _requests(user: Any) -> Iterator[Wait]:
@@ -58,6 +60,16 @@ def _requests(user: Any) -> Iterator[Wait]:
         )  # fmt: skip
     if shown[MOST_OF_A_KIND:]:
         yield Wait("More requests to decide", "", "All", reverse("admin:clients_accessrequest_changelist"))
+
+
+def _releases(user: Any) -> Iterator[Wait]:
+    asked = list(holds_page.waiting(user).order_by("release_asked_at", "pk")[: MOST_OF_A_KIND + 1])
+    names = names_of(hold.release_asked_by for hold in asked)
+    for hold in asked[:MOST_OF_A_KIND]:
+        what = f"{names.get(hold.release_asked_by or '', '')} asks to release the legal hold {hold.matter}"
+        yield Wait(what, f"“{hold.release_reason}”", "Decide", reverse("admin:hold", args=[hold.pk]))
+    if asked[MOST_OF_A_KIND:]:
+        yield Wait("More holds to release or keep", "", "All", reverse("admin:holds"))
 
 
 def _inbox(user: Any) -> Iterator[Wait]:

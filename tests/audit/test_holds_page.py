@@ -104,6 +104,9 @@ def test_one_asks_and_another_releases(http: HttpClient, pia: Any, approver: Any
     assert errors(http.post(f"{url}ask/", {"reason": ""})) and not Hold.objects.get().release_asked_by
     assert http.post(f"{url}ask/", {"reason": "settled"}).status_code == 302
     assert (waiting_for(pia), waiting_for(approver)) == (0, 1)
+    waits = [(one.what, one.more, one.url) for one in second.get("/admin/").context["waits"]]
+    assert waits == [(f"{pia.get_username()} asks to release the legal hold {hold.matter}", "“settled”", url)]
+    assert http.get("/admin/").context["waits"] == []
     assert "Release it</button>" not in http.get(url).content.decode()
     own = http.post(f"{url}decide/", {"decision": "release"})
     assert own.status_code == 200 and "second person" in own.content.decode() and holds.active()
