@@ -4,7 +4,7 @@ say what the statement beside them says."""
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import TextIOWrapper
@@ -15,8 +15,9 @@ import msgspec
 from muniment import statements
 from muniment.bundle import text_of, time_of
 
-MAX_LINE = 1 << 20
+MAX_LINE = 1 << 20  # bytes; of CSV, characters of a row, however many lines it takes
 MOST_FAULTS = 20
+MOST_DECISIONS = 100  # different ones; there are three
 _LINE = msgspec.json.Decoder(dict[str, Any])
 # A column, and the member of the statement that it repeats.
 REPEATED = {
@@ -31,13 +32,14 @@ class Unreadable(Exception):
 
 @dataclass(slots=True)
 class Seen:
-    """What a file holds, and the range that it is to be of: times in microseconds, first and last index. `decided`: it
+    """What a file holds, and what it is to be of: times in microseconds, first and last index, columns. `decided`: it
     says of each record how it was decided."""
 
     since: int
     until: int
     first: int | None
     last: int | None
+    columns: Sequence[str] = ()
     records: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     decided: bool = False
@@ -48,7 +50,9 @@ class Seen:
     def add(self, index: object, decision: str | None, at: object) -> None:
         """One record; what a file does not have is None."""
         self.records += 1
-        self.counts[decision or "none"] += 1
+        name = decision or "none"
+        # What cannot be right is counted all the same, so that the sum is; and kept within bounds.
+        self.counts[name if name in self.counts or len(self.counts) < MOST_DECISIONS else "others"] += 1
         if index is not None:
             number = _number(index)
             if number is None or number <= self._before:
@@ -61,6 +65,11 @@ class Seen:
                 if self.since <= time_of(str(at)) < self.until:
                     return
             self.fault("a record's time is outside of the range of the manifest", None)
+
+    def has(self, names: Sequence[str]) -> None:
+        """The names of the columns that it has, with `_` or with spaces."""
+        if [name.replace("_", " ") for name in names] != [name.replace("_", " ") for name in self.columns]:
+            self.fault("the file has other columns than the manifest says", None)
 
     def fault(self, words: str, index: int | None) -> None:
         """Keep what is wrong; enough is enough."""
@@ -100,7 +109,10 @@ def _lines(file: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 def read_jsonl(file: IO[bytes], seen: Seen) -> None:
     """JSON Lines: an object for each record, by the names of the columns with `_` for spaces."""
+    names: list[str] | None = None
     for found in _lines(file):
+        if list(found) != names:
+            seen.has(names := list(found))
         seen.decided = seen.decided or "decision" in found
         decision = found.get("decision")
         seen.add(found.get("index"), decision if type(decision) is str else None, found.get("time"))
@@ -131,13 +143,29 @@ def _time(value: object) -> int | None:
     return None
 
 
+class _Rows:
+    """The lines of a CSV file, of which a row may take several: MAX_LINE characters until `taken` is reset."""
+
+    def __init__(self, text: TextIOWrapper) -> None:
+        self._text, self.taken = text, 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._text.readline(MAX_LINE + 1):
+            self.taken += len(line)
+            if self.taken > MAX_LINE:
+                raise Unreadable("a row of the file is too long")
+            yield line
+
+
 def read_csv(file: IO[bytes], seen: Seen) -> None:
     """CSV (RFC 4180), UTF-8 with a byte order mark, the columns' names first."""
     text = TextIOWrapper(file, "utf-8-sig", newline="")
+    lines = _Rows(text)
     before, csv_limit = None, csv.field_size_limit(MAX_LINE)
     try:
-        rows = csv.reader(text, strict=True)
+        rows = csv.reader(lines, strict=True)
         names = next(rows, [])
+        seen.has(names)
         places = {name: place for place, name in enumerate(names)}
         seen.decided = "decision" in places
         for row in rows:
@@ -147,7 +175,7 @@ def read_csv(file: IO[bytes], seen: Seen) -> None:
                 row[places[name]] if name in places else None for name in ("index", "decision", "time")
             )
             seen.add(index, decision, at)
-            before = row
+            before, lines.taken = row, 0
     except (csv.Error, UnicodeError):
         raise Unreadable("the file is not CSV in UTF-8") from None
     finally:
@@ -169,12 +197,14 @@ def read_ocsf(file: IO[bytes], seen: Seen) -> None:
 
 
 def read_parquet(file: IO[bytes], seen: Seen) -> None:
-    """Parquet, a row group at a time."""
+    """Parquet, some rows at a time. For a file that somebody trusted has signed: a few of its bytes can stand for any
+    amount of memory, and the library that reads it is large."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         table = parquet.ParquetFile(file)
+        seen.has(table.schema_arrow.names)
         names = [name for name in ("index", "decision", "time") if name in table.schema_arrow.names]
         seen.decided = "decision" in names
         for group in table.iter_batches(10_000, columns=names) if names else ():
@@ -188,5 +218,5 @@ def read_parquet(file: IO[bytes], seen: Seen) -> None:
                 )
         if not names:
             seen.records = table.metadata.num_rows
-    except (pyarrow.ArrowException, ValueError, OSError):
-        raise Unreadable("the file is not Parquet") from None
+    except (pyarrow.ArrowException, ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError):
+        raise Unreadable("the file is not Parquet, or has other columns than an export") from None

@@ -4,6 +4,9 @@ The signature is by an export key of the platform; the checkpoint in it is the l
 were. What is believed of both comes from the caller.
 """
 
+import errno
+import os
+import stat
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -242,10 +245,11 @@ def _believed(note: str) -> Checkpoint | None:
 def _check_file(path: Path, manifest: Manifest, trust: Trust | None, report: Report, facts: Facts) -> None:
     """Length, hash, and what the file itself says."""
     try:
-        with path.open("rb") as file:
-            length, digest = _hash(file)
+        with _opened(path) as file:
+            length, digest = _hash(file, manifest.file.bytes)
             if length != manifest.file.bytes or digest != manifest.file.sha256:
-                words = f"{path.name} is not the file that was exported: it has {counted(length, 'byte')}"
+                more = " or more" if length > manifest.file.bytes else ""  # it was not read to its end
+                words = f"{path.name} is not the file that was exported: it has {counted(length, 'byte')}{more}"
                 report.find("export-changed", f"{words}, and the manifest is of {manifest.file.bytes:,}, or others")
                 return
             file.seek(0)
@@ -254,9 +258,20 @@ def _check_file(path: Path, manifest: Manifest, trust: Trust | None, report: Rep
         report.find("export-missing", f"{path.name} cannot be read beside its manifest: {error.strerror}")
 
 
-def _hash(file: IO[bytes]) -> tuple[int, str]:
+def _opened(path: Path) -> IO[bytes]:
+    """A plain file. Raises OSError for anything else that may lie beside a manifest, or be linked to: a pipe may never
+    begin, a device never end."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "it is not a file")
+    return os.fdopen(number, "rb")
+
+
+def _hash(file: IO[bytes], most: int) -> tuple[int, str]:
+    """Length and SHA-256; of what is longer than `most`, not all is read."""
     found, length = sha256(), 0
-    while chunk := file.read(_CHUNK):
+    while length <= most and (chunk := file.read(_CHUNK)):
         found.update(chunk)
         length += len(chunk)
     return length, found.hexdigest()
@@ -272,7 +287,7 @@ def _check_content(file: IO[bytes], manifest: Manifest, trust: Trust | None, rep
 
         _take_over(packs.verify(file, trust)[0], report)
         facts.pack = True
-    elif read := reader_of(manifest.type):
+    elif (read := reader_of(manifest.type)) and (manifest.type != "parquet" or facts.key):
         _check_records(read, file, manifest, report, facts)
 
 
@@ -293,7 +308,7 @@ def _check_bundle(file: IO[bytes], manifest: Manifest, trust: Trust | None, repo
 
 def _check_records(read: Reader, file: IO[bytes], manifest: Manifest, report: Report, facts: Facts) -> None:
     asked = manifest.range
-    seen = Seen(time_of(asked.since), time_of(asked.until), asked.first, asked.last)
+    seen = Seen(time_of(asked.since), time_of(asked.until), asked.first, asked.last, tuple(manifest.columns))
     try:
         read(file, seen)
     except Unreadable as error:

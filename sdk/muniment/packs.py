@@ -8,6 +8,7 @@ staff wrote beside it is what it commits to. That the log holds those leaves, a 
 import re
 from collections.abc import Iterator
 from hashlib import sha256
+from os import SEEK_END
 from typing import IO, Annotated, Any, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
@@ -118,7 +119,9 @@ def verify(
     (microseconds): the period that it must show. Never raises for what is in it."""
     report, facts = Report(), Facts()
     try:
+        length = file.seek(0, SEEK_END)
         with ZipFile(cast(IO[bytes], Guard(file))) as archive:
+            _check_members(archive, length)
             _Verification(archive, trust, report, facts).run(since, until)
     except PackError as error:
         report.find("export-malformed", str(error))
@@ -280,17 +283,23 @@ def _time(text: str) -> int:
         return -1
 
 
-def _manifest(archive: ZipFile) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest, and its members as they are signed, of an archive that looks harmless. Raises PackError."""
+def _check_members(archive: ZipFile, length: int) -> None:
+    """Whether the archive, of so many bytes, looks harmless. Raises PackError."""
     members = archive.infolist()
     names = [member.filename for member in members]
     if len(set(names)) != len(names) or len(names) > MAX_FILES or not all(map(_NAME.fullmatch, names)):
         raise PackError("the archive has a file twice, or one that is not of a pack")
+    if sum(member.compress_size for member in members) > length:  # one part of it, unpacked again and again
+        raise PackError("its files claim more than the archive has")
     for member in members:
         if member.flag_bits & 1 or member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
             raise PackError(f"{member.filename} is encrypted, or packed in an unusual way")
         if member.file_size > min(MAX_MEMBER, MAX_DOCUMENT + MAX_RATIO * member.compress_size):
             raise PackError(f"{member.filename} claims to be far larger than what is there")
+
+
+def _manifest(archive: ZipFile) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest, and its members as they are signed. Raises PackError."""
     try:
         with archive.open(MANIFEST) as file:
             data = file.read(MAX_DOCUMENT + 1)

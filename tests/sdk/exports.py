@@ -80,7 +80,7 @@ class Made:
         denied = sum(index % 3 == 0 for index in indices)
         return {
             "format": exported.FORMAT, "type": self.type, "export": {"id": 7, "name": "all"},
-            "slot": text_of(START), "query": "client=claude", "columns": ["time", "index"], "personal": False,
+            "slot": text_of(START), "query": "client=claude", "columns": list(line(0)), "personal": False,
             "range": {
                 "since": text_of(START), "until": text_of(START + 100 * SECOND), "first": self.first, "last": self.last,
             },

@@ -182,13 +182,18 @@ def table(rows: list[list[object]]) -> bytes:
 def test_csv_is_read_and_counted(tmp_path: Path) -> None:
     rows: list[list[object]] = [["time", "index", "decision"]]
     rows += [[line(index)["time"], index, line(index)["decision"]] for index in range(10, 41)]
-    made = Made(tmp_path, name="x.csv", type="csv").write(table(rows))
+    made, columns = Made(tmp_path, name="x.csv", type="csv"), ["time", "index", "decision"]
+    made.write(table(rows), columns=columns)
     report, facts = exported.verify(made.manifest, made.trust)
     assert report.ok and facts.read, report.findings
-    made.write(table([*rows[:-1], [*rows[-1][:2], "allow" if rows[-1][2] == "deny" else "deny"]]))
+    made.write(table([*rows[:-1], [*rows[-1][:2], "allow" if rows[-1][2] == "deny" else "deny"]]), columns=columns)
     assert made.found() == {"export-differs"}
-    made.write(table([*rows, ["one cell"]]))
+    made.write(table([*rows, ["one cell"]]), columns=columns)
     assert made.found() == {"export-differs"}
+    made.write(table(rows), columns=["time", "index"])
+    assert [one.message for one in exported.verify(made.manifest, made.trust)[0].findings] == [
+        "the file has other columns than the manifest says"
+    ]
 
 
 def test_ocsf_is_read_and_counted(tmp_path: Path) -> None:
