@@ -21,6 +21,8 @@ CRITERIA = ("subject", "client", "tool", "backend", "tenant", "since", "until")
 NAMED = ("client", "tool", "backend", "tenant")
 LONGEST = {"matter": 120, "reason": 2000, "client": 64, "tool": 128, "backend": 64, "tenant": 255, "subject": 40}
 LOCK = "2s"  # for the guard row: a batch of a deletion holds it shorter
+OWN = ("hold", "erasure")  # types of records that tell of holds and erasures themselves
+COVERED = "SELECT EXISTS (SELECT 1 FROM audit_record WHERE subject = %s AND type <> ALL (%s) AND {})"
 NAMES_NOBODY = "An address has no business here: what is kept with a hold names nobody."
 OF_OTHERS = "Release takes a second person, never the one who asked for it."
 
@@ -194,7 +196,8 @@ def active(using: str = "default") -> list[Hold]:
 
 def covering_subject(uid: str, using: str = "default", seconds: float = 5.0) -> list[Hold]:
     """The holds in force that keep this user from being erased: those on the user alone, and each other one that fits
-    at least one record of the user, which is looked for along the index of users' records.
+    at least one record of the user, which is looked for along the index of users' records. What holds and erasures
+    tell of the user is none: else a hold would cover its own record, and an erasure be refused for having been asked.
 
     A look that takes longer than `seconds` counts as a find: what cannot be told to be free is held."""
     return [hold for hold in active(using) if hold.subject in (None, uid) and _covers(hold, uid, using, seconds)]
@@ -210,8 +213,7 @@ def _covers(hold: Hold, uid: str, using: str, seconds: float) -> bool:
             cursor.execute("SELECT current_setting('statement_timeout')")
             (before,) = cursor.fetchone()
             cursor.execute("SELECT set_config('statement_timeout', %s, true)", [f"{int(seconds * 1000)}ms"])
-            query = f"SELECT EXISTS (SELECT 1 FROM audit_record WHERE subject = %s AND {covered})"  # noqa: S608 - ours
-            cursor.execute(query, [uid, *values])
+            cursor.execute(COVERED.format(covered), [uid, list(OWN), *values])
             (found,) = cursor.fetchone()
             cursor.execute("SELECT set_config('statement_timeout', %s, true)", [before])
             return bool(found)

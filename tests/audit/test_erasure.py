@@ -223,6 +223,16 @@ def test_a_hold_that_comes_after_the_asking_still_refuses_it(uid: str, pia: Any)
     assert newest("erasure")["action"] == "refused"
 
 
+def test_that_it_was_asked_for_is_no_record_that_a_hold_on_what_comes_keeps(uid: str, pia: Any) -> None:
+    holds.place(pia, **WHY, since=timezone.now())
+    made = asking.ask(pia, uid, **ASKED)
+    assert made.state == "asked"
+    drained()
+    erasing.work()
+    made.refresh_from_db()
+    assert made.state == "erased" and found(uid) == set()
+
+
 def test_a_hold_and_an_erasure_at_once_are_one_after_the_other(uid: str, pia: Any) -> None:
     """Whoever is first: no hold is placed on a user that it finds whole and who is erased a moment later."""
     made = asking.ask(pia, uid, **ASKED)

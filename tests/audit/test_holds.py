@@ -213,6 +213,8 @@ def test_a_hold_covers_a_user_with_a_record_that_fits_all_of_it(world: World, pi
     for criteria in FREE:
         placed(criteria)
         assert holds.covering_subject(uid) == [], criteria
+    drained()
+    assert holds.covering_subject(uid) == [], "a hold does not cover the record that tells of it"
     covering = [placed(criteria) for criteria in COVERED]
     assert holds.covering_subject(uid) == covering == holds.covering_subject(uid, "owner")
     connections["owner"].close()
