@@ -3,6 +3,7 @@
 Only the caller's keys and checkpoints are believed. What a bundle is and how it is read: `bundle`.
 """
 
+from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ from muniment.verify_heads import Heads, Held
 
 MOST_IN_BATCH = 100_000
 MOST_BYTES = 256 << 20  # of the statements of one write batch
-MOST_RANGES = 10_000  # of records that are gone
+MOST_RANGES = 1_000_000  # of records that are gone: 16 MB; one run of retention tells of 600,000 of a month
 MOST_HOLDERS = 100_000  # whose protected details can no longer be read
 _SHOWN = 64
 PATIENCE = 60 * 1_000_000
@@ -109,7 +110,7 @@ class _Verification:
         self.heads = Heads(bundle, report)
         self.earliest: int | None = None  # times of open records, microseconds
         self.latest: int | None = None
-        self.gone: list[tuple[int, int]] = []
+        self.gone, self.gone_sizes = array("q"), array("q")  # first index and size of each gap, in order
         self.holders: set[str] = set()
         self.excused: list[tuple[int, int]] | None = None  # what retention deleted: first index, and that behind
         self._details = bundle.lines(DISCLOSURES, DisclosureLine)
@@ -348,15 +349,16 @@ class _Verification:
 
     def _note_gone(self, index: int) -> None:
         self.facts.deleted += 1
-        if self.gone and sum(self.gone[-1]) == index:
-            self.gone[-1] = (self.gone[-1][0], self.gone[-1][1] + 1)
+        if self.gone and self.gone[-1] + self.gone_sizes[-1] == index:
+            self.gone_sizes[-1] += 1
         elif len(self.gone) >= MOST_RANGES:
             raise BundleError("bundle-malformed", "more records are gone than can be accounted for")
         else:
-            self.gone.append((index, 1))
+            self.gone.append(index)
+            self.gone_sizes.append(1)
 
     def _gone_for_a_reason(self) -> None:
-        for first, size in self.gone:
+        for first, size in zip(self.gone, self.gone_sizes, strict=True):
             if not self._retained(first, size):
                 words = f"records {first:,} to {first + size - 1:,} are gone, and no retention record accounts for it"
                 self.report.find("record-missing", words, first)

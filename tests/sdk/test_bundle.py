@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muniment import bundle, checkpoints, disclosures, merkle, notes
+from muniment import bundle, checkpoints, disclosures, merkle, notes, verify
 from muniment.bundle import BatchLine, CheckpointLine, DisclosureLine, RecordLine, text_of, time_of
 from muniment.keys import Trust, introduce
 from tests.sdk.bundles import ORIGIN, Log, Parts, at, codes, held, public_of, verified
@@ -118,6 +118,20 @@ class TestWhatHolds:
         assert report.facts.deleted == 7
         found.context = [line for line in found.context if '"retention"' not in line.statement]
         assert codes(verified(found, log.trust())) == ["range-narrowed", "record-missing"]
+
+    def test_gaps_between_records_that_stay_as_many_as_a_verifier_remembers(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a rule for one tenant leaves: a gap for each stretch of its records."""
+        log = Log.lived()
+        log.write({"type": "retention", "action": "deleted", "ranges": [[20, 1], [22, 1]]})
+        found = log.parts(SINCE, UNTIL)
+        for line in found.records:
+            if line.i in (20, 22):
+                line.statement, line.gone = None, True
+        assert codes(verified(found, log.trust())) == [] and verify.MOST_RANGES >= 600_000
+        monkeypatch.setattr(verify, "MOST_RANGES", 1)
+        assert "bundle-malformed" in codes(verified(found, log.trust()))
 
 
 class TestRecords:
