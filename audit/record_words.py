@@ -4,6 +4,7 @@ Nothing here guesses: what a statement does not establish is said to be not esta
 slug to the name that staff know it by today; the statement holds the slug alone.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,7 @@ STAFF_ACTIONS = {
     "export.delivered": "delivered run {run} of export {export} to {destination}",
     "export.downloaded": "downloaded the {file} file of run {run} of export {export}",
     "export.mailed": "told {mailed} recipients by e-mail of run {run} of export {export}",
+    "stream.started": "began stream {stream} to {place}", "stream.moved": "sends stream {stream} to {place} now",
     "stream.paused": "paused stream {stream}", "stream.resumed": "let stream {stream} go on",
     "stream.retried": "had {count} dead letters of stream {stream} sent again",
     "stream.skipped": "let a dead letter of stream {stream} go",
@@ -83,6 +85,7 @@ TURNED_AWAY = {code: reason.title for code, reason in REASONS.items()} | {
     "no_route": "A path without a route", "path_ambiguous": "A path that can be read in two ways",
     "proxy_misconfigured": "A proxy that is not set up",
 }  # fmt: skip
+ONE_OF_MANY = re.compile(r"\b1 (record|recipient|dead letter)s\b")
 OPERATIONS = {"insert": "added", "update": "changed", "delete": "removed"}
 # Reasons of the rows 1 to 8 of the decision table: who calls could not be established.
 NOT_ESTABLISHED = frozenset(
@@ -240,7 +243,8 @@ def _staff(statement: Statement) -> str:
     action = str(statement.get("action"))
     named = action if action in STAFF_ACTIONS else f"{statement.get('type')}.{action}"
     words = STAFF_ACTIONS.get(named) or f"did {action}".replace("{", "(").replace("}", ")")
-    return f"{actor_words(statement.get('actor'))} {words.format_map(_Members(statement))}"
+    done = ONE_OF_MANY.sub(r"1 \1", words.format_map(_Members(statement)))
+    return f"{actor_words(statement.get('actor'))} {done}"
 
 
 def change_words(change: Mapping[str, Any]) -> str:

@@ -136,9 +136,9 @@ def refusal(held: Sequence[Hold]) -> str:
     """Why holds refuse an erasure; empty for none."""
     if not held:
         return ""
-    named = f"legal hold of matter {held[0].matter}" if len(held) == 1 else f"legal holds of {holds.matters(held)}"
-    return f"Refused: the {named} covers this user's records." if len(held) == 1 else (
-        f"Refused: the {named} cover this user's records.")  # fmt: skip
+    if len(held) == 1:
+        return f"Refused: the legal hold of matter {held[0].matter} covers this user's records."
+    return f"Refused: the legal holds of matters {holds.matters(held)} cover this user's records."
 
 
 def checked(user: Subject, field: str, value: str) -> str:

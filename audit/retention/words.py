@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
+from audit.retention import floors
 from audit.retention.rules import SELECTORS, Rule
 
 KINDS = {
@@ -58,7 +59,9 @@ def record(said: Mapping[str, Any], actor: str) -> str:
         case "rule.removed":
             return f"{actor} removed the retention rule for {_rule(said.get('old'))}"
         case "floor.set":
-            return f"{actor} set the floor {said.get('preset')} from {said.get('old')} to {said.get('new')}"
+            preset = floors.BY_KEY.get(str(said.get("preset")))
+            called = preset.title if preset else said.get("preset")
+            return f"{actor} set the floor {called} from {said.get('old')} to {said.get('new')}"
     return f"Retention: {said.get('action')}"
 
 

@@ -201,6 +201,15 @@ def test_a_sentence_of_staff_survives_whatever_the_statement_lacks() -> None:
         assert title({"type": "staff", "action": action}, {})
 
 
+def test_one_of_many_is_told_as_one() -> None:
+    from audit.record_words import title
+
+    said = {"type": "staff", "actor": "staff:7", "action": "export.done", "run": 1, "export": 11}
+    assert title({**said, "records": 1}, {}).endswith("of run 1 of export 11, with 1 record")
+    for many in (0, 11, 21):
+        assert title({**said, "records": many}, {}).endswith(f"with {many} records")
+
+
 def test_an_unknown_record_has_no_details(world: World) -> None:
     assert opened(member("pia", *PRIVACY), UUID(int=2**127)).status_code == 404
 
