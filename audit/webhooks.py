@@ -75,8 +75,9 @@ def signed(keys: Sequence[bytes], message: str, at: int, body: bytes) -> dict[st
 
 
 class Address:
-    """Where a webhook goes: an https URL, or an http one of this machine. `place` is it without its query, which may
-    hold a secret. `trust`: the file with the certificates that are believed instead of the machine's."""
+    """Where a webhook goes: an https URL, or an http one of this machine. `place` says of it no more than
+    the host: its path or query may hold a secret. `trust`: the file with the certificates that are believed instead of
+    the machine's."""
 
     def __init__(self, url: str, trust: str = "") -> None:
         """Raises AddressError."""
@@ -96,7 +97,7 @@ class Address:
         self._host, self._port, self._context = host, port, context(trust) if parts.scheme == "https" else None
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         shown = f"{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}"
-        self.place = f"{parts.scheme}://{shown}{parts.path}"
+        self.place = f"{parts.scheme}://{shown}/{'…' if self._path != '/' else ''}"
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Send it. Raises Unreachable."""

@@ -24,6 +24,7 @@ from django.utils import timezone
 from audit import alerts, logtree, ocsf
 from audit.destinations.base import ConfigError
 from audit.models import Alert, DeadLetter, Log, Record, Stream
+from audit.staff_log import tell
 from audit.streams.base import Item, Receiver, Refused, Undelivered
 from audit.streams.reading import parse
 
@@ -71,14 +72,30 @@ def publish() -> list[str]:
         row = rows.get(one.name)
         if row is None:
             start = sealed_end() if one.first is None else one.first
-            Stream.objects.get_or_create(
-                name=one.name, defaults={"kind": one.kind, "place": one.place, "next": start, "seen_at": now}
-            )
-        elif (row.kind, row.place) != (one.kind, one.place) or not timedelta(0) <= now - row.seen_at < SEEN:
-            Stream.objects.filter(name=one.name).update(kind=one.kind, place=one.place, seen_at=now)
+            _begun(one, start, now)
+        elif (row.kind, row.place) != (one.kind, one.place):
+            _moved(one, row, now)
+        elif not timedelta(0) <= now - row.seen_at < SEEN:
+            Stream.objects.filter(name=one.name).update(seen_at=now)
     names = [one.name for one in found]
     _watch([row for row in rows.values() if row.name in names], now)
     return names
+
+
+def _begun(one: Receiver, start: int, now: datetime) -> None:
+    """A row for a new stream. That records go there is on record before the first of them does."""
+    with transaction.atomic():
+        row = {"kind": one.kind, "place": one.place, "next": start, "seen_at": now}
+        if Stream.objects.get_or_create(name=one.name, defaults=row)[1]:
+            tell("system", "", "stream.started", stream=one.name, transport=one.kind, place=one.place, next=start)
+
+
+def _moved(one: Receiver, row: Stream, now: datetime) -> None:
+    """It goes somewhere else from now on, which is on record."""
+    with transaction.atomic():
+        found = Stream.objects.filter(name=one.name, kind=row.kind, place=row.place)
+        if found.update(kind=one.kind, place=one.place, seen_at=now):
+            tell("system", "", "stream.moved", stream=one.name, transport=one.kind, place=one.place)
 
 
 def _watch(rows: Sequence[Stream], now: datetime) -> None:
