@@ -15,14 +15,25 @@ COLUMNS = (
     "user known by",
 )  # fmt: skip
 BY_TOKEN = ("decision", "introspection", "outcome")
-# What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection), after any blanks.
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+# What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection), and what it may take for the end of a
+# cell before it. In front of either may be what it drops: blanks of any script, and what cannot be seen.
+FORMULA = frozenset("=+-@＝＋－＠")
+ENDS = frozenset("\t\r\n")
 
 
 def cell(value: Any) -> str:
     """A value as text that no spreadsheet runs; None is empty."""
     text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return f"'{text}" if text.lstrip(" \u00a0\ufeff").startswith(FORMULA) else text
+    return f"'{text}" if _runs(text) else text
+
+
+def _runs(text: str) -> bool:
+    for character in text:
+        if character in FORMULA or character in ENDS:
+            return True
+        if character.isprintable() and not character.isspace():
+            return False
+    return False
 
 
 def write(records: list[Record]) -> bytes:
