@@ -3,6 +3,8 @@
     /usr/lib/muniment/.venv/bin/python /usr/lib/muniment/deploy/manage_as.py status
     /usr/lib/muniment/.venv/bin/python /usr/lib/muniment/deploy/manage_as.py --unit=seal seal --explain
 
+    ... --unit=seal MUNIMENT_LOCAL_PASSWORDS=true seal --close --by anna --and bert --reason "the disk of Tuesday"
+
 Without --unit those are the settings of `muniment-migrate`, which are manage.py's own. Unit, drop-ins and credentials
 are read as root; the command runs as the unit's user, who sees copies of the credentials in a file system that this
 command alone has mounted, as LoadCredential does it. Exit status: the command's; 2 where it cannot be run.
@@ -76,6 +78,9 @@ def run(unit: str, command: list[str]) -> None:
     except KeyError:
         raise CannotRun(f"the user of muniment-{unit} is not on this machine (systemd-sysusers)") from None
     variables = environment(found)
+    while command and re.match(r"[A-Z_]+=", command[0]):  # for this command alone, as in a shell
+        name, _, given = command.pop(0).partition("=")
+        variables[name] = given
     credentials(found, user)
     os.chdir(one["WorkingDirectory"])
     os.umask(0o077)
@@ -91,7 +96,7 @@ def main(arguments: list[str]) -> None:
     if arguments and arguments[0].startswith("--unit="):
         unit = arguments.pop(0).removeprefix("--unit=")
     if not arguments or not re.fullmatch(r"[a-z]+", unit):
-        raise CannotRun("manage_as.py [--unit=web|seal|worker|beat|migrate] COMMAND [ARGUMENT...]")
+        raise CannotRun("manage_as.py [--unit=web|seal|worker|beat|migrate] [NAME=VALUE...] COMMAND [ARGUMENT...]")
     if os.geteuid() != 0:
         raise CannotRun("it needs root, to read the credentials")
     if os.environ.get(INSIDE):

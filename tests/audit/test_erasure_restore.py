@@ -321,6 +321,7 @@ def test_without_a_file_a_place_or_the_owner_it_says_so_in_one_line(
     for arguments in (
         ("apply", "--from", tmp_path / "missing"), ("apply", "--from", tmp_path / "binary"),
         ("apply", "--from", tmp_path), ("list", "--out", tmp_path / "no" / "folder"),
+        ("list", "--out", ""), ("list", "--out", "."),
     ):  # fmt: skip
         with pytest.raises(CommandError) as error:
             run(*arguments)

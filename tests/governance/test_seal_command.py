@@ -193,6 +193,14 @@ def passwords(monkeypatch: pytest.MonkeyPatch, **known: str) -> None:
 TWO = ("--by", "mara", "--and", "nils", "--reason", "the failover of Tuesday")
 
 
+def test_where_nobody_can_type_a_password_it_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("governance.management.commands.seal.getpass", nobody)
+    assert "password" in refused("--close", *TWO)
+
+
 def test_two_members_of_staff_close_and_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staff("mara", is_superuser=True)
     staff("nils", "change_log")

@@ -48,6 +48,8 @@ class Command(BaseCommand):
             self.stdout.write("".join(lines), ending="")
             return
         path: Path = options["out"]
+        if not path.name:
+            raise CommandError("--out must name a file", returncode=2)
         draft = path.with_name(f".{path.name}.new")
         try:
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

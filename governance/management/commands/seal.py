@@ -103,7 +103,10 @@ class Command(BaseCommand):
         names = [options["by"], options["second"]]
         if not all(names) or not options["reason"]:
             raise Refused("two people do this, and say why: --by USER --and USER --reason TEXT")
-        people = [seams.person(name, getpass(f"Password of {name}: ")) for name in names]
+        try:
+            people = [seams.person(name, getpass(f"Password of {name}: ")) for name in names]
+        except EOFError:
+            raise Refused("each of the two types a password, at a terminal") from None
         if options["close"]:
             state = seams.close(directory, people, options["reason"])
             self.stdout.write(f"log {state.log} is closed at {state.size:,} records; now: seal --open")
