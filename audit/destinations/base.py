@@ -16,6 +16,8 @@ SILENT_SECONDS = 30.0
 FILE_SECONDS = 25 * 60.0
 """What one file may take, however slowly it goes: less than a task of the worker may."""
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+LEFTOVER = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.[0-9a-f]{16}\.part")
+"""What we call a file that is on its way. The folder may be somebody else's too, with unfinished files of their own."""
 
 
 class ConfigError(ValueError):

@@ -8,7 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
-from audit.destinations.base import ConfigError, DeliveryFailed, Destination, Differs, Fields, Sending, chunks, same
+from audit.destinations.base import (
+    LEFTOVER,
+    ConfigError,
+    DeliveryFailed,
+    Destination,
+    Differs,
+    Fields,
+    Sending,
+    chunks,
+    same,
+)
 
 MODE = 0o640  # whom the folder's group names may read it
 LEFTOVER_SECONDS = 24 * 3600.0
@@ -63,7 +73,7 @@ class Directory(Destination):
         """What a worker that was killed left here more than a day ago."""
         for path in self._path.glob(".*.part"):
             with suppress(OSError):
-                if time.time() - path.lstat().st_mtime > LEFTOVER_SECONDS:
+                if LEFTOVER.fullmatch(path.name) and time.time() - path.lstat().st_mtime > LEFTOVER_SECONDS:
                     path.unlink()
 
 

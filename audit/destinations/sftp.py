@@ -11,6 +11,7 @@ from typing import Any
 
 from audit.destinations.base import (
     CONNECT_SECONDS,
+    LEFTOVER,
     SILENT_SECONDS,
     ConfigError,
     DeliveryFailed,
@@ -89,8 +90,7 @@ class Sftp(Destination):
     def _sweep(self, folder: Any) -> None:
         """What a worker that was killed left there more than a day ago. Finds out besides whether the folder exists."""
         for one in folder.listdir_attr(self._path):
-            ours = one.filename.startswith(".") and one.filename.endswith(".part")
-            if ours and time.time() - (one.st_mtime or time.time()) > LEFTOVER_SECONDS:
+            if LEFTOVER.fullmatch(one.filename) and time.time() - (one.st_mtime or time.time()) > LEFTOVER_SECONDS:
                 with suppress(OSError):
                     folder.remove(posixpath.join(self._path, one.filename))
 

@@ -175,7 +175,7 @@ def verify(path: Path, trust: Trust | None = None) -> tuple[Report, Facts]:
     """Verify a manifest and the file beside it, against the keys in `trust` (None: none are known, which is a finding).
     Raises OSError where the manifest cannot be read; never for what is in it or in the file."""
     report, facts = Report(), Facts()
-    with path.open("rb") as file:
+    with _opened(path) as file:
         data = file.read(MAX_BYTES + 1)
     try:
         manifest, members = parse(data)

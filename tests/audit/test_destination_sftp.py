@@ -208,12 +208,14 @@ def test_an_ssh_server_that_refuses_is_said_in_words(ssh: SshServer, file: Path)
 
 
 def test_leftovers_on_an_ssh_server_go_after_a_day(ssh: SshServer, file: Path) -> None:
-    old, young = ssh.folder / ".a.csv.00.part", ssh.folder / ".b.csv.00.part"
-    old.touch()
-    young.touch()
-    os.utime(old, (time.time() - 90_000,) * 2)
+    old, young = ssh.folder / f".a.csv.{'0a' * 8}.part", ssh.folder / f".b.csv.{'0b' * 8}.part"
+    other = ssh.folder / ".somebody-elses.part"
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (time.time() - 90_000,) * 2)
     put(one(ssh.entry()), file)
-    assert {path.name for path in ssh.folder.iterdir()} == {young.name, file.name}
+    assert {path.name for path in ssh.folder.iterdir()} == {young.name, other.name, file.name}
 
 
 def test_an_ssh_server_that_says_nothing_is_given_up(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,7 +240,11 @@ class TestADirectory:
         assert [path.name for path in place.iterdir()] == [file.name]
 
     def test_leftovers_of_a_killed_worker_go_after_a_day_and_not_before(self, file: Path, place: Path) -> None:
-        old, young, other = place / ".a.csv.00.part", place / ".b.csv.00.part", place / "c.part"
+        old, young, other = (
+            place / f".a.csv.{'0a' * 8}.part",
+            place / f".b.csv.{'0b' * 8}.part",
+            place / ".somebody-elses.part",
+        )
         for path in (old, young, other):
             path.touch()
         for path in (old, other):

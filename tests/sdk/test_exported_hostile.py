@@ -52,6 +52,14 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
     assert made.found() == {"export-missing"}
 
 
+def test_a_manifest_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    made = Made(tmp_path).write()
+    made.manifest.unlink()
+    os.mkfifo(made.manifest)
+    with pytest.raises(OSError, match="not a file"):
+        exported.verify(made.manifest, made.trust)
+
+
 def test_a_file_that_is_longer_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Made(tmp_path).write()
     with (tmp_path / made.name).open("r+b") as file:
