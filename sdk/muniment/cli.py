@@ -71,7 +71,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 def _verify(given: argparse.Namespace) -> int:
     trust = _trust(given.trust) if given.trust else None
-    if manifest := _manifest(given.bundle):
+    # What is asked of a pack or bundle itself is answered by it, also where the manifest of its export lies beside.
+    asked = given.checkpoint or given.since or given.until
+    manifest = _manifest(given.bundle)
+    if manifest and not (asked and given.bundle.suffix == ".zip"):
         return _export(given, manifest, trust)
     if _is_pack(given.bundle):
         return _pack(given, trust)

@@ -206,6 +206,12 @@ def test_the_command_verifies_a_pack(made: Made, tmp_path: Path, capsys: pytest.
     assert cli.main(["verify", str(pack), "--trust", str(keys)]) == 1
     assert "index.html is not the file" in capsys.readouterr().out
     assert cli.main(["verify", str(pack), "--checkpoint", str(keys)]) == 2
+    # As it is downloaded, with the manifest of its export beside it.
+    pack.with_name(f"{pack.name}.manifest.json").write_text("{}")
+    period = ("--from", "2000-01-01", "--to", "2000-01-02")
+    capsys.readouterr()
+    assert cli.main(["verify", str(pack), "--trust", str(keys), *period]) == 1
+    assert "range-narrowed" in capsys.readouterr().out
     assert cli.main(["verify", str(pack), "--from", "2027-01-02", "--to", "2027-01-01"]) == 2
 
 
