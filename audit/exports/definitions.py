@@ -65,15 +65,15 @@ def _allow(user: Any, export: Export) -> None:
         raise PermissionDenied
 
 
-def may_redefine(user: Any, export: Export) -> bool:
-    """Whether somebody may say anew what it is. It runs with its owner's rights: so who says that reads records
-    themselves, and of one with personal data sees those."""
+def may_use(user: Any, export: Export) -> bool:
+    """Whether somebody may say anew what it is, or have it made now. It runs with its owner's rights: so who says that
+    reads records themselves, and of one with personal data sees those."""
     sees = user.has_perm("audit.view_record") and (not export.personal or user.has_perm("audit.view_personal"))
     return bool(sees and may_change(user, export))
 
 
-def _allow_redefining(user: Any, export: Export) -> None:
-    if not may_redefine(user, export):
+def _allow_use(user: Any, export: Export) -> None:
+    if not may_use(user, export):
         raise PermissionDenied
 
 
@@ -189,7 +189,7 @@ def make(user: Any, given: Definition) -> Export:
 def change(user: Any, export: Export, given: Definition) -> Export:
     """Another definition for an export; its owner stays. A new schedule begins now. Raises PermissionDenied (also to
     who may not read records, and for one with personal data, to who may not see that) and ValidationError."""
-    _allow_redefining(user, export)
+    _allow_use(user, export)
     columns = _columns(check(user, given))
     due.due(export.pk)  # what came by the schedule of before
     try:
@@ -197,7 +197,7 @@ def change(user: Any, export: Export, given: Definition) -> Export:
             found = Export.objects.select_for_update().filter(pk=export.pk).first()
             if found is None:
                 raise ValidationError("The export was deleted meanwhile.")
-            _allow_redefining(user, found)
+            _allow_use(user, found)
             changed = sorted(name for name, value in columns.items() if getattr(found, name) != value)
             if "schedule" in changed:
                 found.due_from = timezone.now()
@@ -249,9 +249,9 @@ def remove(user: Any, export: Export) -> None:
 
 
 def ask(user: Any, export: Export) -> ExportRun:
-    """Run it now, over its search's own time. Raises PermissionDenied, and ValidationError where its search cannot be
-    made."""
-    _allow(user, export)
+    """Run it now, over its search's own time. Raises PermissionDenied (also for one with personal data, to who may not
+    see that), and ValidationError where its search cannot be made."""
+    _allow_use(user, export)
     viewer = viewer_of(user)
     try:
         return due.asked(export, viewer.actor, viewer.name)

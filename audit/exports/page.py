@@ -291,7 +291,7 @@ class ExportViews:
             return []
         url = {name: reverse(f"admin:export_{name}", args=[export.pk])
                for name in ("ask", "pause", "resume", "edit", "delete")}  # fmt: skip
-        found = [Button("Run now", url["ask"], main=True)]
+        found = [Button("Run now", url["ask"], main=True)] if definitions.may_use(request.user, export) else []
         if export.schedule or not export.enabled:
             found.append(Button("Pause", url["pause"]) if export.enabled else Button("Resume", url["resume"]))
         if may_edit(request.user, export):
@@ -349,4 +349,4 @@ class ExportViews:
 
 def may_edit(user: Any, export: Export) -> bool:
     """Whether somebody may change the definition: of a pack nobody, since each is made anew."""
-    return definitions.may_redefine(user, export) and export.format != "evidence"
+    return definitions.may_use(user, export) and export.format != "evidence"

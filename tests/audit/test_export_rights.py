@@ -156,6 +156,17 @@ class TestOfSomebodyElse:
         reader = staff("rosa", "audit.view_export", "audit.change_export", "audit.view_record")
         assert definitions.change(reader, export, given).owner == f"staff:{filled.auditor.pk}"
 
+    def test_who_may_not_see_personal_data_has_no_file_with_it_made(
+        self, filled: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        owner = officer(monkeypatch)
+        export = type(filled.export()).objects.get(pk=personal(filled, owner).export)
+        operator = staff("otto", "audit.view_export", "audit.change_export", "audit.view_record")
+        with pytest.raises(definitions.PermissionDenied):
+            definitions.ask(operator, export)
+        definitions.disable(operator, export)
+        assert definitions.ask(owner, export).personal
+
     def test_what_became_personal_meanwhile_is_changed_by_nobody_who_may_not_see_that(
         self, filled: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
