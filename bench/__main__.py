@@ -10,6 +10,11 @@ from bench import exporting, platform, retention, search
 
 def main() -> None:
     """Every measurement, on a clean database; the server's figures first, then what is measured in this process."""
+    if sys.argv[1:2] != ["search"]:  # which reads its own
+        numbers = sys.argv[2:] if sys.argv[1:2] in (["retention"], ["export"]) else sys.argv[1:]
+        if len(numbers) > 1 or not all(text.isascii() and text.isdecimal() and int(text) for text in numbers):
+            sys.stderr.write("python -m bench [SECONDS], bench export|retention [RECORDS], bench search --help\n")
+            sys.exit(2)
     if sys.argv[1:2] == ["search"]:
         search.main(sys.argv[2:])
         return
