@@ -19,11 +19,12 @@ WIDTH = """new Promise(done => requestAnimationFrame(() => requestAnimationFrame
     () => done(document.documentElement.scrollWidth))))"""
 TOO_WIDE = """[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth)
     .map(e => e.outerHTML.slice(0, 100))"""
-# Words that stand below each other letter by letter.
+# Narrow, and with more lines than words: words that are broken for want of room.
 SQUEEZED = """[...document.querySelectorAll('main *')].filter(e => {
-    const text = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.textContent.trim()).join('')
+    const text = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.textContent.trim()).join(' ').trim()
+    if (text.length < 2) return false
     const box = e.getBoundingClientRect(), line = parseFloat(getComputedStyle(e).lineHeight)
-    return text.length > 1 && box.width > 4 && box.width < 2 * line && box.height > 1.9 * line
+    return box.width > 4 && box.width < 2 * line && Math.floor(box.height / line + 0.25) > text.split(/\\s+/).length
 }).map(e => e.outerHTML.slice(0, 100))"""
 HIGHEST = 1800  # of a picture, in pixels
 PASSWORD = "correct horse battery"
@@ -80,7 +81,7 @@ class Visitor:
         return [f"{self.page.url}: {v['id']} {[n['html'][:200] for n in v['nodes']]}" for v in grave]
 
     def shot(self, name: str, axe: bool = True) -> None:
-        """Nothing is wider than the page, nor squeezed into a column of letters, on a phone neither. With
+        """Nothing is wider than the page, and no word is broken for want of room, on a phone neither. With
         MUNIMENT_SHOTS: pictures, light and dark. `axe` off: without looking for barriers, of a page that is looked at
         with other data."""
         for width, size in (("1440", WIDE), ("390", NARROW)):

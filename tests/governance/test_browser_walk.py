@@ -22,6 +22,7 @@ from clients.proposals import Proposal
 from governance import demo, navigation
 from tests.audit.sealers import sealed, sealing
 from tests.browser import PASSWORD, Visitor
+from tests.governance import keeping_scene
 from tests.world import World
 from tools.models import Backend, Route, Scope, Tool
 
@@ -167,8 +168,10 @@ def walk(visitor: Visitor, folder: Path, prefix: str, pages: Iterator[tuple[str,
 
 def test_every_page_is_fit_to_be_seen_with_the_demos_data(world: World, visitor: Visitor, tmp_path: Path) -> None:
     load_demo()
+    keeping_scene.make()
     visitor.sign_in()
-    walk(visitor, tmp_path, "", chain(of_navigation(), of_evidence(), of_streams(), of_forms(), of_models()))
+    pages = chain(of_navigation(), of_evidence(), keeping_scene.pages(), of_streams(), of_forms(), of_models())
+    walk(visitor, tmp_path, "", pages)
 
 
 def test_every_page_is_fit_to_be_seen_with_names_that_fit_nowhere(
@@ -176,8 +179,10 @@ def test_every_page_is_fit_to_be_seen_with_names_that_fit_nowhere(
 ) -> None:
     load_demo()
     long_names()
+    keeping_scene.make(LONG)
     visitor.sign_in()
-    walk(visitor, tmp_path, "long-", chain(of_navigation(), of_streams(), of_models(), of_forms()))
+    pages = chain(of_navigation(), keeping_scene.pages(), of_streams(), of_models(), of_forms())
+    walk(visitor, tmp_path, "long-", pages)
 
 
 def test_every_page_is_fit_to_be_seen_with_nothing_in_it(world: World, visitor: Visitor, tmp_path: Path) -> None:
