@@ -138,7 +138,7 @@ def ssh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[SshServer]
             transport.set_subsystem_handler("sftp", paramiko.SFTPServer, _Folder)
             try:
                 transport.start_server(server=_Ssh())
-            except (paramiko.SSHException, EOFError):
+            except (paramiko.SSHException, EOFError, OSError):  # whoever asked hung up
                 transport.close()
 
     thread = threading.Thread(target=serve, daemon=True)

@@ -27,7 +27,7 @@ def test_requests_and_reviews_are_records_of_their_own_type(db: None, kind: str)
     assert len(said["_sd"]) == 2 and "pilot" not in str(said)
 
 
-@pytest.mark.parametrize("kind", ["decision", "policy", "erasure", "hold", "anything"])
+@pytest.mark.parametrize("kind", ["decision", "policy", "outcome", "notice", "anything"])
 def test_staff_cannot_make_up_records_of_another_type(db: None, kind: str) -> None:
     with pytest.raises(ValueError, match="not a kind"):
         staff_log.tell("staff:7", "Mara", "made", kind=kind)
