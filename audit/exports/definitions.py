@@ -190,7 +190,8 @@ def change(user: Any, export: Export, given: Definition) -> Export:
     """Another definition for an export; its owner stays. A new schedule begins now. Raises PermissionDenied (also to
     who may not read records, and for one with personal data, to who may not see that) and ValidationError."""
     _allow_use(user, export)
-    columns = _columns(check(user, given))
+    checked = check(user, given)
+    columns = _columns(checked)
     due.due(export.pk)  # what came by the schedule of before
     try:
         with transaction.atomic():
@@ -206,7 +207,7 @@ def change(user: Any, export: Export, given: Definition) -> Export:
             found.save(update_fields=[*columns, "due_from"])
             _keep_in_step(found)
             if changed:
-                _tell(user, found, "export.changed", changed=changed, **_told(given))
+                _tell(user, found, "export.changed", changed=changed, **_told(checked))
     except IntegrityError:
         raise _taken() from None
     return found
