@@ -6,7 +6,6 @@ import io
 import os
 import secrets
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +23,13 @@ from audit.models import DataKey, Head
 from governance import process
 from governance.embedded_postgres import binaries
 from governance.settings import ALL_KEYS
+from tests import forked
 from tests.audit.sealers import sealed, sealing
 from tests.audit.test_erasure import ASKED, CALL
 from tests.audit.test_holds import staff
 from tests.reset import reset
 from tests.staff import drained
 from tests.world import build, token
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -58,10 +56,7 @@ class Drill:
         else:
             wanted = [f"MUNIMENT_{name}" for name in ("DJANGO_SECRET", "KEY_ENCRYPTION_KEY", "PEPPER")]
             environment |= {name: os.environ[name] for name in wanted}
-        done = subprocess.run(
-            [sys.executable, "manage.py", *arguments], cwd=ROOT, env=environment | more, capture_output=True,
-            text=True, timeout=60,
-        )  # fmt: skip
+        done = forked.manage(*arguments, environment=environment | more)
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout + done.stderr
 

@@ -4,13 +4,17 @@ import base64
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 
 from governance import checks, settings, supervisor_plan
 from governance.environment import Environment
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = base64.b64encode(bytes(32)).decode()
@@ -31,9 +35,7 @@ BASE = {
 
 def manage(*arguments: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
     given = {name: value for name, value in (BASE | environment).items() if value is not None}
-    return subprocess.run(
-        [sys.executable, "manage.py", *arguments], cwd=ROOT, env=given, capture_output=True, text=True, timeout=60
-    )
+    return forked.manage(*arguments, environment=given)
 
 
 def refused(**environment: str | None) -> str:
@@ -46,7 +48,14 @@ def refused(**environment: str | None) -> str:
 
 
 def test_production_settings_start() -> None:
-    assert manage("check", "--deploy").returncode == 0
+    command = [
+        sys.executable,
+        "manage.py",
+        "check",
+        "--deploy",
+    ]  # an interpreter of its own; the others are forks of one
+    done = subprocess.run(command, cwd=ROOT, env=BASE, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_refusal_is_one_line_that_names_the_variable() -> None:
@@ -198,18 +207,40 @@ def test_groups_that_map_to_nothing_stop_the_start(roles: str) -> None:
 
 
 def test_a_provider_that_is_half_configured_or_not_https_stops_the_start() -> None:
-    for missing in ("MUNIMENT_OIDC_ISSUER", "MUNIMENT_OIDC_CLIENT_ID", "MUNIMENT_OIDC_ADMIN_GROUP"):
-        found = manage("check", **{missing: None})
-        assert found.returncode != 0 and "muniment.E007" in found.stderr and missing in found.stderr
-    for issuer in (
-        "http://id.example",
-        "http://127.0.0.1:9",
-        "id.example",
-        "https://u@id.example",
-        "https://id.example/#x",
-    ):
-        assert "muniment.E008" in manage("check", MUNIMENT_OIDC_ISSUER=issuer).stderr, issuer
+    found = manage("check", MUNIMENT_OIDC_ADMIN_GROUP=None, MUNIMENT_OIDC_ISSUER="http://id.example")
+    assert found.returncode != 0 and "MUNIMENT_OIDC_ADMIN_GROUP" in found.stderr
+    assert "muniment.E007" in found.stderr and "muniment.E008" in found.stderr
     assert manage("check", MUNIMENT_OIDC_ADMIN_GROUP=None, MUNIMENT_OIDC_ROLES="a=auditor").returncode == 0
+
+
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[CheckMessage]]:
+    """What is found of a provider of which this is another than in production."""
+    whole = {"ISSUER": BASE["MUNIMENT_OIDC_ISSUER"], "CLIENT_ID": "muniment", "ROLES": {"admins": "Administrator"}}
+
+    def look(**other: object) -> list[CheckMessage]:
+        for name, value in (whole | other).items():
+            monkeypatch.setattr(django_settings, f"MUNIMENT_OIDC_{name}", value)
+        monkeypatch.setattr(django_settings, "MUNIMENT_DEMO", False)
+        return list(checks.provider_is_whole(None))
+
+    return look
+
+
+@pytest.mark.parametrize("missing", ["ISSUER", "CLIENT_ID", "ROLES"])
+def test_a_part_of_the_provider_that_is_missing_is_named(
+    provider: Callable[..., list[CheckMessage]], missing: str
+) -> None:
+    assert provider() == []
+    [found] = provider(**{missing: ""})
+    assert found.id == "muniment.E007" and f"MUNIMENT_OIDC_{missing}" in str(found.hint)
+
+
+@pytest.mark.parametrize(
+    "issuer", ["http://id.example", "http://127.0.0.1:9", "id.example", "https://u@id.example", "https://id.example/#x"]
+)
+def test_the_issuer_of_staff_is_an_https_address(provider: Callable[..., list[CheckMessage]], issuer: str) -> None:
+    assert [found.id for found in provider(ISSUER=issuer)] == ["muniment.E008"]
 
 
 def test_how_staff_sign_in_is_checked_before_it_is_deployed() -> None:

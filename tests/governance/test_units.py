@@ -19,6 +19,7 @@ from psycopg import sql
 from governance import devkeys, supervisor_plan
 from governance.embedded_postgres import binaries
 from governance.settings import KEYS_OF_PROCESS
+from tests import forked
 from tests.governance.test_settings import BASE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,14 +150,7 @@ class TestEachUnit:
             shutil.copy(secrets / name, own / name)
         plain = {k: v for k, v in BASE.items() if k in ("PATH", "MUNIMENT_HOSTS") or k.startswith("MUNIMENT_OIDC")}
         environment = plain | environment_of(unit, own) | {"MUNIMENT_VAR": str(tmp_path / "var")}
-        done = subprocess.run(
-            [sys.executable, "manage.py", "check"],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = forked.manage("check", environment=environment)
         assert done.returncode == 0, done.stderr
 
     def test_every_secret_is_a_credential_and_none_is_in_the_unit(self, unit: Path, secrets: Path) -> None:
@@ -188,9 +182,7 @@ def test_a_key_of_another_process_stops_the_start(secrets: Path, tmp_path: Path)
     [web] = [unit for unit in UNITS if name_of(unit) == "web"]
     environment = environment_of(web, secrets) | {"MUNIMENT_LOG_KEY_FILE": str(secrets / "log_key")}
     environment |= {"PATH": os.environ["PATH"], "MUNIMENT_VAR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "manage.py", "check"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = forked.manage("check", environment=environment)
     assert done.returncode != 0 and "MUNIMENT_LOG_KEY" in done.stderr
 
 
@@ -218,10 +210,9 @@ class TestRoles:
         environment = BASE | {
             "DATABASE_URL": made["serving"], "DATABASE_OWNER_URL": made["owner"], "MUNIMENT_VAR": str(tmp_path),
         }  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "manage.py", "migrate", "--database", "owner", "--no-input", "--verbosity", "0"],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+        done = forked.manage(
+            "migrate", "--database", "owner", "--no-input", "--verbosity", "0", environment=environment
+        )
         assert done.returncode == 0, done.stderr
         with psycopg.connect(made["serving"], autocommit=True) as serving:
             assert serving.execute("SELECT policy FROM audit_head").fetchone() is not None
