@@ -22,7 +22,7 @@ TOO_WIDE = """[...document.querySelectorAll('main *')].filter(e => e.getBounding
 # Narrow, and with more lines than words: words that are broken for want of room.
 SQUEEZED = """[...document.querySelectorAll('main *')].filter(e => {
     const text = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.textContent.trim()).join(' ').trim()
-    if (text.length < 2) return false
+    if (text.length < 2 || !e.checkVisibility() || getComputedStyle(e).writingMode !== 'horizontal-tb') return false
     const box = e.getBoundingClientRect(), line = parseFloat(getComputedStyle(e).lineHeight)
     return box.width > 4 && box.width < 2 * line && Math.floor(box.height / line + 0.25) > text.split(/\\s+/).length
 }).map(e => e.outerHTML.slice(0, 100))"""
