@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import django
@@ -59,10 +60,25 @@ def _make_database(name: str) -> None:
         os.environ[variable] = urlunsplit(urlsplit(os.environ[variable])._replace(path=f"/{name}"))
 
 
+def _static_files_once() -> None:
+    """Every test client has middlewares of its own, each of which would look through all static files."""
+    middleware = import_module("whitenoise.middleware").WhiteNoiseMiddleware
+    look, found = middleware.add_files_from_finders, dict[str, Any]()
+
+    def once(self: Any) -> None:
+        if not found:
+            look(self)
+            found.update(self.files)
+        self.files.update(found)
+
+    middleware.add_files_from_finders = once
+
+
 _start()
 django.setup()
 DemoPasswordHasher = import_module("governance.demo_hasher").DemoPasswordHasher
 DemoPasswordHasher.iterations = 1000  # a password of a test is worth nothing, and there are thousands of them
+_static_files_once()
 # A worker of pytest-xdist that inherits it would have pytest-django read the settings before its servers are up.
 del os.environ["DJANGO_SETTINGS_MODULE"]
 
@@ -107,6 +123,7 @@ def migrated(django_db_setup: None, django_db_blocker: pytest.FixtureRequest) ->
         yield
         from django.db import connections
 
+        reset.close()
         connections.close_all()
 
 

@@ -22,6 +22,7 @@ journal_watch.EVERY = 3600.0
 
 # Set where the server is ours: a superuser passes by the triggers, and then rows are deleted in a few milliseconds.
 superuser_url: str | None = None
+_superuser: psycopg.Connection | None = None
 EMPTY = """
     DO $$ DECLARE name text; BEGIN
         SET LOCAL session_replication_role = replica;
@@ -42,14 +43,46 @@ def reset() -> None:
     """Empty every table, start the head anew, and forget what this process remembers."""
     process.stop_recorder()
     shutil.rmtree(settings.MUNIMENT_VAR / "batches", ignore_errors=True)  # what it remembers will be gone
-    connections["default"].close()
+    _as_new()
     if superuser_url:
-        with psycopg.connect(superuser_url) as superuser:
-            superuser.execute(EMPTY)
-            superuser.execute(HEAD)
+        try:
+            _empty_as_superuser()
+        except psycopg.OperationalError:  # a test ended all connections
+            close()
+            _empty_as_superuser()
     else:
         _empty_as_owner()
     _forget()
+
+
+def close() -> None:
+    """End the superuser's connection, which is kept from test to test."""
+    global _superuser
+    if _superuser is not None:
+        _superuser.close()
+    _superuser = None
+
+
+def _as_new() -> None:
+    """This thread's connection, without what a test did to it. To open another would cost more than most tests do: the
+    server would read its catalogue again."""
+    ours = connections["default"]
+    if ours.connection is None:
+        return
+    try:
+        ours.connection.execute("DISCARD ALL")  # fails within a transaction
+        ours.ensure_timezone()
+    except psycopg.Error:
+        ours.close()
+
+
+def _empty_as_superuser() -> None:
+    global _superuser
+    assert superuser_url
+    _superuser = _superuser or psycopg.connect(superuser_url, autocommit=True)
+    with _superuser.transaction():
+        _superuser.execute(EMPTY)
+        _superuser.execute(HEAD)
 
 
 def _empty_as_owner() -> None:

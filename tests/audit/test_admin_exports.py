@@ -589,14 +589,14 @@ def test_hostile_searches_and_forms_are_never_a_failure(table: Desk, http: HttpC
         "format": "\x00", "columns": ["\x00"] * 300, "crontab": "٣ * * * *", "schedule": "crontab", "reason": "\x00",
         "destination": "x" * 9000, "recipients": ["9" * 40, "-1", "\x00"],
     }  # fmt: skip
-    broken = []
-    for query in HOSTILE:
-        for path in ("exports/", "exports/add/", f"exports/{export.pk}/", f"exports/{export.pk}/edit/", "packs/",
-                     f"exports/runs/{run.pk}/"):  # fmt: skip
-            broken += [(path, query)] if http.get(f"/admin/{path}?{query}").status_code >= 500 else []
-        for path in ("exports/add/", f"exports/{export.pk}/edit/"):
-            given = {**junk, "name": "x" if query.startswith("look") else "a\x00"}
-            broken += [(path, query)] if http.post(f"/admin/{path}?{query}", given).status_code >= 500 else []
+    broken, edit = [], f"exports/{export.pk}/edit/"
+    for path in ("exports/", f"exports/{export.pk}/", "packs/", f"exports/runs/{run.pk}/"):  # they take no search
+        broken += [path] if http.get(f"/admin/{path}?{'&'.join(HOSTILE)}").status_code >= 500 else []
+    for number, query in enumerate(HOSTILE):
+        given = {**junk, "name": "x" if query.startswith("look") else "a\x00"}
+        for path in ("exports/add/", edit) if number % 3 == 0 else ("exports/add/",):
+            url = f"/admin/{path}?{query}"
+            broken += [url] if http.get(url).status_code >= 500 or http.post(url, given).status_code >= 500 else []
     assert not broken and Export.objects.count() == 2
 
 

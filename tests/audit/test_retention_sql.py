@@ -1,11 +1,9 @@
 """The rules as SQL say of every record what they say in Python; and statements cannot pretend to be sensitive."""
 
-import json
 import random
 from datetime import datetime, timedelta
 from typing import Any
 
-import pytest
 from django.db import connection
 
 from audit.batching import uuid7
@@ -13,7 +11,7 @@ from audit.holds_sql import covered_sql
 from audit.models import Hold, Record
 from audit.retention.rules import KEPT, TYPES, Facts, Rule, counts
 from audit.retention.sql import Question, Window
-from muniment import merkle, statements
+from muniment import statements
 from tests.audit.filling import START, fill
 
 NOW = START + timedelta(days=100)
@@ -21,29 +19,14 @@ ALL = Window(START - timedelta(days=400), NOW, 0, 2**62)
 CALLS = ("decision", "evaluation", "introspection")
 
 
-def canonical(record: Record, **members: Any) -> None:
-    """The statement of a record that is not stored yet, as the recorder would make it."""
-    said = json.loads(bytes(record.statement)) | members
-    record.statement = statements.encode({name: value for name, value in said.items() if value is not None})
-    record.leaf = merkle.leaf_hash(bytes(record.statement))
+def canonical(statement: dict[str, Any]) -> bytes:
+    """As the recorder writes it: what is null is left out."""
+    return statements.encode({name: value for name, value in statement.items() if value is not None})
 
 
 def put(entries: list[dict[str, Any]]) -> list[Record]:
-    """Records with canonical statements; `sensitive` and other members go into the statement alone."""
-    beside = ("parent", "at", "type", "backend", "client", "tenant", "subject")
-    made: list[Record] = []
-    kept = Record.objects.bulk_create
-
-    def create(records: list[Record], **more: Any) -> list[Record]:
-        for record, entry in zip(records, entries, strict=True):
-            canonical(record, **{name: value for name, value in entry.items() if name not in beside})
-            made.append(record)
-        return kept(records, **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(Record.objects), "bulk_create", lambda self, records, **more: create(records, **more))
-        fill([{name: entry[name] for name in entry if name in beside} for entry in entries])
-    return made
+    """Records with canonical statements."""
+    return fill(entries, encode=canonical)
 
 
 def ruled(rules: list[Rule], holds: list[Hold] | None = None) -> dict[int, int | None]:
