@@ -1,11 +1,15 @@
 """Users in the admin: shown by uid alone; blocked, unblocked and signed out with a reason."""
 
+import re
+
 import pytest
+from django.contrib.admin.utils import quote
 from django.db import connection
 from django.test import Client as HttpClient
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
-from audit.models import Subject
+from audit.models import PublishedKey, Subject
 from audit.subjects import resolve
 from tests.staff import administrator, member, newest
 from tests.world import World, build
@@ -24,6 +28,11 @@ def uid(world: World) -> str:
 @pytest.fixture
 def http(world: World) -> HttpClient:
     return administrator()
+
+
+def page_of(uid: str) -> str:
+    """The user's own page, as lists lead there."""
+    return f"/admin/audit/subject/{quote(uid)}/change/"
 
 
 def act(http: HttpClient, uid: str, action: str, reason: str = "an incident") -> int:
@@ -54,17 +63,17 @@ def test_nothing_happens_without_a_reason_or_by_get(world: World, http: HttpClie
 def test_identifiers_are_not_shown(world: World, http: HttpClient, uid: str) -> None:
     for url in (
         "/admin/audit/subject/",
-        f"/admin/audit/subject/{uid}/change/",
+        page_of(uid),
         f"/admin/audit/subject/{uid}/act/block/",
     ):
         text = http.get(url).content.decode()
         assert uid in text and "alice" not in text
-    assert http.post(f"/admin/audit/subject/{uid}/change/", {"issuer": "https://other/"}).status_code == 403
+    assert http.post(page_of(uid), {"issuer": "https://other/"}).status_code == 403
 
 
 def test_only_those_who_may_change_users_can_block(world: World, uid: str) -> None:
     viewer = member("vera", "audit.view_subject")
-    assert viewer.get(f"/admin/audit/subject/{uid}/change/").status_code == 200
+    assert viewer.get(page_of(uid)).status_code == 200
     assert act(viewer, uid, "block") == 403
     assert Subject.objects.get().blocked_at is None
 
@@ -74,13 +83,13 @@ def test_the_list_says_who_was_active_when_and_leads_on(world: World, http: Http
     text = http.get("/admin/audit/subject/").content.decode()
     assert f"/admin/timeline/user/{uid}/?window=1h" in text and "none in the last year" in text
     assert "/admin/people/" in text
-    one = http.get(f"/admin/audit/subject/{uid}/change/").content.decode()
+    one = http.get(page_of(uid)).content.decode()
     assert f"/admin/timeline/user/{uid}/" in one and f"/admin/people/{uid}/report/" in one
 
 
 def test_activity_is_read_by_who_may_read_records_only(world: World, uid: str) -> None:
     viewer = member("vera", "audit.view_subject")
-    for url in ("/admin/audit/subject/", f"/admin/audit/subject/{uid}/change/"):
+    for url in ("/admin/audit/subject/", page_of(uid)):
         text = viewer.get(url).content.decode()
         assert uid in text and "last activity" not in text.lower() and "/admin/timeline/" not in text
 
@@ -102,3 +111,19 @@ def test_a_user_is_searched_by_uid_and_an_address_is_sent_away(world: World, htt
     assert answer.redirect_chain == [("/admin/people/", 302)] and b"alice" not in answer.content
     for hostile in ("%00", "x" * 5000, "%ED%A0%80", "usr_%27--"):
         assert http.get(f"/admin/audit/subject/?q={hostile}").status_code in (200, 302)
+
+
+def test_an_id_that_reads_like_an_escape_leads_to_its_own_page(world: World, http: HttpClient) -> None:
+    """In addresses of Django's admin `_24` stands for a dollar sign."""
+    uid, key = "usr_vFre3FQMJ6VM7_242f3C", "a_2BcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNO"
+    Subject.objects.create(uid=uid, issuer="https://id.example/", blocked_at=timezone.now())
+    PublishedKey.objects.create(key_id=key, use="log", public=b"k" * 32, not_before=timezone.now())
+    for path, has in (("audit/subject/", uid), ("access/stops/", uid), ("log/", key)):
+        page = http.get(f"/admin/{path}").content.decode()
+        led = [link for link in re.findall(r'href="(/admin/audit/\w+/[^"/]+/change/)"', page) if has[-9:] in link]
+        assert led, path
+        for link in led:
+            one = http.get(link)
+            assert one.status_code == 200 and has in one.content.decode(), link
+    assert "act/unblock/" in http.get(page_of(uid)).content.decode()
+    assert act(http, uid, "unblock") == 302

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from django.core.servers.basehttp import ThreadedWSGIServer
@@ -27,14 +28,25 @@ def server(world: World) -> Iterator[str]:
     thread.join(timeout=10)
 
 
-@pytest.fixture
-def visitor(server: str) -> Iterator[Visitor]:
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """The browser itself, which takes longer to start than many a test does."""
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as started:
+    with pytest.MonkeyPatch.context() as patch, playwright.sync_playwright() as started:
+        # Playwright's synchronous API runs an event loop in this thread, which Django takes for asynchronous code.
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
         browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield Visitor(browser, server)
+        yield browser
         browser.close()
         # To Django this event loop is a place of its own, with connections of its own.
         connections.close_all()
+
+
+@pytest.fixture
+def visitor(server: str, chromium: Any) -> Iterator[Visitor]:
+    """One who has never been here."""
+    made = Visitor(chromium, server)
+    yield made
+    made.page.context.close()

@@ -4,7 +4,8 @@ A page's own forms are read from its HTML; their fields get something hostile on
 offered it, and all at once. How many hostile values each field gets is bounded here; with `soak` it is every one."""
 
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
@@ -41,6 +42,12 @@ QUERY = [
 API = ("/v1/records", "/v1/records/018f0000-0000-7000-8000-000000000000", "/v1/log/proof/inclusion",
        "/v1/log/proof/consistency", "/v1/log/checkpoint", "/v1/log/tile/0/000", "/v1/keys", "/v1/schema", "/reference",
        "/admin/", "/admin/login/")  # fmt: skip
+# Addresses with a part that is a name or a number.
+PARTS = ("audit/subject/{}/change/", "clients/grant/{}/act/extend/", "clients/grant/1/act/{}/", "people/{}/report/",
+         "timeline/user/{}/", "timeline/{}/x/", "timeline/tool/{}/", "records/{}/", "inbox/{}/attach/", "inbox/1/{}/",
+         "clients/accessrequest/{}/change/", "clients/review/{}/change/", "tools/tool/{}/decide/",
+         "auth/user/{}/change/", "r/{}/{}/", "records/saved/{}/delete/", "{}/")  # fmt: skip
+FURTHER_ROW = re.compile(r"-([1-9]\d*|__prefix__)-")
 # Asks an issuer for its keys over the network; its form has no field.
 LEFT_OUT = "act/refresh/"
 
@@ -149,8 +156,9 @@ def chosen(number: int, each: int | None) -> list[str]:
 
 
 def bodies(form: Form, counter: Iterator[int], each: int | None) -> Iterator[dict[str, Any]]:
-    """What to send: each field hostile alone, every other one several times, and all at once."""
-    for number, name in enumerate(form.fields):
+    """What to send: each field hostile alone, every other one several times, and all at once. Of rows that are alike,
+    the first, unless `each` is None."""
+    for number, name in enumerate(n for n in form.fields if each is None or not FURTHER_ROW.search(n)):
         for value in chosen(next(counter), each):
             yield form.fields | {name: [value]}
         if each is None or number % 2:
@@ -189,6 +197,31 @@ def attack_urls(each: int | None) -> list[str]:
     return attack.failed
 
 
+def attack_lists(each: int | None, values: Sequence[str] = HOSTILE) -> list[str]:
+    """One parameter at a time, another part of them with each value; with `each` None, all."""
+    attack = Attack()
+    for value in values:
+        names = QUERY if each is None else QUERY[HOSTILE.index(value) % 24 :: 24]
+        for path in ("/admin/records/", "/admin/access/matrix/", "/admin/access/explain/", "/admin/access/ask/",
+                     "/admin/clients/grant/", "/admin/tools/tool/", "/admin/auth/user/", "/admin/inbox/",
+                     "/admin/timeline/client/claude/"):  # fmt: skip
+            for name in names:
+                attack.send("get", path, {name: value})
+    return attack.failed
+
+
+def attack_parts(each: int | None, values: Sequence[str] = HOSTILE) -> list[str]:
+    """In the place of a name or number, by GET or by POST in turn; with `each` None, by both."""
+    attack = Attack()
+    for number, value in enumerate(v for v in values if "/" not in v and v):
+        part = quote(value, errors="surrogatepass")
+        for turn, path in enumerate(PARTS, number):
+            for method in ("get", "post") if each is None else (("get", "post")[turn % 2],):
+                attack.again()
+                attack.send(method, f"/admin/{path.replace('{}', part)}", {})
+    return attack.failed
+
+
 def test_no_form_fails_whatever_is_sent(world: World) -> None:
     failed = attack_forms(1)
     assert not failed, "\n".join(failed)
@@ -199,33 +232,15 @@ def test_no_address_fails_whatever_its_query(world: World) -> None:
     assert not failed, "\n".join(failed)
 
 
-@pytest.mark.parametrize("value", HOSTILE)
-def test_no_list_or_search_fails_by_one_parameter(world: World, value: str) -> None:
-    attack, first = Attack(), HOSTILE.index(value) % 16
-    for path in ("/admin/records/", "/admin/access/matrix/", "/admin/access/explain/", "/admin/access/ask/",
-                 "/admin/clients/grant/", "/admin/tools/tool/", "/admin/auth/user/", "/admin/inbox/",
-                 "/admin/timeline/client/claude/"):  # fmt: skip
-        for name in QUERY[first::16]:  # another part with each value
-            attack.send("get", path, {name: value})
-    assert not attack.failed, "\n".join(attack.failed)
-
-
-@pytest.mark.parametrize("value", [v for v in HOSTILE if "/" not in v and v])
-def test_no_part_of_a_path_fails(world: World, value: str) -> None:
-    attack, part = Attack(), quote(value, errors="surrogatepass")
-    for path in ("audit/subject/{}/change/", "clients/grant/{}/act/extend/", "clients/grant/1/act/{}/",
-                 "people/{}/report/", "timeline/user/{}/", "timeline/{}/x/", "timeline/tool/{}/", "records/{}/",
-                 "inbox/{}/attach/", "inbox/1/{}/", "clients/accessrequest/{}/change/", "clients/review/{}/change/",
-                 "tools/tool/{}/decide/", "auth/user/{}/change/", "r/{}/{}/", "records/saved/{}/delete/",
-                 "{}/"):  # fmt: skip
-        for method in ("get", "post"):
-            attack.again()
-            attack.send(method, f"/admin/{path.replace('{}', part)}", {})
-    assert not attack.failed, "\n".join(attack.failed)
+@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("attacked", [attack_lists, attack_parts])
+def test_no_list_and_no_path_fails_by_one_value(world: World, attacked: Any, part: int) -> None:
+    failed = attacked(1, HOSTILE[part::3])
+    assert not failed, "\n".join(failed)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("attacked", [attack_forms, attack_urls])
+@pytest.mark.parametrize("attacked", [attack_forms, attack_urls, attack_lists, attack_parts])
 def test_no_hostile_value_at_all(world: World, attacked: Any) -> None:
     failed = attacked(None)
     assert not failed, "\n".join(failed)

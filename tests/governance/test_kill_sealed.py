@@ -171,7 +171,7 @@ def strikes(instance: Instance, server: Web, sealing: Sealing, chance: random.Ra
 
 def plan(kills: int, chance: random.Random) -> list[str]:
     """Names of what to kill, in a random order: the sealer most, and each at least once."""
-    cycle = ["sealer", "postgres", "sealer", "web", "sealer", "worker", "sealer", "postgres", "all", "sealer"]
+    cycle = ["sealer", "postgres", "web", "worker", "all", "sealer", "sealer", "postgres", "sealer", "sealer"]
     names = [cycle[number % len(cycle)] for number in range(kills)]
     chance.shuffle(names)
     return names
@@ -261,8 +261,8 @@ def prefixes(roots: dict[int, bytes], leaves: list[bytes]) -> list[int]:
 
 
 @pytest.mark.timeout(240)
-def test_ten_kills_leave_one_growing_tree_with_every_answer_in_it(instance: Instance) -> None:
-    kill_and_check(instance, 10)
+def test_six_kills_leave_one_growing_tree_with_every_answer_in_it(instance: Instance) -> None:
+    kill_and_check(instance, 6)
 
 
 @pytest.mark.soak

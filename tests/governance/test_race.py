@@ -224,7 +224,7 @@ def never_late(answers: list[Answer], toggles: list[Toggle]) -> None:
 
 @pytest.mark.timeout(180)
 def test_no_allow_under_a_version_at_which_the_grant_was_off(world: World, switches: list) -> None:
-    race(world, switches, times=200, pause=0.03)
+    race(world, switches, times=60, pause=0.03)
 
 
 @pytest.mark.soak
@@ -240,12 +240,12 @@ def test_an_open_policy_transaction_blocks_nobody(world: World, owner_url: str) 
         with psycopg.connect(owner_url) as staff:
             staff.execute("UPDATE clients_grant SET revoked_at = now() WHERE id = %s", [world.grant.pk])
             opened = time.monotonic()
-            time.sleep(3)
+            time.sleep(1.5)
             held = callers.since(opened)
             staff.commit()
         committed = time.monotonic()
         callers.wait_for(50)
-    assert len(held) > 100
+    assert len(held) > 50
     assert {answer.body["decision"] for answer in held} == {"allow"}
     assert max(answer.ended - answer.started for answer in held) < 1.0
     assert {answer.body["decision"] for answer in callers.since(committed)} == {"deny"}
