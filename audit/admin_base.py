@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db import DatabaseError, DataError, IntegrityError, connection, router, transaction
@@ -268,7 +269,7 @@ class BaseAdmin(admin.ModelAdmin):
         """Where an object, or an action on it, is."""
         prefix = f"admin:{self.opts.app_label}_{self.opts.model_name}"
         if action is None:
-            return reverse(f"{prefix}_change", args=[obj.pk])
+            return reverse(f"{prefix}_change", args=[quote(obj.pk)])
         return reverse(f"{prefix}_act", args=[obj.pk, action])
 
     def changeform_view(
@@ -276,7 +277,7 @@ class BaseAdmin(admin.ModelAdmin):
     ) -> Any:
         """The form; what the database refuses is shown in it instead of failing."""
         context: dict[str, Any] = {"show_save_and_add_another": False, **(extra_context or {})}
-        if object_id is not None and (obj := self.get_object(request, object_id)) is not None:
+        if object_id is not None and (obj := self.get_object(request, unquote(object_id))) is not None:
             context |= {"act_buttons": self.offered(request, obj), "title": self.name_of(obj), "subtitle": None}
         try:
             return super().changeform_view(request, object_id, form_url, context)

@@ -10,6 +10,7 @@ from typing import Any
 from django import forms
 from django.contrib import messages
 from django.contrib.admin import AdminSite
+from django.contrib.admin.utils import quote
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -144,7 +145,7 @@ class StopViews:
 
 def line(user: Any, stop: Stop, known: Told | None) -> Line:
     """One line of the list."""
-    page = reverse(PAGES[stop.kind], args=[stop.row])
+    page = reverse(PAGES[stop.kind], args=[quote(stop.row)])
     since = stop.since or (known.at if known else None)
     return Line(stop, page, known, since, user.has_perm(SWITCHES[stop.kind].change))
 
