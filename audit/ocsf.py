@@ -46,7 +46,6 @@ PRODUCT = {"name": "Muniment", "vendor_name": "Muniment", "version": version("mu
 _SAID = frozenset({"v", "id", "at", "type", "_sd"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_NOTHING: Mapping[str, Any] = {}
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode

@@ -4,13 +4,14 @@ Two at once would only slow each other down, so a lock lets one run at a time.""
 
 import logging
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
-from django.db import Error, connection
+from django.db import Error
 from django.utils import timezone
 
 from audit import alerts, logtree, verification
+from audit.alone import alone
 from audit.models import Record, Verification
 from audit.record_check import verify_record
 from audit.spans import Spans
@@ -37,7 +38,9 @@ class Busy(Exception):
 def run(kind: str, look: Callable[[], Report]) -> Report:
     """Run one verification of a kind (`full`, `since`, `sample`), keep what it found, raise or end the alert. Raises
     Busy, and whatever `look` raises."""
-    with _alone():
+    with alone(RUNNING) as mine:
+        if not mine:
+            raise Busy
         row = Verification.objects.create(kind=kind, began_at=timezone.now())
         try:
             report = look()
@@ -110,16 +113,3 @@ def _retained(trust: Trust) -> list[tuple[int, int]]:
         if not verify_record(record, trust):
             examiner.context(record.index, bytes(record.statement))
     return examiner.retained
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s)", [RUNNING])
-        if not cursor.fetchone()[0]:
-            raise Busy
-    try:
-        yield
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [RUNNING])

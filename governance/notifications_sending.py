@@ -5,7 +5,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
@@ -13,12 +12,12 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.mail import EmailMessage
-from django.db import connection
 from django.db.models import QuerySet
 from django.template.loader import render_to_string
 from django.utils import timezone
 
 from audit import webhooks
+from audit.alone import alone
 from audit.exports.mail import MailAway, MailFailed, MailRefused, domain, hand_over
 from audit.webhooks import Address, AddressError, Unreachable
 from governance.models import NotificationDelivery
@@ -63,7 +62,7 @@ def send_due(now: datetime | None = None) -> int:
     harm: what was brought and not noted is brought again, as the same message."""
     now = now or timezone.now()
     until = time.monotonic() + SECONDS
-    with _only_one() as mine:
+    with alone(LOCK, 0) as mine:
         return sum(_sent(batch, now) for batch in _batches(now) if time.monotonic() < until) if mine else 0
 
 
@@ -166,18 +165,3 @@ def payload(one: NotificationDelivery) -> dict[str, Any]:
             "url": settings.MUNIMENT_URL.rstrip("/") + told.path,
         },
     }  # fmt: skip
-
-
-@contextmanager
-def _only_one() -> Iterator[bool]:
-    """Whether this is the only worker that brings notifications. The lock ends with the connection of a worker that is
-    killed; no transaction is open meanwhile."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s, 0)", [LOCK])
-        mine = bool(cursor.fetchone()[0])
-    try:
-        yield mine
-    finally:
-        if mine:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s, 0)", [LOCK])

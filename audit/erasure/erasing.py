@@ -7,17 +7,16 @@
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.db import Error, OperationalError, connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.db.models import Q
 from django.utils import timezone
 
 from audit import guard, holds, subjects
+from audit.alone import alone
 from audit.erasure import asking, of_exports
 from audit.models import DataKey, Erasure, Subject
 from audit.staff_log import tell
@@ -50,8 +49,8 @@ def work() -> int:
     """Every erasure that waits for something, one after the other; how many were moved on. One that fails says why,
     stays as it is, and is tried again at the next call. Nothing while another worker is at it."""
     moved = 0
-    with _alone() as alone:
-        for row in due() if alone else []:
+    with alone(WORKING, using=OWNER) as mine:
+        for row in due() if mine else []:
             try:
                 moved += advance(row)
             except OperationalError as error:  # a lock that was not to be had, or the database is away
@@ -67,20 +66,6 @@ def due() -> list[Erasure]:
     """What is asked for, not done to its end, or complete by now; the oldest first."""
     over = Q(state="erased", hashes_gone_at=None) | Q(state="erased", backups_until__lte=timezone.now())
     return list(Erasure.objects.using(OWNER).filter(Q(state="asked") | over).order_by("asked_at", "pk"))
-
-
-@contextmanager
-def _alone() -> Iterator[bool]:
-    """Whether no other worker is at it: a lock of the session, which ends with it."""
-    with connections[OWNER].cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s)", [WORKING])
-        (alone,) = cursor.fetchone()
-    try:
-        yield alone
-    finally:
-        if alone:
-            with suppress(Error), connections[OWNER].cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s)", [WORKING])
 
 
 def note(number: int, words: str) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import connection
 from django.db.models import F
 from django.utils import timezone
 
+from audit.alone import alone
 from audit.models import ExportRun
 
 LOCK = 0x4D_78  # the first half of our advisory locks: runs of exports
@@ -48,29 +48,11 @@ class Claim:
 @contextmanager
 def claimed(number: int) -> Iterator[Claim | None]:
     """The run, for one worker alone; None where another has it, where it is over, or there is none."""
-    if not _locked(number):
-        yield None
-        return
-    try:
+    with alone(LOCK, number) as mine:
         run = ExportRun.objects.filter(pk=number, state__in=("waiting", "running", "delivering")).first()
-        if run is None:
+        if not mine or run is None:
             yield None
             return
         ExportRun.objects.filter(pk=number).update(attempts=F("attempts") + 1, seen_at=timezone.now())
         run.refresh_from_db()
         yield Claim(run)
-    finally:
-        _unlock(number)
-
-
-def _locked(number: int) -> bool:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [LOCK, number % 2**31])
-        return bool(cursor.fetchone()[0])
-
-
-def _unlock(number: int) -> None:
-    if connection.connection is None or connection.connection.closed:
-        return  # the lock went with it
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_unlock(%s, %s)", [LOCK, number % 2**31])

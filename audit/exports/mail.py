@@ -3,8 +3,6 @@ staff who may take the file now."""
 
 import logging
 import smtplib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from email.utils import parseaddr
@@ -12,10 +10,11 @@ from typing import Any
 
 from django.conf import settings
 from django.core.mail import EmailMessage
-from django.db import connection, transaction
+from django.db import transaction
 from django.template.loader import render_to_string
 from django.utils import timezone
 
+from audit.alone import alone
 from audit.exports.downloads import mailed_link, may_take, staff_of
 from audit.models import Export, ExportRun
 from audit.staff_log import tell
@@ -66,7 +65,7 @@ def send_due() -> int:
     wanted = Export.objects.exclude(recipients=[]).values("pk")
     sent = 0
     for number in list(done.filter(export__in=wanted).order_by("pk").values_list("pk", flat=True)[:200]):
-        with _only_one(number) as mine:
+        with alone(LOCK, number) as mine:
             try:
                 sent += mine and send(number)
             except MailFailed as error:
@@ -156,18 +155,3 @@ def hand_over(mail: EmailMessage) -> None:
         raise MailAway(f"the mail server cannot be reached: {error.strerror or type(error).__name__}") from None
     except ValueError:  # an address that cannot be one (BadHeaderError, UnicodeError)
         raise MailRefused("the recipient's address cannot be one") from None
-
-
-@contextmanager
-def _only_one(run: int) -> Iterator[bool]:
-    """Whether this is the only worker that mails about a run. The lock ends with the connection of a worker that is
-    killed; no transaction is open meanwhile."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [LOCK, run % 2**31])
-        mine = bool(cursor.fetchone()[0])
-    try:
-        yield mine
-    finally:
-        if mine:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s, %s)", [LOCK, run % 2**31])

@@ -14,10 +14,11 @@ from itertools import groupby
 from typing import Any
 
 from django.conf import settings
-from django.db import OperationalError, connections
+from django.db import connections
 from django.utils import timezone
 
 from audit import alerts, live_keeping, logtree, rollups
+from audit.alone import alone
 from audit.models import Anchoring, AnchorState, Outbox, Record, RetentionRun, RetentionStep
 from audit.retention import daily_keys, deciding, deleting
 from audit.retention.deleting import Busy, Changed, followed, patiently, still
@@ -46,7 +47,7 @@ class Wrong(Exception):
 def run(now: datetime | None = None, wait: float = WAIT) -> RetentionRun:
     """Go on with the run that is not done, else begin one; returns it, done or not. `now` is for tests. Raises Running;
     what goes wrong is in the run (`failed`, with words) and in an alert."""
-    with _alone():
+    with _running():
         found = unfinished() or RetentionRun.objects.using("owner").create(
             state="deciding", began_at=now or timezone.now(), rules=followed()
         )
@@ -55,7 +56,7 @@ def run(now: datetime | None = None, wait: float = WAIT) -> RetentionRun:
 
 def go_on(wait: float = WAIT) -> RetentionRun | None:
     """Go on with the run that is not done, if there is one. Raises Running."""
-    with _alone():
+    with _running():
         found = unfinished()
         return _proceed(found, wait) if found else None
 
@@ -81,20 +82,11 @@ def unfinished() -> RetentionRun | None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    with connections["owner"].cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s)", [RUNNING])
-        if not cursor.fetchone()[0]:
+def _running() -> Iterator[None]:
+    with alone(RUNNING, using="owner") as mine:
+        if not mine:
             raise Running
-    try:
         yield
-    finally:
-        # Ended with its session, where that is gone.
-        try:
-            with connections["owner"].cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s)", [RUNNING])
-        except OperationalError:
-            connections["owner"].close()
 
 
 def _proceed(found: RetentionRun, wait: float) -> RetentionRun:

@@ -8,20 +8,20 @@ is in the table `Stream`.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from audit import alerts, logtree, ocsf
+from audit.alone import alone
 from audit.destinations.base import ConfigError
 from audit.models import Alert, DeadLetter, Log, Record, Stream
 from audit.staff_log import tell
@@ -117,7 +117,7 @@ def deliver(name: str) -> None:
     receiver = next((one for one in configured() if one.name == name), None)
     if receiver is None:
         return
-    with _alone(name) as mine:
+    with alone(LOCK, name) as mine:
         if mine:
             _Run(receiver).run()
 
@@ -157,20 +157,6 @@ class Sealed:
         found = Record.objects.filter(index__gte=start, index__lt=self.end).order_by("index")
         items = self.items(found, most)
         return Page(items, items[-1].index + 1 if len(items) == most else max(start, self.end))
-
-
-@contextmanager
-def _alone(name: str) -> Iterator[bool]:
-    """Whether this process alone works on the stream; a process that is killed lets go of it."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", [LOCK, name])
-        mine = bool(cursor.fetchone()[0])
-    try:
-        yield mine
-    finally:
-        if mine:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", [LOCK, name])
 
 
 class _Run:

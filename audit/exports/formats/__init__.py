@@ -14,7 +14,6 @@ EXTENSIONS = {
 }  # fmt: skip
 BY_LINES = frozenset({"jsonl", "csv", "ocsf"})
 WITH_COLUMNS = frozenset({"jsonl", "csv", "parquet"})
-NOT_FOR_PERSONAL = frozenset({"ocsf", "bundle", "evidence"})
 
 
 @dataclass(frozen=True, slots=True)
