@@ -7,7 +7,7 @@ from django.apps import apps
 from django.conf import settings
 from django.db import connections
 
-from audit import inbox, journal_watch, subjects
+from audit import inbox, journal_watch, recording, subjects
 from governance import idempotency, process, sign_in_throttle
 from governance.backend_api import changes
 from governance.budgets import budgets
@@ -19,6 +19,8 @@ OURS = ("governance", "clients", "tools", "audit", "auth", "sessions", "django_c
 
 # In this process a test looks when it wants to: an alert at some moment of its own would be a record more.
 journal_watch.EVERY = 3600.0
+# And it waits for what the outbox has more often than for anything else.
+recording.DRAIN_EVERY = 0.05
 
 # Set where the server is ours: a superuser passes by the triggers, and then rows are deleted in a few milliseconds.
 superuser_url: str | None = None

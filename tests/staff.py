@@ -42,7 +42,7 @@ def drained(seconds: float = 8.0) -> None:
         head = Head.objects.get()
         if head.drained == head.policy and not Outbox.objects.filter(record_index=None).exists():
             return
-        time.sleep(0.05)
+        time.sleep(0.02)
     raise AssertionError("the outbox was not drained in time")
 
 
