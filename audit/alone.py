@@ -11,7 +11,7 @@ from django.db import Error, connections
 def alone(lock: int, about: int | str | None = None, using: str = "default") -> Iterator[bool]:
     """Whether this process alone is at it now; another one is not waited for. `about`: at which of several things, a
     number or a name."""
-    key, values = "%s", [lock]
+    key, values = "%s", list[int | str]([lock])
     if about is not None:
         key = "%s, hashtext(%s)" if isinstance(about, str) else "%s, %s"
         values = [lock, about if isinstance(about, str) else about % 2**31]

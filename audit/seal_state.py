@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from audit.disk import sync_folder
 from muniment import merkle
 from muniment.merkle import EMPTY_ROOT, HASH_BYTES, Frontier
 from muniment.tiles import HEIGHT, WIDTH
@@ -158,7 +159,7 @@ class StateDir:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(self.path / STATE)
-        self._sync()
+        sync_folder(self.path)
 
     def append(self, size: int, leaves: Sequence[bytes]) -> None:
         """Put leaves behind the first `size` ones; what a crash left there is cut off. StateBroken where fewer stand
@@ -181,7 +182,7 @@ class StateDir:
         finally:
             os.close(descriptor)
         if new:
-            self._sync()
+            sync_folder(self.path)
 
     def leaves(self, first: int, count: int, name: str = LEAVES) -> list[bytes]:
         """Leaves of the current log, or of one that was kept under another name. StateBroken where they are gone."""
@@ -249,11 +250,4 @@ class StateDir:
             os.link(self.path / LEAVES, kept)
         self.write(state)
         (self.path / LEAVES).unlink(missing_ok=True)
-        self._sync()
-
-    def _sync(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self.path)

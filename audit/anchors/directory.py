@@ -23,6 +23,7 @@ from audit.anchors.base import (
     path_of,
     size_of,
 )
+from audit.disk import sync_folder
 
 
 class Directory(Anchor):
@@ -55,8 +56,8 @@ class Directory(Anchor):
             newest = max((name for name in os.listdir(folder) if size_of(name) is not None), default=None)  # noqa: PTH208
             if not compare(checkpoint, newest):
                 _write(folder, file_of(checkpoint), submission.note)
-            _sync(folder)
-            _sync(self._path)
+            sync_folder(folder)
+            sync_folder(self._path)
         except OSError as error:
             raise AnchorError(f"the directory cannot be written: {error.strerror}") from None
         return ""
@@ -87,14 +88,6 @@ def _write(folder: Path, name: str, note: str) -> None:
             os.link(fresh, folder / name)
     finally:
         fresh.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _read(path: Path) -> str:

@@ -14,7 +14,8 @@ from django.db.models import F
 from django.utils import timezone
 
 from audit import models
-from audit.destinations.base import ConfigError, DeliveryFailed, Destination, Differs, Sending
+from audit.configured import ConfigError
+from audit.destinations.base import DeliveryFailed, Destination, Differs, Sending
 from audit.destinations.reading import parse
 
 __all__ = ["ConfigError", "DeliveryFailed", "Destination", "Differs", "configured", "deliver", "parse", "publish"]

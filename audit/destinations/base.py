@@ -2,14 +2,13 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
 CHUNK = 256 * 1024  # bytes
-MAX_TEXT = 4096  # characters of one value of the configuration
 CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 30.0
 """How long a server may say and take nothing before the attempt has failed."""
@@ -18,10 +17,6 @@ FILE_SECONDS = 25 * 60.0
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 LEFTOVER = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.[0-9a-f]{16}\.part")
 """What we call a file that is on its way. The folder may be somebody else's too, with unfinished files of their own."""
-
-
-class ConfigError(ValueError):
-    """An entry of MUNIMENT_DESTINATIONS cannot be. Never repeats a value of the entry, which may be a secret."""
 
 
 class DeliveryFailed(Exception):
@@ -88,60 +83,6 @@ class Destination:
         """Put the file there whole under its name, or not at all. Where it is already, with the same content, nothing
         is done. Raises Differs, DeliveryFailed. Opens no transaction."""
         raise NotImplementedError
-
-
-class Fields:
-    """One entry of the configuration, value by value; what was not asked for is refused at the end."""
-
-    def __init__(self, given: dict[str, Any], read_file: Callable[[str], str]) -> None:
-        self._given, self._read_file = dict(given), read_file
-
-    def text(self, name: str, default: str | None = None) -> str:
-        """A printable text. Raises ConfigError where it is missing and there is no default."""
-        value = self._given.pop(name, None)
-        if value is None:
-            if default is None:
-                raise ConfigError(f"{name} is missing")
-            return default
-        if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= MAX_TEXT:
-            raise ConfigError(f"{name} must be a text of one line, in quotes if it is a number")
-        return value
-
-    def lines(self, name: str) -> list[str]:
-        """The lines of a text, at least one. Raises ConfigError."""
-        value = self._given.pop(name, None)
-        found = [line.strip() for line in value.splitlines() if line.strip()] if isinstance(value, str) else []
-        if not found or len(found) > 20 or not all(line.isprintable() and len(line) <= MAX_TEXT for line in found):
-            raise ConfigError(f"{name} must be a text with a line for each")
-        return found
-
-    def number(self, name: str, default: int, least: int, most: int) -> int:
-        """A whole number. Raises ConfigError."""
-        value = self._given.pop(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise ConfigError(f"{name} must be a number from {least} to {most}")
-        return value
-
-    def secret(self, name: str, default: str | None = None) -> str:
-        """A secret, given as NAME or in a file as NAME_file. Raises ConfigError, which never repeats it."""
-        path = self.text(f"{name}_file", "")
-        if path and name in self._given:
-            raise ConfigError(f"either {name} or {name}_file, not both")
-        if not path:
-            if name not in self._given and default is None:
-                raise ConfigError(f"{name} (or {name}_file) is missing")
-            return self.text(name, default)
-        value = self._read_file(path)
-        if not value.isprintable() or not 0 < len(value) <= MAX_TEXT:
-            raise ConfigError(f"what {name}_file names is not one line of text")
-        return value
-
-    def done(self) -> None:
-        """Everything that belongs to this kind was asked for. Raises ConfigError for what is left, by name only where
-        the name is a plain word."""
-        for name in self._given:
-            known = isinstance(name, str) and re.fullmatch(r"[a-z_]{1,30}", name)
-            raise ConfigError(f"{name} is not something that this kind takes" if known else "it has an unknown key")
 
 
 def chunks(file: Any) -> Iterator[bytes]:

@@ -8,17 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
+from audit.configured import ConfigError, Fields
 from audit.destinations.base import (
     LEFTOVER,
-    ConfigError,
     DeliveryFailed,
     Destination,
     Differs,
-    Fields,
     Sending,
     chunks,
     same,
 )
+from audit.disk import sync_folder
 
 MODE = 0o640  # whom the folder's group names may read it
 LEFTOVER_SECONDS = 24 * 3600.0
@@ -51,7 +51,7 @@ class Directory(Destination):
             if not _is_there(target, sending):
                 self._sweep()
                 self._write(target, sending)
-            _sync(self._path)
+            sync_folder(self._path)
         except OSError as error:
             raise DeliveryFailed(_words(error)) from None
 
@@ -106,14 +106,6 @@ def _is_there(target: Path, sending: Sending) -> bool:
         if not stat.S_ISREG(state.st_mode) or state.st_size != sending.size or not same(sending, chunks(file)):
             raise Differs(sending.name)
     return True
-
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _words(error: OSError) -> str:

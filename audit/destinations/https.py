@@ -10,14 +10,13 @@ from threading import Timer
 from time import monotonic
 from urllib.parse import urlsplit
 
+from audit.configured import ConfigError, Fields
 from audit.destinations.base import (
     CONNECT_SECONDS,
     SILENT_SECONDS,
-    ConfigError,
     DeliveryFailed,
     Destination,
     Differs,
-    Fields,
     Sending,
     chunks,
     is_loopback,

@@ -4,15 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from audit.configured import ConfigError, Fields
 from audit.destinations.base import (
     CHUNK,
     CONNECT_SECONDS,
     SILENT_SECONDS,
-    ConfigError,
     DeliveryFailed,
     Destination,
     Differs,
-    Fields,
     Sending,
     is_loopback,
     same,

@@ -9,15 +9,14 @@ from contextlib import contextmanager, suppress
 from secrets import token_hex
 from typing import Any
 
+from audit.configured import ConfigError, Fields
 from audit.destinations.base import (
     CONNECT_SECONDS,
     LEFTOVER,
     SILENT_SECONDS,
-    ConfigError,
     DeliveryFailed,
     Destination,
     Differs,
-    Fields,
     Sending,
     chunks,
     same,

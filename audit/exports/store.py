@@ -17,6 +17,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from audit.destinations.base import FILE_NAME
+from audit.disk import sync_folder
 from audit.models import ExportRun
 from audit.models.handing import OPEN
 from muniment.exported import SUFFIX
@@ -81,7 +82,7 @@ def keep(source: Path, name: str) -> Path:
             os.fchmod(file.fileno(), 0o600)
             os.fsync(file.fileno())
         source.replace(target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise StoreFailed(words(error)) from None
     return target
@@ -156,11 +157,3 @@ def words(error: OSError) -> str:
         return "The folder of exports cannot be written by the worker."
     what = os.strerror(error.errno) if error.errno else type(error).__name__
     return f"The folder of exports cannot be used: {what}."
-
-
-def _sync(root: Path) -> None:
-    number = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

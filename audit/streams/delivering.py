@@ -22,7 +22,7 @@ from django.utils import timezone
 
 from audit import alerts, logtree, ocsf
 from audit.alone import alone
-from audit.destinations.base import ConfigError
+from audit.configured import ConfigError
 from audit.models import Alert, DeadLetter, Log, Record, Stream
 from audit.staff_log import tell
 from audit.streams.base import Item, Receiver, Refused, Undelivered

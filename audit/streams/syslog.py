@@ -11,7 +11,7 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 from audit import cef, webhooks
-from audit.destinations.base import ConfigError, Fields
+from audit.configured import ConfigError, Fields
 from audit.streams.base import Item, Receiver, Undelivered
 from audit.webhooks import AddressError
 

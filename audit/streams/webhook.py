@@ -6,7 +6,7 @@ from hashlib import sha256
 import msgspec
 
 from audit import ocsf, webhooks
-from audit.destinations.base import ConfigError, Fields
+from audit.configured import ConfigError, Fields
 from audit.streams.base import Item, Receiver, Refused, Undelivered
 from audit.webhooks import Address, AddressError, Unreachable
 
