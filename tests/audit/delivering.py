@@ -1,5 +1,6 @@
-"""Putting files to destinations, and an HTTP server on loopback that keeps them."""
+"""Putting files to destinations, and servers on loopback that keep them: S3 and HTTP."""
 
+import logging
 import ssl
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from moto.server import ThreadedMotoServer
 
 from audit import destinations
 from audit.destinations import Destination
@@ -20,6 +23,19 @@ def one(entry: str) -> Destination:
     """The destination that an entry says."""
     [found] = destinations.parse(f"- {entry}")
     return found
+
+
+@contextmanager
+def moto() -> Iterator[str]:
+    """The address of an S3 server."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
 
 
 def put(chosen: Destination, file: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from django.db import connections
 from django.utils import timezone
 
 from audit import maintenance, verification
@@ -17,6 +18,7 @@ from audit.retention import running
 from audit.sealing import Sealer
 from governance import process
 from tests.audit import sealers
+from tests.audit.test_partitions import drop_months
 from tests.staff import drained
 from tests.world import World, build, token
 
@@ -69,8 +71,9 @@ class Past:
 
 @contextmanager
 def past(folder: Path, *when: int) -> Iterator[Past]:
-    """A world and its sealer, in an empty database, whose log begins then."""
+    """A world and its sealer, in an empty database without months, whose log begins then."""
     process.stop_recorder()
+    _drop_months()
     with sealers.sealing(folder / "seal") as sealer:
         made = Past(build(), sealer, datetime.now(UTC))
         made.at(*when)
@@ -80,6 +83,13 @@ def past(folder: Path, *when: int) -> Iterator[Past]:
             yield made
         finally:
             process.stop_recorder()
+            connections["owner"].close()
+    _drop_months()
+
+
+def _drop_months() -> None:
+    with psycopg.connect(os.environ["DATABASE_OWNER_URL"], autocommit=True) as owner:
+        drop_months(owner)
 
 
 def rule(days: int, **named: Any) -> RetentionRule:

@@ -1,6 +1,5 @@
 """A bucket as an anchor, against a server that speaks S3: what was put there stays, and is read back."""
 
-import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,12 +11,12 @@ from urllib.request import Request, urlopen
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
 
 from audit import anchors
 from audit.anchors.base import AnchorError
 from audit.models import AnchorState, Outbox
 from tests.audit.anchored import AnchoredLog, Clock, alerts, push, rewritten, rolled_back, sizes, state, stopped
+from tests.audit.delivering import moto
 from tests.audit.sealers import altered
 
 FOLDER = "checkpoints/muniment.test_log/"
@@ -27,12 +26,8 @@ SECRET = "s3cretAccessKeyThatNobodyMaySee"
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of an S3 server."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with moto() as address:
+        yield address
 
 
 @pytest.fixture

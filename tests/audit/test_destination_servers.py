@@ -1,6 +1,5 @@
 """Destinations on servers: S3 and HTTPS, each against a real server on loopback, and against hostile ones."""
 
-import logging
 import socket
 import threading
 import time
@@ -13,11 +12,10 @@ from urllib.request import Request, urlopen
 import boto3
 import pytest
 from cryptography import x509
-from moto.server import ThreadedMotoServer
 
 from audit.destinations import DeliveryFailed, Destination, Differs, base, https, s3
 from audit.destinations.base import Sending
-from tests.audit.delivering import SECRET, http_server, one, put
+from tests.audit.delivering import SECRET, http_server, moto, one, put
 from tests.clients.test_fetching import certificate, serving
 
 
@@ -32,12 +30,8 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[str]:
     """The address of an S3 server."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with moto() as address:
+        yield address
 
 
 @pytest.fixture

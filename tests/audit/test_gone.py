@@ -6,7 +6,6 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from django.conf import settings
 from django.db import connections
@@ -19,7 +18,6 @@ from muniment import exported
 from tests.audit.exporting import AUDITOR, desk, staff
 from tests.audit.retained import OUTCOME, Past, findings, past, rule, there
 from tests.audit.test_erasure import ASKED, CALL
-from tests.audit.test_partitions import drop_months
 from tests.staff import administrator
 
 SAID = "Records of January 2025 to February 2025 were deleted by the rules of retention"
@@ -28,14 +26,9 @@ DAYS = {"since": "2025-01-01", "until": "2025-07-01"}
 
 
 @pytest.fixture
-def log(db: None, owner_url: str, tmp_path: Path) -> Iterator[Past]:
-    with psycopg.connect(owner_url, autocommit=True) as owner:
-        drop_months(owner)
+def log(db: None, tmp_path: Path) -> Iterator[Past]:
     with past(tmp_path, 2025, 1, 10) as made:
         yield made
-    connections["owner"].close()
-    with psycopg.connect(owner_url, autocommit=True) as owner:
-        drop_months(owner)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from audit.models import Hold, Outbox, RetentionRule
 from audit.retention import changes, running
 from tests.audit.retained import findings, past, there
 from tests.audit.test_holds import WHY, staff
-from tests.audit.test_partitions import drop_months
 from tests.staff import drained
 
 BEGIN, END = datetime(2025, 1, 1, 1, 2, 3, 456, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
@@ -115,8 +114,6 @@ def test_entries_of_any_shape_are_no_fault(pia: Any) -> None:
 
 
 def test_by_a_rule_that_the_log_does_not_tell_nothing_is_deleted(pia: Any, owner_url: str, tmp_path: Path) -> None:
-    with psycopg.connect(owner_url, autocommit=True) as owner:
-        drop_months(owner)
     with past(tmp_path, 2025, 1, 10) as log:
         rule = changes.save_rule(pia, None, {"type": "decision", "days": 3650}, "a basis", "a reason")
         old = log.call(3)
@@ -131,5 +128,3 @@ def test_by_a_rule_that_the_log_does_not_tell_nothing_is_deleted(pia: Any, owner
         changes.save_rule(pia, rule.pk, {"type": "decision", "days": 1}, "a basis", "now it is on record")
         assert log.retain().state == "done" and running.go_on(wait=0) is None
         assert log.retain().deleted + there(*old) >= 0 and there(*old) == 0 and findings() == []
-    with psycopg.connect(owner_url, autocommit=True) as owner:
-        drop_months(owner)

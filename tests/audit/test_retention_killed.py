@@ -22,7 +22,6 @@ from audit import maintenance
 from audit.models import Record, RetentionRun, RetentionStep
 from audit.retention import deleting, running
 from tests.audit.retained import Past, findings, hold, past, rule, there
-from tests.audit.test_partitions import drop_months
 
 
 class Killed(BaseException):
@@ -30,13 +29,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def log(db: None, owner_url: str, tmp_path: Path) -> Iterator[Past]:
-    with psycopg.connect(owner_url, autocommit=True) as owner:
-        drop_months(owner)
+def log(db: None, tmp_path: Path) -> Iterator[Past]:
     with past(tmp_path, 2025, 1, 10) as made:
         yield made
-    with psycopg.connect(owner_url, autocommit=True) as owner:
-        drop_months(owner)
 
 
 @contextmanager

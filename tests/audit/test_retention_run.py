@@ -14,17 +14,12 @@ from audit.models import Outbox, Record, RetentionRule, RetentionRun, RetentionS
 from audit.retention import deciding, deleting, running
 from muniment import statements
 from tests.audit.retained import Past, findings, gaps, hold, past, released, rule, tables, there
-from tests.audit.test_partitions import drop_months
 
 
 @pytest.fixture
-def log(db: None, owner_url: str, tmp_path: Path) -> Iterator[Past]:
-    with psycopg.connect(owner_url, autocommit=True) as owner:
-        drop_months(owner)
+def log(db: None, tmp_path: Path) -> Iterator[Past]:
     with past(tmp_path, 2025, 1, 10) as made:
         yield made
-    with psycopg.connect(owner_url, autocommit=True) as owner:
-        drop_months(owner)
 
 
 def said(kind: str, action: str) -> list[dict[str, object]]:

@@ -1,7 +1,6 @@
 """Fourteen months of a log: what a rule ends goes; what a hold covers, and what others are judged by, stays; nothing is
 found by the verification, in bundles neither, and the same done by hand is."""
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from io import BytesIO, StringIO
@@ -16,7 +15,6 @@ from audit.viewer import Viewer
 from muniment.keys import Trust
 from muniment.verify import verify_file
 from tests.audit.retained import Past, findings, hold, past, rule, tables, there
-from tests.audit.test_partitions import drop_months
 from tests.reset import reset
 
 MONTHS = [(2025 + m // 12, m % 12 + 1) for m in range(14)]  # January 2025 to February 2026
@@ -36,8 +34,6 @@ class Year:
 @pytest.fixture(scope="module")
 def year(migrated: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Year]:
     reset()
-    with psycopg.connect(os.environ["DATABASE_OWNER_URL"], autocommit=True) as owner:
-        drop_months(owner)
     with past(tmp_path_factory.mktemp("year"), *MONTHS[0], 1) as log:
         made = Year(log)
         for month in MONTHS:
@@ -48,8 +44,6 @@ def year(migrated: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Y
             log.seal()
         yield made
     reset()
-    with psycopg.connect(os.environ["DATABASE_OWNER_URL"], autocommit=True) as owner:
-        drop_months(owner)
 
 
 def test_fourteen_months_are_retained_by_rule(year: Year, superuser_url: str) -> None:
