@@ -6,10 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+from botocore.loaders import JSONFileLoader
 from moto.server import ThreadedMotoServer
 
 from audit import destinations
@@ -27,15 +30,16 @@ def one(entry: str) -> Destination:
 
 @contextmanager
 def moto() -> Iterator[str]:
-    """The address of an S3 server."""
+    """The address of an S3 server. Meanwhile boto3 reads what it knows of S3 once, not with each client."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
-    try:
+    read = cache(JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
         yield f"http://{host}:{port}"
-    finally:
-        server.stop()
+    server.stop()
 
 
 def put(chosen: Destination, file: Path) -> None:
