@@ -150,7 +150,7 @@ class TestEachUnit:
             shutil.copy(secrets / name, own / name)
         plain = {k: v for k, v in BASE.items() if k in ("PATH", "MUNIMENT_HOSTS") or k.startswith("MUNIMENT_OIDC")}
         environment = plain | environment_of(unit, own) | {"MUNIMENT_VAR": str(tmp_path / "var")}
-        done = forked.manage("check", environment=environment)
+        done = forked.manage("check", "--tag=security", environment=environment)
         assert done.returncode == 0, done.stderr
 
     def test_every_secret_is_a_credential_and_none_is_in_the_unit(self, unit: Path, secrets: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_key_of_another_process_stops_the_start(secrets: Path, tmp_path: Path)
     [web] = [unit for unit in UNITS if name_of(unit) == "web"]
     environment = environment_of(web, secrets) | {"MUNIMENT_LOG_KEY_FILE": str(secrets / "log_key")}
     environment |= {"PATH": os.environ["PATH"], "MUNIMENT_VAR": str(tmp_path)}
-    done = forked.manage("check", environment=environment)
+    done = forked.manage("check", "--tag=security", environment=environment)
     assert done.returncode != 0 and "MUNIMENT_LOG_KEY" in done.stderr
 
 
