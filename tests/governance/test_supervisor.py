@@ -30,7 +30,7 @@ class Run:
 
     def __init__(self, var: Path, port: int, module: str = "governance.supervisor", **variables: str) -> None:
         self.var, self.port = var, port
-        self.output = var.parent / f"{var.name}.{module}.output"
+        self.output = var.parent / f"{var.name}.{module}.{port}.output"
         given = {"MUNIMENT_VAR": str(var), "MUNIMENT_PORT": str(port), "MUNIMENT_WEB_PROCESSES": "1"}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -105,26 +105,33 @@ def var(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("instance") / "var"
 
 
-@pytest.fixture
-def run(var: Path) -> Iterator[Run]:
-    """A whole instance that is up."""
-    started = Run(var, free_port())
-    try:
-        started.wait_for(UP)
-        yield started
-    finally:
-        if started.process.poll() is None:
-            started.process.send_signal(signal.SIGINT)
+@pytest.fixture(scope="module")
+def started() -> Iterator[list[Run]]:
+    """Every instance of these tests; what is left of them is stopped in the end."""
+    runs: list[Run] = []
+    yield runs
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            started.process.wait(60)
-        started.process.kill()
-        started.process.wait()
+            run.process.wait(60)
+        run.process.kill()
+        run.process.wait()
+
+
+@pytest.fixture
+def run(var: Path, started: list[Run]) -> Run:
+    """A whole instance that is up: the one of the test before, or another where that one was ended."""
+    if not started or started[-1].process.poll() is not None:
+        started.append(Run(var, free_port()))
+    started[-1].wait_for(UP)
+    return started[-1]
 
 
 # --- the whole --------------------------------------------------------------------------------------------
 
 
-def test_it_starts_serves_tells_how_and_ctrl_c_leaves_nothing(run: Run) -> None:
+def test_it_starts_serves_and_tells_how(run: Run) -> None:
     assert (run.get("/livez"), run.get("/readyz")) == (200, 200)
     for needed in (f"http://127.0.0.1:{run.port}/admin/", "/reference", "/v1/verify", "mk_"):
         assert needed in run.said
@@ -145,13 +152,6 @@ def test_it_starts_serves_tells_how_and_ctrl_c_leaves_nothing(run: Run) -> None:
         check=False,
     )
     assert joined.returncode == 0, joined.stderr
-    run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(60) == 0
-    assert marked(run.var) == {}
-    assert not (run.var / "instance.env").exists()
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        trial.bind(("127.0.0.1", run.port))
 
 
 def test_a_second_one_on_the_same_folder_or_port_is_refused_and_harms_nothing(run: Run) -> None:
@@ -164,6 +164,31 @@ def test_a_second_one_on_the_same_folder_or_port_is_refused_and_harms_nothing(ru
     assert marked(run.var.with_name("other")) == {}
     assert not (run.var.with_name("other") / "postgres").exists()
     assert run.get("/readyz") == 200
+
+
+def test_a_failed_web_worker_is_started_again(run: Run) -> None:
+    leader = pid_of(run.var, "-m granian")
+    time.sleep(6)  # granian takes two failures within 5.5 s for a crash loop
+    workers = [pid for pid in children(leader) if "granian" in marked(run.var).get(pid, "")]
+    os.kill(workers[-1], signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if run.get("/readyz") == 200:
+                break
+        assert time.monotonic() < deadline, "no worker came back"
+        time.sleep(0.1)
+    assert run.process.poll() is None
+
+
+def test_ctrl_c_leaves_nothing(run: Run) -> None:
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(60) == 0
+    assert marked(run.var) == {}
+    assert not (run.var / "instance.env").exists()
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        trial.bind(("127.0.0.1", run.port))
 
 
 @pytest.mark.parametrize(
@@ -180,21 +205,6 @@ def test_when_a_process_dies_it_says_which_and_stops_all(run: Run, words: str, n
     assert f"muniment: {name} died (killed by SIGKILL); " in run.said
     assert f"{run.var}/log/{name}.log" in run.said
     assert marked(run.var) == {}
-
-
-def test_a_failed_web_worker_is_started_again(run: Run) -> None:
-    leader = pid_of(run.var, "-m granian")
-    time.sleep(6)  # granian takes two failures within 5.5 s for a crash loop
-    workers = [pid for pid in children(leader) if "granian" in marked(run.var).get(pid, "")]
-    os.kill(workers[-1], signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while True:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            if run.get("/readyz") == 200:
-                break
-        assert time.monotonic() < deadline, "no worker came back"
-        time.sleep(0.1)
-    assert run.process.poll() is None
 
 
 def children(parent: int) -> list[int]:
