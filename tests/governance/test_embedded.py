@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -276,14 +277,19 @@ def test_as_a_plain_user(tmp_path: Path) -> None:
         child = os.fork()
         if child == 0:
             status = 1
-            with contextlib.suppress(BaseException):
+            try:
                 os.setgroups([])
                 os.setgid(nobody.gid)
                 os.setuid(nobody.uid)
                 with embedded.start(home / "var", durable=False) as running:
-                    status = 0 if value(running.database_url, "SELECT 7") == 7 else 2
-            os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                    assert value(running.database_url, "SELECT 7") == 7
+                status = 0
+            except BaseException:  # whatever it is, the child must not go on as a second pytest
+                (home / "trace").write_text(traceback.format_exc())
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == 0, (home / "trace").read_text()
         assert mode(home / "var") == 0o700
         assert pids_in(home / "var/postgres", home / "var/redis") == []
     finally:
