@@ -21,6 +21,7 @@ from muniment import checkpoints, merkle, notes, proofs, tiles
 from tests import live
 from tests.audit import sealers
 from tests.audit.trees import HandSealed, cosigned
+from tests.staff import drained
 from tests.world import World, build
 from tools.credentials import issue
 from tools.models import Backend, BackendKey
@@ -250,6 +251,7 @@ def test_another_backends_record_is_answered_like_none(world: World) -> None:
     problem(foreign, 404, "record-unknown")
     assert foreign.content == none.content
     # Nor a record that is no backend's.
+    drained()
     policy = Record.objects.exclude(backend="inner").first()
     assert policy is not None
     assert inclusion(world, str(policy.id)).content == none.content

@@ -59,7 +59,9 @@ def asked() -> Iterator[tuple[Platform, str]]:
 
 
 def untold() -> int:
-    """A fork that Python is not told of, as uWSGI makes it."""
+    """A fork that Python is not told of, as uWSGI makes it. While another thread wants Python's lock, which nobody
+    hands on in the child, such a child hangs, whatever it runs: the server of this file must be idle again."""
+    time.sleep(0.3)
     child: int = ctypes.PyDLL(None).fork()
     return child
 
