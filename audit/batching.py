@@ -27,7 +27,7 @@ TRUE = wire.BOOLEAN.encode(True)
 # No values, so that BEGIN goes with it. Times in microseconds since 1970, the hash in hex: whatever the session says.
 LOCK = """BEGIN; SELECT policy, next, drained, encode(batch, 'hex'), (extract(epoch FROM at) * 1000000)::bigint,
     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM audit_head FOR UPDATE"""
-SUBJECTS = """SELECT uid, blocked_at IS NOT NULL, signed_out_at, erased_at IS NOT NULL
+SUBJECTS = """SELECT uid, blocked_at IS NOT NULL OR deactivated_at IS NOT NULL, signed_out_at, erased_at IS NOT NULL
     FROM audit_subject WHERE uid = ANY($1::text[])"""
 OUTCOMES = """SELECT parent, id, CASE type WHEN 'ungoverned' THEN statement END
     FROM audit_record WHERE parent = ANY($1::uuid[]) AND type IN ('outcome', 'ungoverned')"""

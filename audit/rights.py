@@ -9,7 +9,7 @@ from psycopg import sql
 APPEND_ONLY = ["audit_batch"]
 # The parts of the head that recording moves. The policy version is moved by triggers alone.
 HEAD_COLUMNS = ["next", "at", "batch", "drained"]
-SUBJECT_COLUMNS = ["email", "email_key", "blocked_at", "signed_out_at"]
+SUBJECT_COLUMNS = ["email", "email_key", "blocked_at", "signed_out_at", "deactivated_at"]
 # They run as the owner, for triggers alone.
 DEFINERS = ["muniment_policy_change", "muniment_number_changes", "muniment_subject_change", "muniment_keeping_change"]
 OUTBOX_COLUMNS = ["record_index", "private"]

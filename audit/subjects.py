@@ -1,22 +1,23 @@
 """Who the users are: found by keyed hash, identifiers protected under the subject's own data key."""
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography.exceptions import InvalidTag
 from django.db import transaction
 
-from audit.models import Subject
+from audit.models import Subject, SubjectTenant
 from audit.protection import MAX_CACHED, KeyDestroyed, KeyRing, keyed_hash, keyring, protect, reveal
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A subject that this process has seen: its uid, and the e-mail address that is stored for it."""
+    """A subject that this process has seen: its uid, the e-mail address that is stored for it, and the tenants."""
 
     uid: str
     email: str | None
+    tenants: set[str] = field(default_factory=set)
 
 
 _known: dict[tuple[str, str], Known] = {}
@@ -32,9 +33,9 @@ def email_key(email: str) -> bytes:
     return keyed_hash("email", email.strip().lower())
 
 
-def resolve(issuer: str, sub: str, email: str | None = None) -> str:
+def resolve(issuer: str, sub: str, email: str | None = None, tenant: str | None = None) -> str:
     """The uid of this user, made at the first call. The e-mail address, when a token brings another, is stored
-    anew. A new subject raises no policy version."""
+    anew; the tenant is noted. A new subject raises no policy version."""
     known = _known.get((issuer, sub))
     if known is None or (email is not None and email != known.email):
         key = identity_key(issuer, sub)
@@ -42,6 +43,9 @@ def resolve(issuer: str, sub: str, email: str | None = None) -> str:
         if len(_known) >= MAX_CACHED:
             _known.clear()
         _known[issuer, sub] = known
+    if tenant is not None and tenant not in known.tenants:
+        SubjectTenant.objects.bulk_create([SubjectTenant(subject=known.uid, tenant=tenant)], ignore_conflicts=True)
+        known.tenants.add(tenant)
     return known.uid
 
 
@@ -132,9 +136,13 @@ def find_by_sub(sub: str) -> list[str]:
 
 
 def state(uid: str) -> tuple[bool, datetime | None, bool]:
-    """What ends this subject's access: (blocked, signed out at, gone)."""
-    row = Subject.objects.filter(uid=uid).values_list("blocked_at", "signed_out_at", "erased_at").first()
-    return (False, None, True) if row is None else (row[0] is not None, row[1], row[2] is not None)
+    """What ends this subject's access: (blocked, by staff or by the identity provider; signed out at; gone)."""
+    known = Subject.objects.filter(uid=uid)
+    row = known.values_list("blocked_at", "deactivated_at", "signed_out_at", "erased_at").first()
+    if row is None:
+        return False, None, True
+    blocked, deactivated, out, erased = row
+    return blocked is not None or deactivated is not None, out, erased is not None
 
 
 def forget(uid: str) -> None:

@@ -8,7 +8,7 @@ import json
 import re
 from binascii import Error as Base64Error
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -65,6 +65,34 @@ class VerificationKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimRules:
+    """Which claims say what, where an issuer's are not the standard ones; empty: those of `clients.claims`."""
+
+    subject: str = ""
+    email: str = ""
+    scopes: tuple[str, ...] = ()
+    client_id: tuple[str, ...] = ()
+
+
+STANDARD_CLAIMS: Final = ClaimRules()
+
+
+@dataclass(frozen=True, slots=True)
+class IntrospectionPolicy:
+    """How to ask an issuer about its opaque tokens. `secret` is still protected; `holder` names the key that opens
+    it."""
+
+    endpoint: str
+    method: str
+    client_id: str
+    secret: bytes | None = field(repr=False)
+    holder: str
+    signed: bool
+    cache_seconds: int
+    allowed_networks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class IssuerPolicy:
     """What deciding about a token needs to know of its issuer.
 
@@ -81,6 +109,11 @@ class IssuerPolicy:
     roles_claim: str | None
     keys: tuple[VerificationKey, ...]
     fetched: bool
+    claims: ClaimRules = STANDARD_CLAIMS
+    introspection: IntrospectionPolicy | None = None
+    # What its tokens must be bound to: "" (nothing), any, dpop or mtls.
+    require_binding: str = ""
+    dpop_nonce: bool = False
 
 
 def parse(document: object, allowed: frozenset[str] = SUPPORTED) -> tuple[VerificationKey, ...]:

@@ -147,7 +147,7 @@ def _subjects(asking: Asking, asked: SubjectSearch) -> Page:
     def may(user: Subject) -> bool:
         if user.erased_at is not None or user.issuer not in backend.issuers or not _is_meant(asked, user):
             return False
-        state = (user.blocked_at is not None, user.signed_out_at, False)
+        state = (user.blocked_at is not None or user.deactivated_at is not None, user.signed_out_at, False)
         who = Who(user.issuer, user.uid)
         return decided(policy, backend.id, who, asked.subject.properties, asked.context, tools, state).allowed
 

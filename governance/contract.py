@@ -46,6 +46,21 @@ class RequestInfo(msgspec.Struct):
     user_agent: LongText | None = None
 
 
+class Dpop(msgspec.Struct):
+    """The proof that came with the call (RFC 9449): the `DPoP` header, and the method and URL of the request that it
+    was sent with."""
+
+    proof: Annotated[str, Meta(min_length=1, max_length=8192, pattern=r"\A[\x21-\x7e]*\Z")]
+    method: Annotated[str, Meta(min_length=1, max_length=16, pattern=r"\A[A-Za-z]+\Z")]
+    url: Annotated[str, Meta(min_length=1, max_length=2048, pattern=r"\A[\x21-\x7e]*\Z")]
+
+
+class ClientCertificate(msgspec.Struct, rename={"thumbprint": "x5t#S256"}):
+    """The certificate with which the caller made its TLS connection (RFC 8705), by its SHA-256 in base64url."""
+
+    thumbprint: Annotated[str, Meta(min_length=43, max_length=43, pattern=r"\A[A-Za-z0-9_-]{43}\Z")]
+
+
 class Call(msgspec.Struct):
     """One call to verify."""
 
@@ -57,6 +72,8 @@ class Call(msgspec.Struct):
     request: RequestInfo = msgspec.field(default_factory=RequestInfo)
     arguments_digest: Digest | None = None
     assertion: Text | None = None
+    dpop: Dpop | None = None
+    mtls: ClientCertificate | None = None
 
 
 class Calls(msgspec.Struct):

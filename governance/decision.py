@@ -50,6 +50,22 @@ class GrantPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitPolicy:
+    """A limit; None and the empty set mean any. `seconds` is the length of its period, `burst` at most `count`."""
+
+    id: int
+    per: str
+    count: int
+    seconds: int
+    burst: int
+    client_id: int | None
+    tool_id: int | None
+    tenant: str | None
+    modes: frozenset[str]
+    on_outage: str
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What `decide` decides from. `implied` maps a scope to itself and all that it implies."""
 
@@ -57,6 +73,7 @@ class Policy:
     tools: Mapping[tuple[int, str], ToolPolicy]  # (backend id, tool name)
     grants_of_client: Mapping[int | None, tuple[GrantPolicy, ...]]  # under None: those for any client
     implied: Mapping[str, frozenset[str]]
+    limits: tuple[LimitPolicy, ...] = ()
 
     def closure(self, scopes: Iterable[str]) -> frozenset[str]:
         """The scopes and all that they imply; an unknown scope implies only itself."""
@@ -218,8 +235,9 @@ def _subject(decision: Decision, question: Question, state: SubjectState) -> Dec
     """Rows 10 and 11."""
     if state.blocked:
         return decision.stop("subject", "subject_blocked")
-    # RFC 7519 `iat` is optional; a token that does not say when it was issued cannot show that it is newer.
-    if state.signed_out_at is not None and (question.issued_at or 0) < state.signed_out_at:
+    # RFC 7519 `iat` is optional; a token that does not say when it was issued cannot show that it is newer. One of the
+    # same second cannot either.
+    if state.signed_out_at is not None and (question.issued_at or 0) <= state.signed_out_at:
         return decision.stop("subject", "token_expired", "The user was signed out everywhere after it was issued.")
     decision.passed("subject", lambda: "The user is not blocked.")
     if question.asked_tenant is not None and question.asked_tenant != question.tenant:

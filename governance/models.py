@@ -44,6 +44,24 @@ class StaffIdentity(models.Model):
         return self.sub
 
 
+class StaffTenant(models.Model):
+    """A tenant that a member of staff is confined to. Without one they see every tenant; with some, those alone."""
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="tenants")
+    tenant = models.CharField(max_length=255)
+
+    class Meta:
+        verbose_name = "tenant of a member of staff"
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["user", "tenant"], name="staff_tenant_once"),
+            models.CheckConstraint(condition=~models.Q(tenant=""), name="staff_tenant_not_empty"),
+        ]
+
+    def __str__(self) -> str:
+        return self.tenant
+
+
 class Notification(models.Model):
     """Something that somebody should look at, told once while it lasts: in words that name nobody, with the page that
     says more. What it tells of is elsewhere; this may be deleted."""

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from audit import search
@@ -26,6 +26,7 @@ WINDOW = timedelta(days=7)
 AHEAD = timedelta(minutes=5)  # the log's clock is the database's, and may be ahead of ours
 MOST, PAGE = 20_000, 4_000
 EXAMPLES = 3
+ENDED = Q(blocked_at__isnull=False) | Q(deactivated_at__isnull=False)
 MOST_NAMES = 200
 # Refused before or after what is decided here: no grant helps, and none is missed.
 ELSEWHERE = NOT_ESTABLISHED | {"tenant_mismatch", "rate_limited"}
@@ -172,7 +173,7 @@ class _Again:
         self.backends = {backend.slug: backend.id for backend in snapshot.backends.values()}
         grants = [g for policy in (before, after) for those in policy.grants_of_client.values() for g in those]
         # What no grant tells apart need not be told apart here, so that a million users may be one question.
-        self.blocked = set(Subject.objects.filter(blocked_at__isnull=False).values_list("uid", flat=True)[:MOST])
+        self.blocked = set(Subject.objects.filter(ENDED).values_list("uid", flat=True)[:MOST])
         self.subjects = {g.subject for g in grants if g.subject} | self.blocked
         self.roles = {g.role for g in grants if g.role}
         self.tenants = {g.tenant for g in grants if g.tenant}

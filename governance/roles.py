@@ -10,7 +10,8 @@ PRIVACY, ADMINISTRATOR = "Privacy officer", "Administrator"
 # Everybody on the staff sees the policy and may ask for a grant; what is evidence needs a role that reads it.
 POLICY = [
     "clients.view_client", "clients.view_grant", "clients.view_accessrequest", "clients.view_review",
-    "clients.view_issuer", "tools.view_tool", "tools.view_scope", "tools.view_backend", "audit.view_sighting",
+    "clients.view_limit", "clients.view_issuer", "clients.view_signalstream", "clients.view_scimconnection",
+    "tools.view_tool", "tools.view_scope", "tools.view_backend", "audit.view_sighting",
 ]  # fmt: skip
 # How long the trail is kept, what stops that, and what was handed over, to look at.
 KEEPING = [
@@ -28,8 +29,9 @@ ROLES: Mapping[str, tuple[str, list[str]]] = {
     MANAGER: (
         "Grants, extends and revokes; decides on unknown clients and changed tools; reviews access; can stop a client,"
         " tool, backend or user.",
-        [*POLICY, *RECORDS, "clients.add_grant", "clients.change_grant", "clients.add_client", "clients.change_client",
-         "clients.add_review", "clients.change_review", "tools.add_tool", "tools.change_tool", "tools.change_backend",
+        [*POLICY, *RECORDS, "clients.add_grant", "clients.change_grant", "clients.add_limit", "clients.change_limit",
+         "clients.delete_limit", "clients.add_client", "clients.change_client", "clients.add_review",
+         "clients.change_review", "tools.add_tool", "tools.change_tool", "tools.change_backend",
          "audit.change_sighting", "audit.change_subject"],
     ),
     APPROVER: (
@@ -46,9 +48,11 @@ ROLES: Mapping[str, tuple[str, list[str]]] = {
         "Runs the platform: issuers, backends, keys, scopes, staff, schedules. Neither grants nor sees personal data.",
         [*POLICY, *RECORDS, *LOG, *KEEPING, "audit.change_stream", "audit.change_export", "clients.add_issuer",
          "clients.change_issuer", "clients.view_keyset",
-         "clients.change_keyset", "clients.add_client", "clients.change_client", "tools.add_backend",
-         "tools.change_backend", "tools.view_backendkey", "tools.add_backendkey", "tools.change_backendkey",
-         "tools.add_scope", "tools.change_scope", "tools.delete_scope", "tools.add_tool", "tools.change_tool",
+         "clients.change_keyset", "clients.add_signalstream", "clients.change_signalstream",
+         "clients.add_scimconnection", "clients.change_scimconnection", "clients.add_client", "clients.change_client",
+         "tools.add_backend", "tools.change_backend", "tools.view_backendkey", "tools.add_backendkey",
+         "tools.change_backendkey", "tools.add_scope", "tools.change_scope", "tools.delete_scope", "tools.add_tool",
+         "tools.change_tool",
          "audit.change_subject", "governance.view_staffkey", "governance.change_staffkey", "auth.view_user",
          "auth.add_user", "auth.change_user", "auth.view_group", "django_celery_beat.view_periodictask"],
     ),

@@ -20,14 +20,15 @@ from django.db import connection, transaction
 from audit.protection import token_digest
 from clients import jwks
 from clients.claims import Identity
-from clients.jwks import IssuerPolicy
-from governance.decision import ClientPolicy, GrantPolicy, Policy, ToolPolicy
+from clients.jwks import STANDARD_CLAIMS, ClaimRules, IntrospectionPolicy, IssuerPolicy
+from governance.decision import ClientPolicy, GrantPolicy, LimitPolicy, Policy, ToolPolicy
 from muniment.policy import digest_of
 from tools.credentials import Credential, KnownKey, check
 from tools.routes import Route, Routes
 
 Row = dict[str, Any]
 MAX_TOKENS = 50_000
+PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 NO_ROUTES = Routes()
 FRESHNESS_LOOK = 15.0  # seconds between looks at when keys were fetched
 
@@ -99,6 +100,7 @@ class Unlogged:
     client_names: dict[int, str]
     jwks: dict[int, dict[str, Any] | None]
     fetched_at: dict[int, datetime | None]
+    introspection_secrets: dict[int, bytes | None] = field(default_factory=dict)
 
 
 def _unlogged(cursor: Any) -> Unlogged:
@@ -109,7 +111,9 @@ def _unlogged(cursor: Any) -> Unlogged:
     cursor.execute("SELECT issuer_id, jwks::text, fetched_at FROM clients_keyset")
     rows = cursor.fetchall()
     documents = {issuer: json.loads(text) if text else None for issuer, text, _ in rows}
-    return Unlogged(secrets, names, documents, {issuer: at for issuer, _, at in rows})
+    cursor.execute("SELECT issuer_id, secret FROM clients_introspection")
+    protected = {issuer: None if secret is None else bytes(secret) for issuer, secret in cursor.fetchall()}
+    return Unlogged(secrets, names, documents, {issuer: at for issuer, _, at in rows}, protected)
 
 
 def build(version: int, tables: dict[str, list[Row]], unlogged: Unlogged) -> Snapshot:
@@ -118,7 +122,7 @@ def build(version: int, tables: dict[str, list[Row]], unlogged: Unlogged) -> Sna
         version=version,
         digest=digest_of(tables),
         policy=_policy(tables, unlogged.client_names),
-        backends=_backends(tables, _issuers(tables["clients_issuer"], unlogged.jwks)),
+        backends=_backends(tables, _issuers(tables, unlogged)),
         keys={row["key_id"]: _key(row, unlogged.secrets[row["key_id"]]) for row in tables["tools_backendkey"]},
         keys_fetched=unlogged.fetched_at,
     )
@@ -134,16 +138,25 @@ def _seconds(text: str | None) -> float | None:
     return None if text is None else datetime.fromisoformat(text).timestamp()
 
 
-def _issuers(rows: Iterable[Row], documents: dict[int, dict[str, Any] | None]) -> dict[int, IssuerPolicy]:
+def _issuers(tables: dict[str, list[Row]], unlogged: Unlogged) -> dict[int, IssuerPolicy]:
+    mappings, bindings, introspections = (
+        {row["issuer_id"]: row for row in tables[name]}
+        for name in ("clients_claimmapping", "clients_issuerbinding", "clients_introspection")
+    )
     return {
-        row["id"]: _issuer(row, documents.get(row["id"]))
-        for row in rows
+        row["id"]: _issuer(
+            row, unlogged, mappings.get(row["id"]), bindings.get(row["id"]), introspections.get(row["id"])
+        )
+        for row in tables["clients_issuer"]
         # The demo's issuer, which gives a token to anybody, must not be believed in production.
         if row["enabled"] and (settings.MUNIMENT_DEMO or not row["issuer"].startswith("http://"))
     }
 
 
-def _issuer(row: Row, document: dict[str, Any] | None) -> IssuerPolicy:
+def _issuer(
+    row: Row, unlogged: Unlogged, mapping: Row | None, binding: Row | None, introspection: Row | None
+) -> IssuerPolicy:
+    document = unlogged.jwks.get(row["id"])
     return IssuerPolicy(
         id=row["id"],
         issuer=row["issuer"],
@@ -154,6 +167,29 @@ def _issuer(row: Row, document: dict[str, Any] | None) -> IssuerPolicy:
         roles_claim=row["roles_claim"] or None,
         keys=() if document is None else jwks.parse(document),
         fetched=document is not None,
+        claims=STANDARD_CLAIMS if mapping is None else _claims(mapping),
+        introspection=None if introspection is None else _introspection(introspection, row, unlogged),
+        require_binding=binding["require"] if binding else "",
+        dpop_nonce=bool(binding and binding["dpop_nonce"]),
+    )
+
+
+def _claims(row: Row) -> ClaimRules:
+    return ClaimRules(
+        row["subject_claim"], row["email_claim"], tuple(row["scope_claims"]), tuple(row["client_id_claims"])
+    )
+
+
+def _introspection(row: Row, issuer: Row, unlogged: Unlogged) -> IntrospectionPolicy:
+    return IntrospectionPolicy(
+        endpoint=row["endpoint"],
+        method=row["method"],
+        client_id=row["client_id"],
+        secret=unlogged.introspection_secrets.get(issuer["id"]),
+        holder=f"introspection:{issuer['id']}",
+        signed=row["signed"],
+        cache_seconds=row["cache_seconds"],
+        allowed_networks=tuple(issuer["allowed_networks"]),
     )
 
 
@@ -211,6 +247,7 @@ def _policy(tables: dict[str, list[Row]], client_names: dict[int, str]) -> Polic
         },
         grants_of_client={client: tuple(found) for client, found in grants.items()},
         implied=_implications(names, tables["tools_scope_implies"]),
+        limits=tuple(_limit(row) for row in tables["clients_limit"]),
     )
 
 
@@ -245,6 +282,21 @@ def _grant(row: Row, scopes: frozenset[str]) -> GrantPolicy:
         modes=frozenset(row["modes"]),
         starts_at=_seconds(row["starts_at"]),
         expires_at=_seconds(row["expires_at"]),
+    )
+
+
+def _limit(row: Row) -> LimitPolicy:
+    return LimitPolicy(
+        id=row["id"],
+        per=row["per"],
+        count=row["count"],
+        seconds=PERIODS[row["period"]],
+        burst=row["burst"] or row["count"],
+        client_id=row["client_id"],
+        tool_id=row["tool_id"],
+        tenant=row["tenant"] or None,
+        modes=frozenset(row["modes"]),
+        on_outage=row["on_outage"],
     )
 
 

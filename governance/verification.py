@@ -140,7 +140,7 @@ def judge(snapshot: Snapshot, backend: BackendPolicy, call: Call, state: State =
         identity = establish(snapshot, backend, call, digest, now)
     except Refused as refusal:
         return Verdict(call, snapshot, backend, refuse(refusal.reason, refusal.detail), digest)
-    uid = subjects.resolve(identity.issuer, identity.sub, identity.email)
+    uid = subjects.resolve(identity.issuer, identity.sub, identity.email, identity.tenant)
     question = Question(
         backend_id=backend.id,
         tool=call.tool,

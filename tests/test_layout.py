@@ -12,13 +12,16 @@ from django.db import connection, models
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ["governance", "clients", "tools", "audit"]  # imports and foreign keys go to the right
 OURS = [model for model in apps.get_models() if model._meta.app_label in ORDER]
-POLICY = importlib.import_module("governance.migrations.0005_marks_and_routes").TABLES
+POLICY = importlib.import_module("governance.migrations.0008_identity").TABLES
 # Tables of clients and tools from which nothing is decided, each for its reason.
 NOT_POLICY = {
     "clients_accessrequest": "a wish; the grant that it becomes is policy",
     "clients_accessrequest_scopes": "of a wish",
     "clients_review": "what people found of grants; revoking one is policy",
     "clients_reviewitem": "of a review",
+    "clients_clientmetadata": "what strangers publish about a client",
+    "clients_signalreceipt": "which events were taken",
+    "clients_scimuser": "what an identity provider says of a user; that it ends access is the user's state",
     "tools_approveddefinition": "what a tool was when it was approved, to be compared with",
 }
 # Not in the admin, each for its reason.
@@ -56,6 +59,14 @@ NOT_REGISTERED = {
     "DeadLetter": "on the streams page",
     "Notification": "has a page of its own, for each member of staff theirs",
     "NotificationDelivery": "shown with its notification",
+    "ClaimMapping": "edited with its issuer",
+    "Introspection": "edited with its issuer",
+    "IssuerBinding": "edited with its issuer",
+    "ClientMetadata": "shown with the client and in the inbox",
+    "SignalReceipt": "which events were taken; the page of a stream counts them",
+    "ScimUser": "another's view of a user; the user's page says what came of it",
+    "SubjectTenant": "shown with the user",
+    "StaffTenant": "edited with the member of staff",
     "NotificationChoice": "a member of staff's own, on the page of notifications",
     "SealerStatus": "one row that the sealer writes; the log page says it in words",
 }

@@ -136,6 +136,9 @@ class Subject(models.Model):
     first_seen = models.DateTimeField(auto_now_add=True)
     blocked_at = models.DateTimeField(null=True, blank=True)
     signed_out_at = models.DateTimeField(null=True, blank=True, help_text="tokens issued before this are refused")
+    deactivated_at = models.DateTimeField(
+        null=True, blank=True, help_text="by the identity provider; it alone takes that back"
+    )
     erased_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
@@ -149,11 +152,29 @@ class Subject(models.Model):
         constraints = [
             plain_time("blocked_at", "subject_blocked_at"),
             plain_time("signed_out_at", "subject_signed_out_at"),
+            plain_time("deactivated_at", "subject_deactivated_at"),
             plain_time("erased_at", "subject_erased_at"),
         ]
 
     def __str__(self) -> str:
         return self.uid
+
+
+class SubjectTenant(models.Model):
+    """A tenant that a user's tokens have named: whose staff, where staff are confined to tenants, may see the user."""
+
+    subject = models.CharField(max_length=40, help_text="uid")
+    tenant = models.CharField(max_length=255)
+    first_seen = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name = "tenant of a user"
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["subject", "tenant"], name="subject_tenant_once")]
+        indexes = [models.Index(fields=["tenant", "subject"], name="subject_by_tenant")]  # query: a tenant's users
+
+    def __str__(self) -> str:
+        return f"{self.subject} in {self.tenant}"
 
 
 class Outbox(models.Model):

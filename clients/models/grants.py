@@ -1,127 +1,14 @@
-"""Who calls and what they may: issuers and their key sets, clients, grants."""
+"""Staff's word on what clients may use, how it is asked for, and how it is reviewed."""
 
 from django.contrib.postgres.fields import ArrayField
-from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import F, Q
 
 from audit.models import Subject, plain_time
-from tools.models import SLUG, SLUG_FORM, Backend, Scope, Tool
+from clients.models.callers import Client
+from tools.models import Scope, Tool
 
-ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 MODES = ["interactive", "subagent", "background", "api"]
-
-
-def default_algorithms() -> list[str]:
-    """What most authorization servers sign with."""
-    return ["RS256", "ES256"]
-
-
-class Issuer(models.Model):
-    """An OIDC or OAuth authorization server whose tokens we accept. `issuer` is compared as a string."""
-
-    issuer = models.CharField(max_length=255, unique=True, help_text="exactly as in the tokens' `iss`")
-    enabled = models.BooleanField(default=True)
-    algorithms = ArrayField(models.CharField(max_length=8), default=default_algorithms)
-    jwks_uri = models.URLField(max_length=500, null=True, blank=True, help_text="empty: by discovery")
-    tenant_claim = models.CharField(max_length=120, null=True, blank=True)
-    roles_claim = models.CharField(max_length=120, null=True, blank=True)
-    leeway = models.IntegerField(
-        default=30, validators=[MinValueValidator(0), MaxValueValidator(300)], help_text="seconds"
-    )
-    max_lifetime = models.IntegerField(
-        default=86400, validators=[MinValueValidator(60)], help_text="seconds from issue to expiry, at most"
-    )
-    allowed_networks = ArrayField(
-        models.CharField(max_length=49),
-        default=list,
-        blank=True,
-        help_text="private networks (CIDR) from which its keys may be fetched",
-    )
-
-    class Meta:
-        ordering = ["issuer"]
-        constraints = [
-            models.CheckConstraint(condition=~Q(issuer=""), name="issuer_not_empty"),
-            models.CheckConstraint(condition=Q(algorithms__contained_by=ALGORITHMS), name="issuer_algorithms"),
-            models.CheckConstraint(condition=Q(leeway__gte=0, leeway__lte=300), name="issuer_leeway"),
-            models.CheckConstraint(condition=Q(max_lifetime__gte=60), name="issuer_max_lifetime"),
-        ]
-
-    def __str__(self) -> str:
-        return self.issuer
-
-
-class KeySet(models.Model):
-    """The issuer's keys as last fetched. The set itself is policy, so that a change reaches every process by the
-    policy version; when it was fetched is not."""
-
-    issuer = models.OneToOneField(Issuer, on_delete=models.CASCADE, related_name="key_set")
-    jwks = models.JSONField(null=True, help_text="RFC 7517; null until a set was fetched")
-    fetched_at = models.DateTimeField(null=True, help_text="last success")
-    attempted_at = models.DateTimeField(null=True, help_text="start of the last attempt; claims the fetch")
-    finished_at = models.DateTimeField(null=True, help_text="end of the last attempt")
-    error = models.CharField(max_length=250, blank=True)
-
-    class Meta:
-        verbose_name = "key set"
-        constraints = [plain_time("fetched_at", "key_set_fetched_at")]
-
-    def __str__(self) -> str:
-        return f"keys of {self.issuer}"
-
-
-class Client(models.Model):
-    """An AI client surface, known by one or more OAuth client ids per issuer."""
-
-    KINDS = [("mcp", "MCP client"), ("chatgpt", "ChatGPT app"), ("mobile", "mobile app"), ("other", "other")]
-    STATUS = [("active", "active"), ("suspended", "suspended")]
-
-    slug = models.CharField(max_length=63, unique=True, validators=[SLUG])
-    name = models.CharField(max_length=120)
-    kind = models.CharField(max_length=10, choices=KINDS, default="mcp")
-    status = models.CharField(max_length=9, choices=STATUS, default="active")
-
-    class Meta:
-        ordering = ["slug"]
-        constraints = [
-            models.CheckConstraint(condition=Q(status__in=["active", "suspended"]), name="client_status"),
-            models.CheckConstraint(condition=Q(slug__regex=SLUG_FORM), name="client_slug"),
-            models.CheckConstraint(condition=Q(kind__in=["mcp", "chatgpt", "mobile", "other"]), name="client_kind"),
-        ]
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class OAuthClientId(models.Model):
-    """The id under which one issuer knows a client."""
-
-    client = models.ForeignKey(Client, on_delete=models.CASCADE, related_name="oauth_client_ids")
-    issuer = models.ForeignKey(Issuer, on_delete=models.PROTECT, related_name="client_ids")
-    # `client_id` in the contract; that name is taken by the column of `client`.
-    oauth_id = models.CharField("client id", max_length=255)
-
-    class Meta:
-        verbose_name = "OAuth client id"
-        constraints = [models.UniqueConstraint(fields=["issuer", "oauth_id"], name="oauth_client_id_once")]
-
-    def __str__(self) -> str:
-        return self.oauth_id
-
-
-class AcceptedIssuer(models.Model):
-    """An issuer that a backend accepts, where the backend does not accept every enabled one."""
-
-    backend = models.ForeignKey(Backend, on_delete=models.CASCADE, related_name="accepted_issuers")
-    issuer = models.ForeignKey(Issuer, on_delete=models.PROTECT, related_name="accepted_by")
-
-    class Meta:
-        verbose_name = "accepted issuer"
-        constraints = [models.UniqueConstraint(fields=["backend", "issuer"], name="accepted_issuer_once")]
-
-    def __str__(self) -> str:
-        return f"{self.backend} accepts {self.issuer}"
 
 
 class Grant(models.Model):
