@@ -5,10 +5,13 @@ from typing import Any
 
 from django.core.exceptions import PermissionDenied
 
+KNOWN = "_muniment_tenants"  # where a user object remembers its answer, as it remembers its permissions
+
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """A member of staff, as the log names them (`staff:<id>`), and what they may see. `tenants` None: every one."""
+    """A member of staff, as the log names them (`staff:<id>`), and what they may see. `tenants` None: every one, and
+    what belongs to none."""
 
     actor: str
     name: str
@@ -26,11 +29,30 @@ def viewer_of(user: Any) -> Viewer:
         records=user.has_perm("audit.view_record"),
         personal=user.has_perm("audit.view_personal"),
         export=user.has_perm("audit.export_record"),
+        tenants=tenants_of(user),
     )
+
+
+def tenants_of(user: Any) -> frozenset[str] | None:
+    """The tenants that a member of staff is confined to; None for one who is not. Asked of the database once for each
+    user object, of which each request has its own. Somebody who is not signed in is confined to nothing at all."""
+    if not user.is_authenticated:
+        return frozenset()
+    if not hasattr(user, KNOWN):
+        setattr(user, KNOWN, frozenset(user.tenants.values_list("tenant", flat=True)) or None)
+    found: frozenset[str] | None = getattr(user, KNOWN)
+    return found
 
 
 def check(viewer: Viewer) -> None:
     """Whether they may read records at all: asked where records are read, not only where a page is shown. Raises
     PermissionDenied."""
     if not viewer.records:
+        raise PermissionDenied
+
+
+def check_whole(user: Any) -> None:
+    """For what tells of the platform as a whole, or cannot be told by tenants. Raises PermissionDenied for who is
+    confined to some."""
+    if tenants_of(user) is not None:
         raise PermissionDenied

@@ -64,5 +64,5 @@ def _of_records(request: HttpRequest, now: datetime) -> dict[str, Any]:
 def administrators() -> list[str]:
     """Whom to ask for a role: a few names of those who can give one."""
     can = Q(groups__name=ADMINISTRATOR) | Q(is_superuser=True)
-    found = get_user_model().objects.filter(can, is_active=True, is_staff=True).distinct().order_by("pk")
+    found = get_user_model().objects.filter(can, is_active=True, is_staff=True, tenants=None).distinct().order_by("pk")
     return [user.get_full_name() or user.get_username() for user in found[:MOST_NAMED]]

@@ -17,7 +17,7 @@ from django.utils import timezone
 from governance.models import Notification, NotificationChoice, NotificationDelivery
 
 WEBHOOK = "webhook"
-MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"  # what permissions of groups are asked of
+BACKEND = "governance.staff_passwords.PasswordBackend"  # what permissions are asked of: of either the same
 AGAIN = timedelta(hours=1)
 """What comes and goes is not told again within so long."""
 KEPT = timedelta(days=90)
@@ -132,7 +132,7 @@ def _audience(kind: str) -> set[int | None]:
     """Who is told of a kind: those with a permission for it and a mailbox, who want to be."""
     found: set[int | None] = set()
     for permission in KINDS[kind].permissions:
-        people = get_user_model().objects.with_perm(permission, backend=MODEL_BACKEND).filter(is_staff=True)
+        people = get_user_model().objects.with_perm(permission, backend=BACKEND).filter(is_staff=True)
         found |= set(people.exclude(email="").values_list("pk", flat=True))
     return found - set(NotificationChoice.objects.filter(off__contains=[kind]).values_list("pk", flat=True))
 

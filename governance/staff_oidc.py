@@ -21,6 +21,7 @@ from django.utils import timezone
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from governance import id_token, role_mapping, staff_roles
+from governance.confined import ConfinedBackend
 from governance.id_token import Person
 from governance.models import StaffIdentity
 from governance.oidc_provider import ProviderError, provider
@@ -70,8 +71,9 @@ def provider_name() -> str:
     return settings.MUNIMENT_OIDC_NAME or urlsplit(settings.MUNIMENT_OIDC_ISSUER).hostname or "the identity provider"
 
 
-class StaffBackend(OIDCAuthenticationBackend):
-    """One sign-in. Permissions are Django's own, by the account's roles."""
+class StaffBackend(ConfinedBackend, OIDCAuthenticationBackend):
+    """One sign-in. Permissions are Django's own, by the account's roles, as far as confinement to tenants leaves
+    them."""
 
     def __init__(self) -> None:
         # Not the parent's, which wants every address in the settings; ours are found by discovery, when needed.

@@ -3,14 +3,16 @@
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import User
 from django.http import HttpRequest
 
+from governance.confined import ConfinedBackend
 
-class PasswordBackend(ModelBackend):
+
+class PasswordBackend(ConfinedBackend):
     """Django's own, where passwords are switched on; else it knows nobody, and sessions that began with one are over.
-    Permissions are asked of it in any case: they are those of the account's roles."""
+    Permissions are asked of it in any case: they are those of the account's roles, as far
+    as confinement to tenants leaves them."""
 
     def authenticate(
         self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **more: Any

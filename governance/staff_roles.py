@@ -52,8 +52,8 @@ def as_now(number: Any) -> User | None:
 
 
 def others_can_administer(user: User) -> bool:
-    """Whether somebody but `user` can still look after the staff; those who leave at once do it one after the other:
-    within a transaction."""
+    """Whether somebody but `user` can still look after the staff, which nobody can who is confined to tenants; those
+    who leave at once do it one after the other: within a transaction."""
     _one_at_a_time()
-    staff = User.objects.filter(is_active=True, is_staff=True).exclude(pk=user.pk)
+    staff = User.objects.filter(is_active=True, is_staff=True, tenants=None).exclude(pk=user.pk)
     return staff.filter(groups__name=ADMINISTRATOR).exists() or staff.filter(is_superuser=True).exists()
