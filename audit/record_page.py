@@ -311,6 +311,11 @@ def _ungoverned_facts(statement: Statement, names: Mapping[str, str]) -> list[Fa
     ]
 
 
+def _agent(name: str) -> str:
+    """The name of an agent in a chain; one that looks like two is in quotes."""
+    return f"“{name}”" if "→" in name or "“" in name else name
+
+
 def _nested(value: Any) -> bool:
     """Whether a value has no words of its own: the raw statement shows it."""
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value))
@@ -320,7 +325,7 @@ def _call_facts(statement: Statement, names: Mapping[str, str]) -> list[Fact]:
     get = statement.get
     agent = get("agent") or {}
     policy = get("policy") or {}
-    chain = " → ".join(agent.get("chain") or [])
+    chain = " → ".join(_agent(name) for name in agent.get("chain") or [])
     listed = lambda member: " ".join(get(member) or []) or "none"  # noqa: E731
     found = [
         Fact("User", get("subject"), "subject", mono=True),
