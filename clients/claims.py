@@ -5,11 +5,11 @@ refuses the token: to ignore it could drop the tenant or role that a deny grant 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from clients.jwks import IssuerPolicy
+from clients.jwks import ClaimRules, IssuerPolicy
 from clients.strictjson import parse_object
 
 Reason = Literal[
@@ -56,6 +56,8 @@ class Identity:
     expires_at: int
     jti: str | None
     audience: tuple[str, ...]
+    # Of a token that its issuer was asked about: until when that may be used, in seconds since the epoch.
+    good_until: float | None = None
 
 
 class Refused(Exception):
@@ -85,20 +87,18 @@ def read_parsed_claims(
         raise Refused("issuer_unknown", "the token is of another issuer")
     audience = _audience(claims, audiences)
     issued_at, expires_at = _times(claims, issuer, now)
-    sub = _text(claims, "sub")
-    if sub is None:
-        raise Refused("token_invalid", "sub is missing")
+    sub = _subject(claims, issuer.claims)
     if "cnf" in claims:
         # No proof of possession can be checked yet, so a bound token is refused: fail closed (row 8).
         raise Refused("proof_required", "the token is bound to a key (cnf)")
     return Identity(
         issuer=issuer.issuer,
         sub=sub,
-        client_id=_client_id(claims),
-        scopes=_scopes(claims),
+        client_id=_client_id(claims, issuer.claims),
+        scopes=_scopes(claims, issuer.claims),
         tenant=_tenant(claims, issuer.tenant_claim),
         roles=_roles(claims, issuer.roles_claim),
-        email=_email(claims),
+        email=_email(claims, issuer.claims),
         actors=tuple(_actors(claims)),
         issued_at=issued_at,
         expires_at=expires_at,
@@ -161,13 +161,29 @@ def _identifier(value: object, name: str) -> str:
     return value
 
 
-def _client_id(claims: Mapping[str, Any]) -> str | None:
-    return next((found for name in CLIENT_ID_CLAIMS if (found := _text(claims, name)) is not None), None)
+def _subject(claims: Mapping[str, Any], rules: ClaimRules) -> str:
+    """Row 7: who the user is. Where staff named another claim than `sub`, a token may do without `sub`, but one that
+    has it has a sound one."""
+    sub = _text(claims, "sub")
+    if rules.subject:
+        value = _configured(claims, rules.subject)
+        sub = None if value is None else _identifier(value, "the subject claim")
+    if sub is None:
+        raise Refused("token_invalid", f"{'the subject claim' if rules.subject else 'sub'} is missing")
+    return sub
 
 
-def _scopes(claims: Mapping[str, Any]) -> tuple[str, ...]:
+def _client_id(claims: Mapping[str, Any], rules: ClaimRules) -> str | None:
+    """The first of the claims that the token has."""
+    for name in rules.client_id or CLIENT_ID_CLAIMS:
+        if (value := _configured(claims, name)) is not None:
+            return _identifier(value, name)
+    return None
+
+
+def _scopes(claims: Mapping[str, Any], rules: ClaimRules) -> tuple[str, ...]:
     """All scopes of the token. A string is split on spaces only; the members of an array are not split."""
-    names = [name for claim in SCOPE_CLAIMS for name in _names(claims.get(claim), claim)]
+    names = [name for claim in rules.scopes or SCOPE_CLAIMS for name in _names(_configured(claims, claim), claim)]
     # What is no scope-token (RFC 6749 section 3.3) can be no scope of ours: a tab does not separate two. To
     # leave it out only takes rights away.
     legal = {name for name in names if len(name) <= MAX_TEXT and _SCOPE_TOKEN.fullmatch(name)}
@@ -216,17 +232,22 @@ def _configured(claims: Mapping[str, Any], claim: str | None) -> object:
     return value
 
 
-def _email(claims: Mapping[str, Any]) -> str | None:
-    """The e-mail address, for showing only, so an odd one is left out and refuses nothing.
+def _email(claims: Mapping[str, Any], rules: ClaimRules) -> str | None:
+    """The e-mail address, for showing only, so an odd one is left out and refuses nothing; but a claim that staff named
+    and that is no string is a mistake of theirs, which they are to see.
 
     One that the issuer says is not verified is left out too: anybody may have typed it (OIDC Core section
     5.7), and a backend that looks people up by address would take the typist for its owner.
     """
-    value = claims.get("email")
+    value = _configured(claims, rules.email or "email")
+    if rules.email and not isinstance(value, str | None):
+        raise Refused("token_invalid", "the e-mail claim is not a string")
     if not isinstance(value, str) or not value.isprintable() or not 3 <= len(value) <= MAX_EMAIL:
         return None
-    # Amazon Cognito sends the string.
-    return value if claims.get("email_verified", True) in (True, "true") else None
+    # Amazon Cognito sends the string. A claim of another name may have its own word beside it.
+    own = _configured(claims, f"{rules.email}_verified") if rules.email else None
+    verified = claims.get("email_verified", True) in (True, "true") and own in (None, True, "true")
+    return value if verified else None
 
 
 def _actors(claims: Mapping[str, Any]) -> Iterator[str]:
@@ -243,3 +264,17 @@ def _actors(claims: Mapping[str, Any]) -> Iterator[str]:
         act = act.get("act")
     if act is not None:
         raise Refused("token_invalid", f"act is nested more than {MAX_ACTORS} deep")
+
+
+# What is read of a token, one by one: where staff try claims, each part shows its own refusal. The functions are those
+# of `read_parsed_claims`.
+PARTS: Final[Mapping[str, Callable[[Mapping[str, Any], IssuerPolicy], Any]]] = {
+    "user": lambda claims, issuer: _subject(claims, issuer.claims),
+    "email": lambda claims, issuer: _email(claims, issuer.claims),
+    "roles": lambda claims, issuer: _roles(claims, issuer.roles_claim),
+    "tenant": lambda claims, issuer: _tenant(claims, issuer.tenant_claim),
+    "scopes": lambda claims, issuer: _scopes(claims, issuer.claims),
+    "client_id": lambda claims, issuer: _client_id(claims, issuer.claims),
+    "actors": lambda claims, issuer: tuple(_actors(claims)),
+    "jti": lambda claims, issuer: _text(claims, "jti"),
+}
