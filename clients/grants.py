@@ -4,7 +4,8 @@ A grant is never deleted and never changed in what it grants: what differs is an
 as history; the policy snapshot leaves them out.
 
 Who gives more use of a sensitive scope needs the word of a second person, which is checked here, where the change is
-made: a `SecondPerson` cannot be had without the check. Management commands are the operator's, and exempt.
+made: a `SecondPerson` cannot be had without the check. So is that staff who are confined to tenants write grants of
+those alone (`clients.tenants`). Management commands are the operator's, and exempt of both.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ from django.utils import timezone
 
 from audit.models import EARLIEST, LATEST, Head, Subject
 from audit.outbox import acting
+from clients import tenants
 from clients.models import MODES, AccessRequest, Client, Grant
 from clients.sensitive import sensitive_among
 from tools.models import Scope, Tool
@@ -137,6 +139,7 @@ class SecondPerson:
         fresh = get_user_model()._default_manager.filter(pk=user.pk).first()
         if fresh is None or not fresh.is_staff or not fresh.has_perm(DECIDE):
             raise PermissionDenied
+        tenants.check(tenants.of(fresh), self.request)
         self.actor = Actor.of(fresh)
         if self.request.asked_by == self.actor.id:
             raise GrantError("You asked for this yourself: a second person decides.")
@@ -196,7 +199,8 @@ def create(
     """Make a grant. None (for `modes`: empty) means any; a deny grant without scopes denies all it matches.
 
     Dates are timezone-aware. Raises GrantError, also where an active grant is the same but for reason and
-    dates: extend or revoke that one; and NeedsApproval, for staff who allow a sensitive scope by themselves."""
+    dates: extend or revoke that one; NeedsApproval, for staff who allow a sensitive scope by themselves; and
+    PermissionDenied, for staff who are confined to other tenants."""
     wanted = sorted(set(scopes), key=lambda scope: scope.name)
     made = Grant(
         effect=effect,
@@ -213,6 +217,7 @@ def create(
     )
     check(made, wanted)
     with acting(actor.id, actor.name, approval.why(made.reason) if approval else made.reason):
+        tenants.check_new(tenants.of_actor(actor.id), made)
         _approved(actor, approval, made, wanted)
         _refuse_duplicate(identity_with(made, wanted))
         made.save(force_insert=True)
@@ -224,10 +229,11 @@ def extend(
     grant: Grant, *, actor: Actor, reason: str, expires_at: datetime | None, approval: SecondPerson | None = None
 ) -> None:
     """Let a grant end at another time, or never (None); an expired one comes back. The reason goes to the
-    log. Raises GrantError; NeedsApproval, for staff who let a sensitive scope last longer by themselves."""
+    log. Raises GrantError; NeedsApproval, for staff who let a sensitive scope last longer by themselves;
+    PermissionDenied, for staff who are confined to other tenants."""
     reason = checked_reason(reason)
     with acting(actor.id, actor.name, approval.why(reason) if approval else reason):
-        held = _hold(grant)
+        held = _hold(actor, grant)
         check_dates(held.starts_at, expires_at)
         if approval or lasts_longer(held.expires_at, expires_at):
             asked = Grant(
@@ -247,10 +253,10 @@ def extend(
 
 def revoke(grant: Grant, *, actor: Actor, reason: str) -> None:
     """End a grant for good: from the commit on no call is allowed by it. Raises GrantError where it is
-    revoked already."""
+    revoked already, PermissionDenied for staff who are confined to other tenants."""
     reason = checked_reason(reason)
     with acting(actor.id, actor.name, reason):
-        held = _hold(grant)
+        held = _hold(actor, grant)
         held.revoked_at = timezone.now()
         held.save(update_fields=["revoked_at"])
     grant.revoked_at = held.revoked_at
@@ -278,11 +284,12 @@ def _approved(actor: Actor, approval: SecondPerson | None, grant: Grant, scopes:
         raise NeedsApproval(found)
 
 
-def _hold(grant: Grant) -> Grant:
-    """The grant as it is now, locked against another change of it."""
+def _hold(actor: Actor, grant: Grant) -> Grant:
+    """The grant as it is now, locked against another change of it; of the actor's tenants, where they are confined."""
     held = Grant.objects.select_for_update().filter(pk=grant.pk).first()
     if held is None:
         raise GrantError("There is no such grant.")
+    tenants.check(tenants.of_actor(actor.id), held)
     if held.revoked_at is not None:
         raise GrantError(f"Grant {held.pk} is revoked already; a revoked grant stays so.")
     return held

@@ -14,7 +14,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from audit.staff_log import tell
-from clients import grant_checks, grants, proposals
+from clients import grant_checks, grants, proposals, tenants
 from clients.grants import DECIDE, Actor, GrantError, SecondPerson, checked_reason, hold_request, identity
 from clients.models import AccessRequest, Grant
 from clients.proposals import Proposal
@@ -29,12 +29,16 @@ def waiting(now: datetime | None = None) -> QuerySet[AccessRequest]:
     return AccessRequest.objects.filter(status="waiting", lapses_at__gt=now or timezone.now())
 
 
-def waiting_for(user: Any) -> int:
-    """How many requests wait for this member of staff: those that they may decide and did not make. Counted no
-    further than 100."""
+def to_decide(user: Any) -> QuerySet[AccessRequest]:
+    """What waits for this member of staff: what they may decide and did not ask for."""
     if not user.has_perm(DECIDE):
-        return 0
-    return waiting().exclude(asked_by=f"staff:{user.pk}").order_by()[:MOST_SHOWN].count()
+        return AccessRequest.objects.none()
+    return waiting().filter(tenants.own(tenants.of(user))).exclude(asked_by=f"staff:{user.pk}")
+
+
+def waiting_for(user: Any) -> int:
+    """How many requests wait for this member of staff, counted no further than 100."""
+    return to_decide(user).order_by()[:MOST_SHOWN].count()
 
 
 def state(asked: AccessRequest, now: datetime | None = None) -> str:
@@ -51,12 +55,13 @@ def is_own(asked: AccessRequest, user: Any) -> bool:
 
 def ask(user: Any, wanted: Proposal, reason: str) -> AccessRequest:
     """Ask for a grant, or (`wanted.kind` extend) for a longer life of one. `wanted` has days or an end. Raises
-    PermissionDenied for who is not on the staff, and GrantError."""
+    PermissionDenied for who is not on the staff, or confined to other tenants, and GrantError."""
     made = _unsaved(wanted, checked_reason(reason))
     with transaction.atomic():
         fresh = get_user_model()._default_manager.filter(pk=user.pk).first()
         if fresh is None or not fresh.is_active or not fresh.is_staff:
             raise PermissionDenied
+        tenants.check_new(tenants.of(fresh), made)
         actor = Actor.of(fresh)
         made.asked_by, made.asked_by_name = actor
         made.lapses_at = timezone.now() + timedelta(days=settings.MUNIMENT_REQUEST_DAYS)

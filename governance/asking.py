@@ -12,6 +12,7 @@ from django.utils.http import urlencode
 from audit import subjects
 from audit.models import Subject
 from clients.models import MODES
+from clients.tenants import NO_USER, Tenants, knows
 from governance.decision import SubjectState
 from tools.models import Tool
 
@@ -43,7 +44,10 @@ def tools(**only: Any) -> list[ToolName]:
 
 
 class UidField(forms.RegexField):
-    """A user's uid; the user is there. Cleans to the Subject, or None."""
+    """A user's uid; the user is there. Cleans to the Subject, or None. With `tenants`, for who is confined to those,
+    the users of others are not there."""
+
+    tenants: Tenants = None
 
     def __init__(self, **more: Any) -> None:
         super().__init__(
@@ -59,8 +63,8 @@ class UidField(forms.RegexField):
         if not uid:
             return None
         found = Subject.objects.filter(uid=uid).first()
-        if found is None:
-            raise ValidationError("There is no user with this uid.")
+        if found is None or not knows(self.tenants, found):
+            raise ValidationError(NO_USER)
         if found.erased_at is not None:
             raise ValidationError("This user was erased, and is met as a new one.")
         return found

@@ -15,6 +15,8 @@ from django.views.decorators.http import require_safe
 from audit import record_words
 from audit.reasons import REASONS
 from audit.record_page import Pill
+from audit.viewer import tenants_of
+from clients import tenants
 from clients.admin.grants import sentence, state
 from clients.models import Client, Grant
 from governance import asking, explainer, reach
@@ -142,6 +144,7 @@ class ExplainerViews:
             raise PermissionDenied
         data = members_of(request.GET)
         form = ExplainForm(data, request.user.has_perm("audit.view_subject"))
+        form.confine(tenants_of(request.user))
         context: dict[str, Any] = {
             **self.site.each_context(request), "title": "Can they use it?", "form": form,
             "plain_url": reverse("admin:access_explain"),
@@ -163,9 +166,9 @@ def answered(user: Any, asked: Asked) -> dict[str, Any]:
         "pill": pill_of(answer),
         "version": snapshot.version,
         "help": help_for(user, asked, answer),
-        "decided": lines(answer.decided),
-        "outweighed": lines(answer.outweighed),
-        "near": lines(answer.near),
+        "decided": lines(answer.decided, user),
+        "outweighed": lines(answer.outweighed, user),
+        "near": lines(answer.near, user),
     }
 
 
@@ -176,10 +179,11 @@ def pill_of(answer: Answer) -> Pill:
     return Pill("deny", f"Denied: {explainer.title_of(answer.reason).lower()}")
 
 
-def lines(numbers: Sequence[int]) -> list[GrantLine]:
-    """These grants, in their order."""
+def lines(numbers: Sequence[int], user: Any) -> list[GrantLine]:
+    """Those of these grants that the viewer sees, in their order."""
     shown = numbers[: explainer.MOST_SHOWN]
-    found = Grant.objects.select_related("client", "tool").prefetch_related("scopes").in_bulk(shown)
+    seen = Grant.objects.filter(tenants.seen(tenants_of(user)))
+    found = seen.select_related("client", "tool").prefetch_related("scopes").in_bulk(shown)
     made = []
     for number in shown:
         if (grant := found.get(number)) is not None:

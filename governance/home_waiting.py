@@ -12,9 +12,8 @@ from django.urls import reverse
 from audit import holds_page
 from audit.record_words import amount
 from audit.staff_names import names_of
-from clients import grants, inbox, requests
+from clients import grants, inbox, requests, tenants
 from clients.grant_words import SOON, length, sentence
-from clients.grants import DECIDE
 from clients.models import Grant, Review
 
 MOST_ENDING, MOST_OF_A_KIND = 10, 3
@@ -48,9 +47,7 @@ def waits(user: Any) -> list[Wait]:
 
 
 def _requests(user: Any) -> Iterator[Wait]:
-    if not user.has_perm(DECIDE):
-        return
-    others = requests.waiting().exclude(asked_by=f"staff:{user.pk}").order_by("lapses_at", "pk")
+    others = requests.to_decide(user).order_by("lapses_at", "pk")
     shown = list(others.select_related("client", "tool").prefetch_related("scopes")[: MOST_OF_A_KIND + 1])
     for asked in shown[:MOST_OF_A_KIND]:
         wish = "asks to extend" if asked.extends_id else "asks"
@@ -94,8 +91,10 @@ def _reviews(user: Any) -> Iterator[Wait]:
 
 
 def ending(user: Any, now: datetime) -> list[Ending]:
-    """Grants that end within 14 days, the next one first; those that block are among them."""
-    soon = grants.active(now).filter(expires_at__lte=now + SOON).order_by("expires_at", "pk")
+    """Grants that end within 14 days, the next one first; those that block are among them. Who is confined to tenants
+    is told of those that they may extend."""
+    soon = grants.active(now).filter(tenants.own(tenants.of(user)), expires_at__lte=now + SOON)
+    soon = soon.order_by("expires_at", "pk")
     return [
         Ending(sentence(grant), reverse("admin:clients_grant_change", args=[grant.pk]), grant.expires_at,
                *_extending(user, grant))

@@ -18,6 +18,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_safe
 
 from audit.record_words import short_uid
+from audit.viewer import tenants_of
 from clients.models import Client
 from governance import asking, matrix
 from governance.asking import UidField, mode_field, name_field
@@ -142,6 +143,7 @@ class MatrixViews:
             raise PermissionDenied
         clients, backends = list(Client.objects.all()), list(Backend.objects.all())
         form = MatrixForm(request.GET, clients, backends, request.user.has_perm("audit.view_subject"))
+        form.confine(tenants_of(request.user))
         context: dict[str, Any] = {
             **self.site.each_context(request), "title": "Access matrix", "form": form, "no_clients": not clients,
             "plain_url": reverse("admin:access_matrix"),

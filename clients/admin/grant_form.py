@@ -13,6 +13,7 @@ from django.utils.html import format_html
 
 from audit.admin_base import PlainForm, ReasonField
 from audit.models import Subject
+from clients import tenants as confinement
 from clients.grant_checks import Problem
 from clients.grants import GrantError
 from clients.models import MODES, Client
@@ -134,8 +135,13 @@ class GrantForm(EndsForm):
         "reason",
     ]  # fmt: skip
 
-    def __init__(self, *given: Any, **more: Any) -> None:
+    def __init__(self, *given: Any, tenants: confinement.Tenants = None, **more: Any) -> None:
+        """With `tenants`, for who is confined to those."""
         super().__init__(*given, **more)
+        self.tenants = tenants
+        if tenants is not None:
+            theirs = [(name, name) for name in sorted(tenants)]
+            self.fields["tenant"] = forms.ChoiceField(label=self.fields["tenant"].label, choices=theirs)
         self.fields["ends"].label, self.fields["expires_at"].label = "ending", "at (UTC)"
         self.fields["reason"].label = "because"
 
@@ -144,8 +150,8 @@ class GrantForm(EndsForm):
         if not uid:
             return None
         subject = Subject.objects.filter(uid=uid).first()
-        if subject is None:
-            raise ValidationError("There is no user with this uid.")
+        if subject is None or not confinement.knows(self.tenants, subject):
+            raise ValidationError(confinement.NO_USER)
         if subject.erased_at is not None:
             raise ValidationError("This user was erased.")
         return subject
@@ -163,8 +169,8 @@ class GrantForm(EndsForm):
         return [self[name] for name in ("ends", "expires_at", "reason")]
 
     def narrowed(self) -> bool:
-        """Whether any of those is set or wrong, so that it must be in sight."""
-        return any(field.errors or field.value() for field in self.narrower())
+        """Whether any of those is set or wrong, or must be chosen, so that it must be in sight."""
+        return self.tenants is not None or any(field.errors or field.value() for field in self.narrower())
 
     def proposal(self, now: datetime) -> Proposal:
         """What it says, made at this time. Call it on a valid form only."""

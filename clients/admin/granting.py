@@ -21,7 +21,7 @@ from django.utils.http import urlencode
 
 from audit.admin_base import actor_of, words_of
 from audit.viewer import viewer_of
-from clients import grant_checks, grants, proposals, requests
+from clients import grant_checks, grants, proposals, requests, tenants
 from clients.admin.grant_form import AskForm, BoxedEndsForm, GrantForm, linked, suggested
 from clients.grant_words import sentence, until
 from clients.grants import Actor, GrantError, NeedsApproval, PolicyMoved
@@ -98,9 +98,10 @@ class Granting:
 
     def _steps(self, request: HttpRequest, kind: type[GrantForm]) -> HttpResponse:
         """GET: the form. POST: the preview of what the form says, or, confirmed, the grant or the request."""
+        theirs = tenants.of(request.user)
         if request.method != "POST":
-            return self._form(request, kind(initial=suggested(request.GET)))
-        form, step = kind(request.POST), request.POST.get("step")
+            return self._form(request, kind(initial=suggested(request.GET), tenants=theirs))
+        form, step = kind(request.POST, tenants=theirs), request.POST.get("step")
         if step == "edit" or not form.is_valid():
             return self._form(request, form)
         seen = Seen.read(request.POST.get("seen", ""), request.user) if step == "confirm" else None
@@ -201,9 +202,11 @@ class Granting:
         """Ask that a grant may end later: one dialog. `number` is as the browser sent it."""
         grant = None
         if number.isdecimal() and len(number) < 19:
-            grant = Grant.objects.select_related("client", "tool__backend", "subject").filter(pk=int(number)).first()
+            seen = Grant.objects.filter(tenants.seen(tenants.of(request.user)))
+            grant = seen.select_related("client", "tool__backend", "subject").filter(pk=int(number)).first()
         if grant is None:
             raise Http404
+        tenants.check(tenants.of(request.user), grant)
         form = BoxedEndsForm(request.POST if request.method == "POST" else None)
         if request.method == "POST" and form.is_valid():
             wanted = proposals.to_extend(grant, form.end(), form.days())

@@ -15,7 +15,7 @@ from django.utils.html import format_html
 from audit.admin_base import Action, Refused, actor_of
 from audit.templatetags.muniment import day, exact, exactly, when
 from audit.viewer import viewer_of
-from clients import grant_history, grants, proposals
+from clients import grant_history, grants, proposals, tenants
 from clients.admin.chips import ChipsAdmin, StateFilter
 from clients.admin.grant_form import EndsForm
 from clients.admin.granting import Granting
@@ -65,7 +65,9 @@ class GrantAdmin(ChipsAdmin):
     ]  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Grant]:
-        return super().get_queryset(request).prefetch_related("scopes")
+        """Who is confined to tenants sees what decides on their users."""
+        found = super().get_queryset(request).filter(tenants.seen(tenants.of(request.user)))
+        return found.prefetch_related("scopes")
 
     def get_ordering(self, request: HttpRequest) -> list[Any]:
         return ["expires_at", "pk"] if request.GET.get("state") == "soon" else ["-created_at"]
@@ -123,17 +125,22 @@ class GrantAdmin(ChipsAdmin):
             raise PermissionDenied
         kind, words = state(grant)
         viewer = viewer_of(request.user)
+        asked = grant.requests.filter(tenants.own(viewer.tenants)).order_by("pk")
+        # Records of the policy are of no tenant: who is confined to some is shown none of them.
+        history = grant_history.of(viewer, grant) if viewer.records and viewer.tenants is None else None
         context = {
             **self.admin_site.each_context(request), "opts": self.opts, "title": sentence(grant), "grant": grant,
             "pill": {"kind": kind, "words": words.capitalize()}, "facts": self._facts(grant),
             "until": until(grant.expires_at),
-            "act_buttons": self._buttons(request, grant), "asked": list(grant.requests.order_by("pk")),
-            "history": grant_history.of(viewer, grant) if viewer.records else None,
+            "act_buttons": self._buttons(request, grant), "asked": list(asked), "history": history,
+            "confined": viewer.tenants is not None,
         }  # fmt: skip
         return TemplateResponse(request, "admin/grant.html", context)
 
     def _buttons(self, request: HttpRequest, grant: Grant) -> list[dict[str, Any]]:
         """What may be done with it; who may not extend it may ask."""
+        if not tenants.may_write(tenants.of(request.user), grant):
+            return []
         found = self.offered(request, grant)
         if grant.revoked_at is None and grant.expires_at is not None and not self.may(request, "change"):
             url = f"{reverse('admin:access_ask')}?extends={grant.pk}"
@@ -153,7 +160,10 @@ class GrantAdmin(ChipsAdmin):
     # --- extending and revoking --------------------------------------------------------------------------------
 
     def act_view(self, request: HttpRequest, object_id: str, action: str) -> HttpResponse:
-        """With what it would change beside the question."""
+        """With what it would change beside the question. Who is confined to tenants acts on grants of those alone."""
+        seen = self.get_object(request, object_id)
+        if seen is not None and not tenants.may_write(tenants.of(request.user), seen):
+            raise PermissionDenied
         response = super().act_view(request, object_id, action)
         if isinstance(response, TemplateResponse):
             response.template_name = "admin/grant_act.html"

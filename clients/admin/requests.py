@@ -20,7 +20,7 @@ from audit import recent_sign_in
 from audit.admin_base import MAX_REASON, PlainForm, ReadOnlyAdmin, validate_reason, words_of
 from audit.templatetags.muniment import exactly, when
 from audit.viewer import viewer_of
-from clients import grant_checks, grants, proposals, requests
+from clients import grant_checks, grants, proposals, requests, tenants
 from clients.admin.chips import ChipsAdmin, StateFilter
 from clients.admin.grant_form import DATETIME, linked
 from clients.admin.granting import ATTEMPTS, MOVED, Seen, seen_of
@@ -109,8 +109,10 @@ class AccessRequestAdmin(ChipsAdmin, ReadOnlyAdmin):
     ordering = ["-asked_at"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AccessRequest]:
-        """Everybody on the staff sees their own; the others' only who may see them."""
+        """Everybody on the staff sees their own; the others' only who may see them. Who is confined to tenants sees
+        those of their tenants."""
         found = super().get_queryset(request).select_related("client", "tool__backend", "subject", "extends", "grant")
+        found = found.filter(tenants.own(tenants.of(request.user)))
         seen = found if self.may(request, "view") else found.filter(asked_by=f"staff:{request.user.pk}")
         return seen.prefetch_related("scopes")
 
