@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast
 from urllib.parse import urlencode, urlsplit
 
 from clients.strictjson import parse_object
@@ -29,6 +29,8 @@ Network = IPv4Network | IPv6Network
 MAX_URL: Final = 2048
 MAX_HEAD: Final = 32 * 1024  # bytes of status line and headers
 MAX_ADDRESSES: Final = 8
+JSON: Final = "application/json"
+FORM: Final = "application/x-www-form-urlencoded"
 
 # Not told apart by `is_global` of Python 3.11: protocol assignments (RFC 6890), 6to4 relays (RFC 7526), IPv6
 # documentation (RFC 9637). Of IPv6 only 2000::/3 is handed out at all.
@@ -42,12 +44,28 @@ _NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the 
 
 
 class FetchError(Exception):
-    """The document could not be had; the message says why in plain words and quotes nothing of the answer."""
+    """The document could not be had; the message says why in plain words and quotes nothing of the answer. `status` is
+    that of the answer, None where none began."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
-class _Limits(NamedTuple):
-    networks: Sequence[Network]
-    loopback_http: bool
+class Answer(NamedTuple):
+    """A 200: its media type in lower case and without parameters (empty where it has none), and its body."""
+
+    media_type: str
+    body: bytes
+
+
+class Options(TypedDict, total=False):
+    """What an exchange may do. Every address of the host must be public or in `allowed_networks`. `allow_loopback_http`
+    (development only) admits loopback addresses, and plain http to them. `timeout`: seconds for all of it, name
+    resolution included (5); `max_bytes`: of the body (262,144)."""
+
+    allowed_networks: Sequence[Network]
+    allow_loopback_http: bool
     timeout: float
     max_bytes: int
 
@@ -60,65 +78,70 @@ class _Target(NamedTuple):
     path: str
 
 
-def get_json(
-    url: str,
-    *,
-    allowed_networks: Sequence[Network] = (),
-    allow_loopback_http: bool = False,
-    timeout: float = 5.0,
-    max_bytes: int = 262_144,
-) -> dict[str, Any]:
-    """The JSON object at an https URL.
-
-    Every address of the host must be public or in `allowed_networks`. `allow_loopback_http` (development
-    only) admits loopback addresses, and plain http to them. `timeout`: seconds for all of it, name resolution
-    included; `max_bytes`: of the body. Raises FetchError for everything that is not a 200 with one JSON
-    object without duplicate members.
-    """
-    return _ask(url, "", b"", _Limits(allowed_networks, allow_loopback_http, timeout, max_bytes))
+def get_json(url: str, **options: Unpack[Options]) -> dict[str, Any]:
+    """The JSON object at an https URL. Raises FetchError for everything that is not a 200 with one JSON object without
+    duplicate members."""
+    return _object(get(url, JSON, **options))
 
 
 def post_form(
-    url: str,
-    fields: Mapping[str, str],
-    *,
-    authorization: str | None = None,
-    allowed_networks: Sequence[Network] = (),
-    allow_loopback_http: bool = False,
-    timeout: float = 5.0,
-    max_bytes: int = 262_144,
+    url: str, fields: Mapping[str, str], *, authorization: str | None = None, **options: Unpack[Options]
 ) -> dict[str, Any]:
-    """The JSON object that a form is answered with; everything else as for `get_json`. `authorization` is the value
-    of that header. Raises FetchError, which quotes nothing of the form either."""
-    body = urlencode(fields).encode("ascii")
-    head = f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n"
+    """The JSON object that a form is answered with. `authorization` is the value of that header. Raises FetchError,
+    which quotes nothing of the form either."""
+    return _object(post(url, urlencode(fields).encode("ascii"), FORM, authorization=authorization, **options))
+
+
+def get(url: str, accept: str, **options: Unpack[Options]) -> Answer:
+    """What is at an https URL. Raises FetchError for everything but a 200."""
+    return _ask(url, f"Accept: {accept}\r\n", None, options)
+
+
+def post(
+    url: str,
+    body: bytes,
+    content_type: str,
+    *,
+    accept: str = JSON,
+    authorization: str | None = None,
+    **options: Unpack[Options],
+) -> Answer:
+    """What a body is answered with. Raises FetchError, which quotes nothing of the body either."""
+    head = f"Accept: {accept}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
     if authorization is not None:
         if not authorization.isascii() or not authorization.isprintable():
             raise FetchError("the authorization has characters that a header may not have")
         head += f"Authorization: {authorization}\r\n"
-    return _ask(url, head, body, _Limits(allowed_networks, allow_loopback_http, timeout, max_bytes))
+    return _ask(url, head, body, options)
 
 
-def _ask(url: str, head: str, body: bytes, limits: _Limits) -> dict[str, Any]:
-    """GET, or POST where there is a `head` for the form."""
-    deadline = time.monotonic() + limits.timeout
-    target = _target(url, allow_http=limits.loopback_http)
+def _object(answer: Answer) -> dict[str, Any]:
+    try:
+        return parse_object(answer.body)
+    except ValueError as error:
+        raise FetchError(f"the answer is of no use: {error}", 200) from None
+
+
+def _ask(url: str, head: str, body: bytes | None, options: Options) -> Answer:
+    """GET, or POST where there is a body; `head` holds the headers that tell the two apart."""
+    deadline = time.monotonic() + options.get("timeout", 5.0)
+    loopback_http = options.get("allow_loopback_http", False)
+    target = _target(url, allow_http=loopback_http)
     addresses = _resolve(target, deadline)
     for address in addresses:
-        if not _permitted(address, target, limits.networks, limits.loopback_http):
+        if not _permitted(address, target, options.get("allowed_networks", ()), loopback_http):
             raise FetchError("the host has an address in a network that is not allowed")
     try:
         with closing(_connect(target, addresses, deadline)) as connection:
-            answer = _exchange(connection, target, head, body, deadline, limits.max_bytes)
-        return parse_object(answer)
+            return _exchange(connection, target, head, body, deadline, options.get("max_bytes", 262_144))
     except TimeoutError:
         raise FetchError("the server did not answer in time") from None
     except ssl.SSLError as error:
         raise FetchError(f"TLS failed: {error.reason or 'the connection broke'}") from None
     except (OSError, http.client.HTTPException) as error:
         raise FetchError(f"the exchange failed ({type(error).__name__})") from None
-    except ValueError as error:
-        raise FetchError(f"the answer is of no use: {error}") from None
+    except ValueError as error:  # of http.client, for a length that is none
+        raise FetchError(f"the answer is of no use: {type(error).__name__}") from None
 
 
 def _target(url: str, *, allow_http: bool) -> _Target:
@@ -226,32 +249,33 @@ def _secured(plain: socket.socket, target: _Target) -> socket.socket:
 
 
 def _exchange(
-    connection: socket.socket, target: _Target, head: str, form: bytes, deadline: float, max_bytes: int
-) -> bytes:
-    """Ask, and read the body of a 200."""
-    method = "POST" if head else "GET"
+    connection: socket.socket, target: _Target, head: str, body: bytes | None, deadline: float, max_bytes: int
+) -> Answer:
+    """Ask, and read a 200."""
+    method = "GET" if body is None else "POST"
     connection.settimeout(_left(deadline))
     connection.sendall(
-        f"{method} {target.path} HTTP/1.1\r\nHost: {target.authority}\r\nAccept: application/json\r\n{head}"
+        f"{method} {target.path} HTTP/1.1\r\nHost: {target.authority}\r\n{head}"
         "Accept-Encoding: identity\r\nUser-Agent: muniment\r\nConnection: close\r\n\r\n".encode("ascii")
-        + form
+        + (body or b"")
     )
     # HTTPResponse wants no more of a socket than makefile().
     reader = cast(socket.socket, _Reader(connection, deadline, max_bytes + MAX_HEAD))
     with http.client.HTTPResponse(reader, method=method) as response:
         response.begin()
         if 300 <= response.status < 400:
-            raise FetchError("the server redirects, which is not followed")
+            raise FetchError("the server redirects, which is not followed", response.status)
         if response.status != 200:
-            raise FetchError(f"the server answered {response.status}")
+            raise FetchError(f"the server answered {response.status}", response.status)
         if response.getheader("Content-Encoding", "identity").lower() != "identity":
-            raise FetchError("the answer is compressed")
-        body, left = response.read(max_bytes + 1), response.length
-    if len(body) > max_bytes:
-        raise FetchError(f"the answer has more than {max_bytes} bytes")
+            raise FetchError("the answer is compressed", 200)
+        content, left = response.read(max_bytes + 1), response.length
+        media_type = response.getheader("Content-Type", "").partition(";")[0].strip().lower()
+    if len(content) > max_bytes:
+        raise FetchError(f"the answer has more than {max_bytes} bytes", 200)
     if left:
-        raise FetchError("the answer ends before its length")
-    return body
+        raise FetchError("the answer ends before its length", 200)
+    return Answer(media_type, content)
 
 
 class _Reader(io.RawIOBase):

@@ -5,7 +5,9 @@ issuer, and `kid`, which chooses among that issuer's keys. `jku`, `jwk`, `x5u` a
 8725 is the list of attacks that this file answers.
 """
 
+import json
 import re
+from base64 import b64decode
 from binascii import a2b_base64
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -14,18 +16,31 @@ from clients.claims import SCOPE_CLAIMS, Identity, Refused, read_parsed_claims
 from clients.jwks import SUPPORTED, IssuerPolicy, VerificationKey
 from clients.strictjson import parse_object
 
-__all__ = ["Identity", "IssuerPolicy", "Parts", "Refused", "UnknownKey", "identify", "take_apart"]
+__all__ = [
+    "AskIssuer",
+    "Identity",
+    "IssuerPolicy",
+    "Parts",
+    "Refused",
+    "UnknownKey",
+    "check_signature",
+    "identify",
+    "refuse_other_kinds",
+    "take_apart",
+]
 
 MAX_TOKEN: Final = 16 * 1024  # characters
 
 # The signature may be empty here, so that an unsecured token is refused for its algorithm, not for its form.
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
+# RFC 6750 section 2.1: what any access token may be made of.
+_BEARER: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 # What the last of 1, 2 or 3 characters left over may be.
 _LAST: Final = {1: "", 2: "AQgw", 3: "AEIMQUYcgkosw048"}
 # RFC 9068 section 2.1; media types are compared without regard to case (RFC 7515 section 4.1.9).
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt"})
 _HASHES: Final = frozenset({"at_hash", "c_hash", "s_hash"})
-_KEYCLOAK_OTHERS: Final = frozenset({"id", "refresh", "offline", "logout"})
+_OTHER_KINDS: Final = frozenset({"id", "refresh", "offline", "logout"})
 
 
 class UnknownKey(Refused):
@@ -39,6 +54,15 @@ class UnknownKey(Refused):
             super().__init__("issuer_unavailable", "the issuer's keys could not be fetched")
         self.issuer_id = issuer.id
         self.issuer = issuer.issuer
+
+
+class AskIssuer(Refused):
+    """Only the issuer can say whose token this is (RFC 7662): ask it (`introspected.identify`), else answer with the
+    refusal."""
+
+    def __init__(self, issuer: IssuerPolicy) -> None:
+        super().__init__("issuer_unavailable", "the issuer was not asked about the token")
+        self.issuer = issuer
 
 
 class Parts(NamedTuple):
@@ -55,25 +79,57 @@ def identify(token: str | None, issuers: Mapping[str, IssuerPolicy], audiences: 
 
     `issuers` are those that are enabled and that the backend accepts, by their exact name; `audiences` are
     the backend's; `now` is seconds since the epoch. Raises Refused, and nothing else, whatever the token:
-    UnknownKey when fetching the issuer's keys might help.
+    UnknownKey when fetching the issuer's keys might help, AskIssuer when it must be asked itself.
     """
-    parts = take_apart(token)
+    try:
+        parts = take_apart(token)
+    except Refused:
+        if (issuer := _issuer_of_opaque(token, issuers)) is None:
+            raise
+        raise AskIssuer(issuer) from None
     issuer = _issuer(parts.claims, issuers)
-    algorithm = _algorithm(parts.header, issuer)
-    _refuse_other_kinds(parts.header, parts.claims)
-    keys = _candidates(parts.header, algorithm, issuer)
-    if not any(key.verify(algorithm, parts.signed, parts.signature) for key in keys):
-        raise Refused("token_invalid", "the signature does not hold")
+    refuse_other_kinds(parts.header, parts.claims)
+    if issuer.introspection is not None and not issuer.keys:
+        raise AskIssuer(issuer)
+    check_signature(parts, issuer)
     return read_parsed_claims(parts.claims, issuer, audiences, now)
 
 
-def take_apart(token: str | None) -> Parts:
-    """Row 1: the parts of a compact JWS with a JSON payload; raises Refused. The text is taken as it is: nothing is
-    stripped, so one token has one SHA-256."""
+def _issuer_of_opaque(token: str | None, issuers: Mapping[str, IssuerPolicy]) -> IssuerPolicy | None:
+    """The issuer to ask about what is no JWS: an opaque token names none, so there must be exactly one that is set to
+    introspection. What begins like a JWS or JWE is none: it may be of another issuer, to which alone it may be shown.
+    """
+    asked = [issuer for issuer in issuers.values() if issuer.introspection is not None]
+    if len(asked) != 1 or not isinstance(token, str) or len(token) > MAX_TOKEN or not _BEARER.fullmatch(token):
+        return None
+    return None if _begins_like_jose(token) else asked[0]
+
+
+def _begins_like_jose(token: str) -> bool:
+    """Whether the part before the first dot is a JSON object in base64 of either alphabet, padded or not."""
+    first = token.partition(".")[0].rstrip("=").replace("+", "-").replace("/", "_")
+    try:
+        return isinstance(json.loads(b64decode(first + "=" * (-len(first) % 4), b"-_")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def check_signature(parts: Parts, issuer: IssuerPolicy) -> None:
+    """Row 4: one of the issuer's keys made the signature, with an algorithm that the issuer may use. Raises Refused;
+    UnknownKey when fetching the issuer's keys might help."""
+    algorithm = _algorithm(parts.header, issuer)
+    keys = _candidates(parts.header, algorithm, issuer)
+    if not any(key.verify(algorithm, parts.signed, parts.signature) for key in keys):
+        raise Refused("token_invalid", "the signature does not hold")
+
+
+def take_apart(token: str | None, most: int = MAX_TOKEN) -> Parts:
+    """Row 1: the parts of a compact JWS with a JSON payload, of at most so many characters; raises Refused. The text
+    is taken as it is: nothing is stripped, so one token has one SHA-256."""
     if token is None or token == "":
         raise Refused("token_missing", "")
-    if not isinstance(token, str) or len(token) > MAX_TOKEN:
-        raise Refused("token_malformed", f"the token is not a text of at most {MAX_TOKEN} characters")
+    if not isinstance(token, str) or len(token) > most:
+        raise Refused("token_malformed", f"the token is not a text of at most {most} characters")
     match = _COMPACT.fullmatch(token)
     if match is None:
         raise Refused("token_malformed", "the token is not three base64url parts joined by dots")
@@ -103,7 +159,7 @@ def _issuer(claims: Mapping[str, Any], issuers: Mapping[str, IssuerPolicy]) -> I
     issuer = issuers.get(name) if isinstance(name, str) else None
     if issuer is None:
         raise Refused("issuer_unknown", "iss is not an issuer that this backend accepts")
-    if not issuer.fetched:
+    if not issuer.fetched and issuer.introspection is None:
         raise UnknownKey(issuer)
     return issuer
 
@@ -122,24 +178,24 @@ def _algorithm(header: Mapping[str, Any], issuer: IssuerPolicy) -> str:
     return algorithm
 
 
-def _refuse_other_kinds(header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
+def refuse_other_kinds(header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
     """Row 4, what kind of token: the same issuer signs ID, logout and refresh tokens with the same keys, and
     none of them says that a client may call us (RFC 8725 section 3.12).
 
     Told by what the others have and access tokens of Auth0, Okta, Entra and Keycloak have not:
     a hash of the token or code beside it (OIDC Core section 3.3.2.11); `events` (RFC 8417,
-    back-channel logout); Keycloak's own `typ` claim, "Bearer" or "DPoP" in access tokens. A `nonce` alone is
-    not enough, since Keycloak before 25 copied it into access tokens, but those always carry `scope`, and an
-    ID token carries no scopes of any form. An ID token without all of these is stopped by its audience, which
-    is a client.
+    back-channel logout); Keycloak's own `typ` claim, "Bearer" or "DPoP" in access tokens, and Cognito's `token_use`,
+    "access" in them. A `nonce` alone is not enough, since Keycloak before 25 copied it into access tokens, but
+    those always carry `scope`, and an ID token carries no scopes of any form. An ID token without all of these
+    is stopped by its audience, which is a client. What staff map to other claims changes nothing of this.
     """
     kind = header.get("typ", "JWT")
     if not isinstance(kind, str) or kind.lower() not in _TYPES:
         raise Refused("token_invalid", "typ is not that of an access token")
     if "events" in claims:
         raise Refused("token_invalid", "a logout or event token is not an access token")
-    own_kind = claims.get("typ")
-    if isinstance(own_kind, str) and own_kind.lower() in _KEYCLOAK_OTHERS:
+    own_kinds = (claims.get("typ"), claims.get("token_use"))
+    if any(isinstance(own, str) and own.lower() in _OTHER_KINDS for own in own_kinds):
         raise Refused("token_invalid", "an ID, refresh or logout token is not an access token")
     bare = kind.lower() == "jwt" and claims.keys().isdisjoint(("client_id", *SCOPE_CLAIMS))
     if not _HASHES.isdisjoint(claims) or ("nonce" in claims and bare):

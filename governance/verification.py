@@ -14,8 +14,8 @@ from audit import inbox, subjects
 from audit.entries import Entry, Receipt, entry
 from audit.protection import KeyDestroyed, token_digest
 from audit.recording import Stale, SubjectChanged, Unavailable
-from clients import keysets
-from clients.tokens import Identity, Refused, UnknownKey, identify
+from clients import introspected, keysets
+from clients.tokens import AskIssuer, Identity, Refused, UnknownKey, identify
 from governance.contract import Call
 from governance.decision import Decision, Question, SubjectState, decide, refuse
 from governance.process import recorder
@@ -165,16 +165,32 @@ def establish(snapshot: Snapshot, backend: BackendPolicy, call: Call, digest: by
     does not have may be fetched. Raises Refused, or PolicyMoved when a fetch brought other keys."""
     key = (backend.id, digest or b"")
     identity = snapshot.tokens.get(key)
-    if identity is None or now >= identity.expires_at:
+    if identity is None or now >= (identity.good_until or identity.expires_at):
         try:
-            identity = identify(call.token, backend.issuers, backend.audiences, now)
+            identity = identified(snapshot, backend, call.token, digest, now)
         except UnknownKey as unknown:
             fetch_keys(snapshot, unknown)
             raise
-    if not snapshots.keys_are_fresh(snapshot, backend.issuers[identity.issuer].id, now):
+    issuer = backend.issuers[identity.issuer]
+    # Who was asked has answered just now; its keys have a part in that only where they sign the answers.
+    by_keys = identity.good_until is None or (issuer.introspection is not None and issuer.introspection.signed)
+    if by_keys and not snapshots.keys_are_fresh(snapshot, issuer.id, now):
         raise Refused("issuer_unavailable", "The keys that we have of it are too old.")
     snapshot.remember(key, identity)
     return identity
+
+
+def identified(
+    snapshot: Snapshot, backend: BackendPolicy, token: str | None, digest: bytes | None, now: float
+) -> Identity:  # fmt: skip
+    """Who a token speaks of that this snapshot has not seen, or not lately: by its signature, else by asking its issuer
+    (RFC 7662). Raises Refused."""
+    try:
+        return identify(token, backend.issuers, backend.audiences, now)
+    except AskIssuer as ask:
+        return introspected.identify(
+            token or "", digest or b"", ask.issuer, backend.audiences, now, snapshot.version
+        )  # fmt: skip
 
 
 def fetch_keys(snapshot: Snapshot, unknown: UnknownKey) -> None:

@@ -291,6 +291,14 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "error",
+                    models.CharField(
+                        blank=True, help_text="of the newest question; empty: it was answered", max_length=250
+                    ),
+                ),
+                ("failed_at", models.DateTimeField(null=True)),
+                ("answered_at", models.DateTimeField(help_text="to the minute", null=True)),
+                (
                     "issuer",
                     models.OneToOneField(
                         on_delete=django.db.models.deletion.CASCADE, related_name="introspection", to="clients.issuer"

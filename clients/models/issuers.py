@@ -103,7 +103,8 @@ class ClaimMapping(models.Model):
 
 class Introspection(models.Model):
     """How to ask an issuer about its opaque tokens (RFC 7662). The secret is protected under a key of its own (holder
-    `introspection:<issuer id>`, AAD: the holder) and reaches no log: that it changed is told by `secret_set_at`."""
+    `introspection:<issuer id>`, AAD: the holder) and reaches no log: that it changed is told by `secret_set_at`. How
+    asking went is no policy."""
 
     METHODS = [("client_secret_basic", "in the Authorization header"), ("client_secret_post", "in the form")]
 
@@ -119,6 +120,9 @@ class Introspection(models.Model):
         validators=[MinValueValidator(0), MaxValueValidator(600)],
         help_text="for how long an answer may be used again, at most; a token that is revoked works as long",
     )
+    error = models.CharField(max_length=250, blank=True, help_text="of the newest question; empty: it was answered")
+    failed_at = models.DateTimeField(null=True)
+    answered_at = models.DateTimeField(null=True, help_text="to the minute")
 
     class Meta:
         default_permissions = ()
