@@ -18,6 +18,8 @@ import yaml
 from msgspec import UNSET, Meta, UnsetType
 from yaml.constructor import ConstructorError
 
+from clients.jwks import ClaimRules
+from clients.mapping import MAX_CLAIM, MAX_CLAIMS, problems
 from tools.routes import MOST_PATTERN, MOST_TOOLS, check_pattern
 
 MAX_BYTES = 1024 * 1024
@@ -44,6 +46,15 @@ class PolicyFileError(ValueError):
         self.path, self.problem = path, problem
 
 
+class ClaimsEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which claims of an issuer say what, where they are not the standard ones; what is left out is read as ever."""
+
+    subject: Annotated[str, Meta(max_length=MAX_CLAIM)] = ""
+    email: Annotated[str, Meta(max_length=MAX_CLAIM)] = ""
+    scopes: Annotated[list[Claim], Meta(max_length=MAX_CLAIMS)] = []
+    client_id: Annotated[list[Claim], Meta(max_length=MAX_CLAIMS)] = []
+
+
 class IssuerEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """An Issuer, known by its name."""
 
@@ -54,6 +65,7 @@ class IssuerEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     jwks_uri: Annotated[str, Meta(max_length=500)] | None = None
     tenant_claim: Claim | None = None
     roles_claim: Claim | None = None
+    claims: ClaimsEntry | None = None
     leeway: Annotated[int, Meta(ge=0, le=300)] = 30
     max_lifetime: Annotated[int, Meta(ge=60, le=2**31 - 1)] = 86400
     allowed_networks: list[Annotated[str, Meta(max_length=49)]] = []
@@ -252,6 +264,10 @@ def _check_issuer(path: str, entry: IssuerEntry) -> None:
             ip_network(network)
         except ValueError:
             raise PolicyFileError(f"{path}.allowed_networks[{position}]", "is not a network (CIDR)") from None
+    if (claims := entry.claims) is not None:
+        rules = ClaimRules(claims.subject, claims.email, tuple(claims.scopes), tuple(claims.client_id))
+        for member, problem in problems(rules, entry.roles_claim).items():
+            raise PolicyFileError(f"{path}.claims.{member}", problem)
 
 
 def _check_routes(path: str, routes: list[RouteEntry]) -> None:

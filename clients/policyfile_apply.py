@@ -26,6 +26,7 @@ from clients.policyfile import (
     find,
 )
 from clients.policyfile_backends import Backends
+from clients.policyfile_claims import apply_claims
 from clients.policyfile_grants import Grants
 from tools import approval
 from tools.models import Backend, PinnedScope, Scope, Tool
@@ -129,6 +130,7 @@ class _Applier:
             row = known.get(entry.issuer) or Issuer(issuer=entry.issuer)
             values |= self._switch(row, "enabled", entry.enabled, True, entry.issuer)
             self._write(row, entry.issuer, values)
+            apply_claims(row, entry.claims, self.note, self.result.notices)
 
     def _scopes(self) -> None:
         entries = self.file.scopes or []

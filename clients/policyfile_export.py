@@ -23,7 +23,7 @@ UNREADABLE = "# {count} active grant(s) of erased users are left out.\n"
 def export(with_subjects: bool = False) -> str:
     """The YAML text. With `with_subjects` grants that name a user say which: that is personal data."""
     sections: Sections = {
-        "issuers": [_issuer(row) for row in Issuer.objects.all()],
+        "issuers": [_issuer(row) for row in Issuer.objects.select_related("mapping")],
         "backends": [_backend(row) for row in _backends()],
         "clients": [_client(row) for row in Client.objects.prefetch_related("oauth_client_ids__issuer")],
         "scopes": [_scope(row) for row in _scopes()],
@@ -55,13 +55,27 @@ def _issuer(row: Issuer) -> Entry:
         "algorithms": row.algorithms,
         "tenant_claim": row.tenant_claim or None,
         "roles_claim": row.roles_claim or None,
+        "claims": _claims(row),
         "jwks_uri": row.jwks_uri or None,
         "leeway": row.leeway,
         "max_lifetime": row.max_lifetime,
         "allowed_networks": row.allowed_networks,
         "enabled": row.enabled,
     }
-    return _unless(entry, leeway=30, max_lifetime=86400, allowed_networks=[], enabled=True)
+    return _unless(entry, claims=None, leeway=30, max_lifetime=86400, allowed_networks=[], enabled=True)
+
+
+def _claims(row: Issuer) -> Entry | None:
+    mapping = getattr(row, "mapping", None)
+    if mapping is None:
+        return None
+    entry = {
+        "subject": mapping.subject_claim,
+        "email": mapping.email_claim,
+        "scopes": mapping.scope_claims,
+        "client_id": mapping.client_id_claims,
+    }
+    return _unless(entry, subject="", email="", scopes=[], client_id=[])
 
 
 def _backends() -> QuerySet[Backend]:
