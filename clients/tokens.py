@@ -23,6 +23,7 @@ __all__ = [
     "Parts",
     "Refused",
     "UnknownKey",
+    "algorithm_of",
     "check_signature",
     "identify",
     "refuse_other_kinds",
@@ -117,7 +118,7 @@ def _begins_like_jose(token: str) -> bool:
 def check_signature(parts: Parts, issuer: IssuerPolicy) -> None:
     """Row 4: one of the issuer's keys made the signature, with an algorithm that the issuer may use. Raises Refused;
     UnknownKey when fetching the issuer's keys might help."""
-    algorithm = _algorithm(parts.header, issuer)
+    algorithm = algorithm_of(parts.header, issuer)
     keys = _candidates(parts.header, algorithm, issuer)
     if not any(key.verify(algorithm, parts.signed, parts.signature) for key in keys):
         raise Refused("token_invalid", "the signature does not hold")
@@ -164,7 +165,7 @@ def _issuer(claims: Mapping[str, Any], issuers: Mapping[str, IssuerPolicy]) -> I
     return issuer
 
 
-def _algorithm(header: Mapping[str, Any], issuer: IssuerPolicy) -> str:
+def algorithm_of(header: Mapping[str, Any], issuer: IssuerPolicy) -> str:
     """Row 4, the header. The issuer's list decides, not the token: no `none`, no HS256 with a public key."""
     algorithm = header.get("alg")
     if not isinstance(algorithm, str):
