@@ -39,6 +39,10 @@ KINDS = {
     "retention-failed": Kind(
         "Retention could not be carried out", "Read why on the page Retention. Nothing is lost; it is tried again."
     ),
+    "limits-uncounted": Kind(
+        "Calls cannot be counted against limits",
+        "Bring Redis back. Meanwhile each limit says whether its calls are let through or refused; the log counts both.",
+    ),
     "verification-failed": Kind("The verification of the log found something", "Read the findings; keep the database."),
 }
 

@@ -42,9 +42,16 @@ HELP: dict[str, Help] = {
     ),
     "token_expired": Help(NOTHING, "Usually nothing: the client gets a new token by itself. Else sign in again."),
     "proof_required": Help(
-        "Have the issuer give this client plain bearer tokens: proofs of a key cannot be checked yet.", NOTHING
+        "Nothing, unless one client shows many: then it cannot make proofs, or the issuer is set to demand binding and"
+        " does not bind this client's tokens. Many from one place may be tokens that were stolen.",
+        "Sign in again. If that does not help, use another client.",
     ),
-    "proof_invalid": Help(NOTHING, NOTHING),
+    "proof_invalid": Help(
+        "Many may be a client or backend whose clock is wrong, a backend that does not know its own URL, or tokens that"
+        " were stolen: without their key they are of no use.",
+        "Nothing: the client makes a new proof for each request.",
+    ),
+    "proof_unavailable": Help("Look after Redis: it mends itself once that answers.", "Try again later."),
     "subject_unknown": Help(
         "Nothing, unless one backend shows many: then it may name users otherwise than their issuer does.", NOTHING
     ),
@@ -77,6 +84,6 @@ HELP: dict[str, Help] = {
     "delegation_exceeded": Help(
         "Nothing: the agent was handed less than the user may do, by whoever built it.", NOTHING
     ),
-    "rate_limited": Help(NOTHING, "Try again later."),
+    "rate_limited": Help("Nothing, unless the limit is too low: then open it under Limits.", "Try again later."),
 }
 assert HELP.keys() == REASONS.keys() - {"granted"}

@@ -58,7 +58,7 @@ _register(
     401,
     "reauthenticate",
     "Proof missing",
-    "The token is bound to a key and came without its proof.",
+    "The token must be bound, to a key or a certificate, and come with the proof of it, and did not.",
 )
 _register(
     "proof_invalid",
@@ -67,6 +67,10 @@ _register(
     "Proof not valid",
     "The proof that came with the token does not hold.",
 )
+_register(
+    "proof_unavailable", 503, "retry_later", "Proof not checked",
+    "It cannot be told at the moment whether the proof that came with the token was used before.",
+)  # fmt: skip
 _register(
     "subject_unknown", 401, "none", "Unknown user",
     "The user who was named cannot be established.",
@@ -102,4 +106,4 @@ _register(
     "delegation_exceeded", 403, "none", "Beyond what the agent was handed",
     "The scopes handed to the agent do not cover the tool.",
 )  # fmt: skip
-_register("rate_limited", 429, "retry_later", "Too many calls", "A limit is used up for now.")
+_register("rate_limited", 429, "retry_later", "Too many calls", "A limit lets no more calls through for now.")

@@ -72,8 +72,8 @@ STAFF_ACTIONS = {
 TABLES = {
     "clients_issuer": "issuer", "clients_keyset": "key set", "clients_client": "client",
     "clients_oauthclientid": "OAuth client id", "clients_acceptedissuer": "accepted issuer",
-    "clients_grant": "grant", "clients_grant_scopes": "scope of a grant", "tools_backend": "backend",
-    "tools_backendmark": "mark of a backend", "tools_route": "route of a backend",
+    "clients_grant": "grant", "clients_grant_scopes": "scope of a grant", "clients_limit": "limit",
+    "tools_backend": "backend", "tools_backendmark": "mark of a backend", "tools_route": "route of a backend",
     "tools_backendkey": "backend key", "tools_scope": "scope", "tools_scope_implies": "implication of a scope",
     "tools_pinnedscope": "pin of a scope", "tools_tool": "tool", "tools_tool_scopes": "scope of a tool",
     "audit_hold": "legal hold", "audit_retentionrule": "retention rule", "audit_retentionfloor": "floor of retention",
@@ -89,7 +89,9 @@ ONE_OF_MANY = re.compile(r"\b1 (record|recipient|dead letter)s\b")
 OPERATIONS = {"insert": "added", "update": "changed", "delete": "removed"}
 # Reasons of the rows 1 to 8 of the decision table: who calls could not be established.
 NOT_ESTABLISHED = frozenset(
-    code for code, reason in REASONS.items() if reason.status == 401 or code == "issuer_unavailable"
+    code
+    for code, reason in REASONS.items()
+    if reason.status == 401 or code in ("issuer_unavailable", "proof_unavailable")
 )
 
 
@@ -165,6 +167,8 @@ NOTICES = {
     "alert.raised": "An alert was raised: {alert}", "alert.cleared": "An alert is over: {alert}",
     "log.open": "Log {log} was opened", "log.close": "Log {log} was closed",
     "outbox.unfit": "What {actor} did does not fit a record; it is named by its digest",
+    "limits.unavailable": "Calls cannot be counted against limits",
+    "limits.available": "Calls are counted again: {uncounted} let through uncounted, {refused} refused",
     "key.published": "A new {use} key was published", "key.retired": "A {use} key was retired",
 }  # fmt: skip
 
@@ -303,6 +307,8 @@ def refusal(statement: Statement, names: Mapping[str, str]) -> str:
             return f"The token carries {carried}; the tool needs {needs}."
         case "grant_denied" if get("grants"):
             return f"Grant {statement['grants'][0]} forbids it."
+        case "rate_limited" if get("limits"):
+            return f"Limit {', '.join(map(str, statement['limits']))} lets no more calls through for now."
     return REASONS[code].sentence if code in REASONS else code
 
 

@@ -141,6 +141,8 @@ class Decision:
     effective: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     grants: tuple[int, ...] = ()
+    limits: tuple[int, ...] = ()  # those that refused
+    retry_after: int | None = None  # whole seconds
     checks: list[Check] | None = None  # kept where somebody asked to be told
 
     @property

@@ -18,9 +18,11 @@ from audit.entries import Entry
 from audit.journal import Journal
 from audit.journal_watch import Watch
 from audit.recording import Recorder
+from clients.limits import counter
 from governance import metrics
 from governance.budgets import budgets
 from governance.failed_sign_ins import failures
+from governance.limiting import outage
 
 # What Django adds to the connection parameters for its own cursors, and the limits that are ours to set.
 DJANGO_ALONE = {"cursor_factory", "context", "prepare_threshold", "options"}
@@ -62,7 +64,7 @@ def _periodic() -> list[Entry]:
         metrics.queue(len(_recorder.queue), _recorder.capacity)
     denials = budgets.denials()
     metrics.turned_away(denials)
-    return [*denials, *failures.counted()]
+    return [*denials, *failures.counted(), *outage.notices()]
 
 
 def recorder() -> Recorder:
@@ -102,6 +104,7 @@ def begin(may: Callable[[], bool], every: float = 2.0, ended: Event | None = Non
             with suppress(Error, psycopg.Error, OSError):  # /readyz says what is away
                 if may():
                     recorder()
+                    counter.begin()
                     break
             ended.wait(every)
         connections.close_all()  # this thread's

@@ -8,7 +8,8 @@ from django.conf import settings
 from django.db import connections
 
 from audit import inbox, journal_watch, recording, subjects
-from governance import idempotency, process, sign_in_throttle
+from clients import limits
+from governance import idempotency, limiting, process, sign_in_throttle
 from governance.backend_api import changes
 from governance.budgets import budgets
 from governance.failed_sign_ins import failures
@@ -115,4 +116,6 @@ def _forget() -> None:
     credentials._touched.clear()
     process.signer.cache_clear()
     idempotency._away_until = 0.0
+    limits.counter.forget()
+    limiting.outage.clear()
     idempotency.store().flushdb()
