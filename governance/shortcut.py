@@ -5,8 +5,8 @@ from collections.abc import Callable
 from django.http import HttpRequest, HttpResponse
 from django.urls import Resolver404, resolve
 
-# Where programs call. AuthZEN (Authorization API 1.0, section 10.1) and RFC 8615 fix the last two.
-PREFIXES = ("/v1/", "/access/v1/", "/.well-known/")
+# Where programs call. AuthZEN (Authorization API 1.0, section 10.1) and RFC 8615 fix the second and the last.
+PREFIXES = ("/v1/", "/access/v1/", "/scim/v2/", "/.well-known/")
 # What operators' tools ask, by whatever name or address they reach the process; the answers hold no name.
 OPERATIONS = frozenset({"/livez", "/readyz", "/metrics"})
 

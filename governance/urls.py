@@ -26,6 +26,7 @@ from governance.metrics_view import scrape
 from governance.outcomes import OutcomeView
 from governance.records_api import RecordsView, RecordView
 from governance.reference import reference
+from governance.scim_api import scim
 from governance.ungoverned import UngovernedView
 
 
@@ -60,6 +61,9 @@ urlpatterns = [
     path("access/v1/search/resource", ResourceSearchView.as_view()),
     path("access/v1/search/action", ActionSearchView.as_view()),
     path(".well-known/authzen-configuration", MetadataView.as_view()),
+    path("scim/v2/<str:connection>/<path:rest>", scim),
+    path("scim/v2/<str:connection>/", scim),
+    path("scim/v2/<str:connection>", scim),
     path("v1/schema", SpectacularAPIView.as_view(), name="schema"),
     path("reference", reference, name="reference"),
     path("livez", livez),

@@ -7,6 +7,18 @@ import django.db.models.deletion
 import uuid
 from django.db import migrations, models
 
+# A user who is erased is managed no longer: what was kept of them goes in the same transaction, whoever erases. Audit,
+# which erases, knows no table of clients.
+FORGOTTEN = """
+    CREATE FUNCTION muniment_scim_forgotten() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+    BEGIN
+        DELETE FROM public.clients_scimuser WHERE subject_id = NEW.uid;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER muniment_scim_forgotten AFTER UPDATE OF erased_at ON audit_subject FOR EACH ROW
+        WHEN (NEW.erased_at IS NOT NULL) EXECUTE FUNCTION muniment_scim_forgotten();
+"""
+
 
 class Migration(migrations.Migration):
     dependencies = [
@@ -545,6 +557,15 @@ class Migration(migrations.Migration):
                 name="scim_external_id_once",
             ),
         ),
+        migrations.AddConstraint(
+            model_name="scimuser",
+            constraint=models.UniqueConstraint(fields=("subject",), name="scim_subject_once"),
+        ),
+        migrations.AddIndex(
+            model_name="scimuser",
+            index=models.Index(fields=["connection", "created_at", "id"], name="scim_user_page"),
+        ),
+        migrations.RunSQL(FORGOTTEN),
         migrations.AddConstraint(
             model_name="signalstream",
             constraint=models.CheckConstraint(

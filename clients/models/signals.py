@@ -129,7 +129,11 @@ class ScimUser(models.Model):
                 fields=["connection", "external_id_key"], name="scim_external_id_once",
                 condition=Q(external_id_key__isnull=False),
             ),
+            # Two who manage one person would undo each other's word.
+            models.UniqueConstraint(fields=["subject"], name="scim_subject_once"),
         ]  # fmt: skip
+        # query: a page of a connection's users, in the order in which they came
+        indexes = [models.Index(fields=["connection", "created_at", "id"], name="scim_user_page")]
 
     def __str__(self) -> str:
         return str(self.id)
