@@ -33,6 +33,7 @@ STAFF_ACTIONS = {
     "staff.sign_in": "signed in", "staff.sign_out": "signed out", "staff.sign_in_again": "showed again who they are",
     "staff.sign_in_failed": "refused a sign-in", "staff.sign_ins_failed": "refused {count} sign-ins",
     "staff.add": "added {about}", "staff.roles": "changed the roles of {about} from {before} to {after}",
+    "staff.tenants": "changed the tenants that {about} is confined to from {before} to {after}",
     "staff.password": "set the password of {about}",
     "staff.notifications": "chose what to be told of by e-mail",
     "staff.deactivate": "deactivated {about}", "staff.reactivate": "reactivated {about}",

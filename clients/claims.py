@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from clients.bound import Bound, bound_to
 from clients.jwks import ClaimRules, IssuerPolicy
 from clients.strictjson import parse_object
 
@@ -21,6 +22,8 @@ Reason = Literal[
     "audience_mismatch",
     "token_expired",
     "proof_required",
+    "proof_invalid",
+    "proof_unavailable",
 ]
 
 MAX_TEXT: Final = 255  # characters of `sub` (OIDC Core section 2) and of every other identifier
@@ -58,6 +61,8 @@ class Identity:
     audience: tuple[str, ...]
     # Of a token that its issuer was asked about: until when that may be used, in seconds since the epoch.
     good_until: float | None = None
+    # What its sender must prove to have: checked for each call (row 8), which reading claims cannot do.
+    bound: Bound | None = None
 
 
 class Refused(Exception):
@@ -88,9 +93,7 @@ def read_parsed_claims(
     audience = _audience(claims, audiences)
     issued_at, expires_at = _times(claims, issuer, now)
     sub = _subject(claims, issuer.claims)
-    if "cnf" in claims:
-        # No proof of possession can be checked yet, so a bound token is refused: fail closed (row 8).
-        raise Refused("proof_required", "the token is bound to a key (cnf)")
+    bound = _bound(claims)
     return Identity(
         issuer=issuer.issuer,
         sub=sub,
@@ -104,6 +107,7 @@ def read_parsed_claims(
         expires_at=expires_at,
         jti=_text(claims, "jti"),
         audience=audience,
+        bound=bound,
     )
 
 
@@ -152,6 +156,16 @@ def _text(claims: Mapping[str, Any], name: str) -> str | None:
     """An optional identifier; null counts as absent."""
     value = claims.get(name)
     return None if value is None else _identifier(value, name)
+
+
+def _bound(claims: Mapping[str, Any]) -> Bound | None:
+    """Row 8, what a proof must be of. What we cannot check is a proof that is missing, whatever came with the token."""
+    if "cnf" not in claims:
+        return None
+    try:
+        return bound_to(claims["cnf"])
+    except ValueError as error:
+        raise Refused("proof_required", str(error)) from None
 
 
 def _identifier(value: object, name: str) -> str:
@@ -266,15 +280,19 @@ def _actors(claims: Mapping[str, Any]) -> Iterator[str]:
         raise Refused("token_invalid", f"act is nested more than {MAX_ACTORS} deep")
 
 
+Reader = Callable[[Mapping[str, Any], IssuerPolicy, frozenset[str], float], Any]
 # What is read of a token, one by one: where staff try claims, each part shows its own refusal. The functions are those
 # of `read_parsed_claims`.
-PARTS: Final[Mapping[str, Callable[[Mapping[str, Any], IssuerPolicy], Any]]] = {
-    "user": lambda claims, issuer: _subject(claims, issuer.claims),
-    "email": lambda claims, issuer: _email(claims, issuer.claims),
-    "roles": lambda claims, issuer: _roles(claims, issuer.roles_claim),
-    "tenant": lambda claims, issuer: _tenant(claims, issuer.tenant_claim),
-    "scopes": lambda claims, issuer: _scopes(claims, issuer.claims),
-    "client_id": lambda claims, issuer: _client_id(claims, issuer.claims),
-    "actors": lambda claims, issuer: tuple(_actors(claims)),
-    "jti": lambda claims, issuer: _text(claims, "jti"),
+PARTS: Final[Mapping[str, Reader]] = {
+    "audience": lambda claims, issuer, audiences, now: _audience(claims, audiences),
+    "times": lambda claims, issuer, audiences, now: _times(claims, issuer, now),
+    "user": lambda claims, issuer, audiences, now: _subject(claims, issuer.claims),
+    "bound": lambda claims, issuer, audiences, now: _bound(claims),
+    "client_id": lambda claims, issuer, audiences, now: _client_id(claims, issuer.claims),
+    "scopes": lambda claims, issuer, audiences, now: _scopes(claims, issuer.claims),
+    "tenant": lambda claims, issuer, audiences, now: _tenant(claims, issuer.tenant_claim),
+    "roles": lambda claims, issuer, audiences, now: _roles(claims, issuer.roles_claim),
+    "email": lambda claims, issuer, audiences, now: _email(claims, issuer.claims),
+    "actors": lambda claims, issuer, audiences, now: tuple(_actors(claims)),
+    "jti": lambda claims, issuer, audiences, now: _text(claims, "jti"),
 }

@@ -1,5 +1,6 @@
 """What a backend is told of a decided call (DESIGN.md section 4)."""
 
+import re
 import time
 from base64 import b64encode
 from collections.abc import Sequence
@@ -11,12 +12,14 @@ from django.conf import settings
 
 from audit.entries import Receipt
 from audit.reasons import REASONS
+from clients.dpop import ALGORITHMS
 from governance.process import signer
 from governance.verification import Verdict
 
 ASSERTION_LIFE = 60  # seconds
 # Where signing in again, or asking for more scopes, could help (RFC 6750 section 3).
 ERRORS = {"insufficient_scope": "insufficient_scope", "token_missing": None}
+OURS = re.compile(r'(?P<scheme>Bearer|DPoP)(?: error="(?P<error>[a-z_]+)")?')
 
 
 def answer(verdict: Verdict) -> dict[str, Any]:
@@ -44,6 +47,8 @@ def answer(verdict: Verdict) -> dict[str, Any]:
         "receipt": receipt_body(receipt),
         "status": reason.status,
     }
+    if verdict.hint and verdict.hint.nonce:
+        body["dpop_nonce"] = verdict.hint.nonce
     if decision.client:
         body["client"] = {"slug": decision.client.slug, "name": decision.client.name}
     if decision.tool:
@@ -56,7 +61,7 @@ def answer(verdict: Verdict) -> dict[str, Any]:
     if reason.remedy in ("reauthenticate", "request_scope"):
         body["www_authenticate"] = challenge(verdict)
     if reason.remedy == "retry_later":
-        body["retry_after"] = 1
+        body["retry_after"] = decision.retry_after or 1
     return body
 
 
@@ -99,14 +104,26 @@ def text(data: bytes) -> str:
 
 
 def challenge(verdict: Verdict) -> str:
-    """A `WWW-Authenticate` value (RFC 6750 section 3, RFC 9728 section 5.1) with all scopes of the operation."""
+    """A `WWW-Authenticate` value (RFC 6750 section 3, RFC 9449 section 7.1, RFC 9728 section 5.1) with all scopes of
+    the operation."""
     tool = verdict.snapshot.policy.tools.get((verdict.backend.id, verdict.call.tool))
-    return bearer_challenge(verdict.decision.reason, tool.scopes if tool else (), verdict.backend.first_audience)
+    reason, hint, issuers = verdict.decision.reason, verdict.hint, verdict.backend.issuers.values()
+    error = (hint and hint.error) or ERRORS.get(reason, "invalid_token")
+    # Where only tokens that are bound to a key are of use, a client that has none yet must know as well.
+    always = bool(issuers) and all(one.require_binding == "dpop" for one in issuers)
+    scheme = "DPoP" if always or hint or verdict.call.dpop else "Bearer"
+    return challenge_of(scheme, error, reason, tool.scopes if tool else (), verdict.backend.first_audience)
 
 
-def bearer_challenge(reason: str, scopes: Sequence[str], audience: str) -> str:
-    """The same, of a denial for this reason, by a backend with this audience."""
-    error = ERRORS.get(reason, "invalid_token")
+def challenge_like(given: str, reason: str, scopes: Sequence[str], audience: str) -> str:
+    """A challenge of ours with other scopes."""
+    found = OURS.match(given)
+    assert found is not None
+    return challenge_of(found["scheme"], found["error"], reason, scopes, audience)
+
+
+def challenge_of(scheme: str, error: str | None, reason: str, scopes: Sequence[str], audience: str) -> str:
+    """The challenge of a denial for this reason, by a backend with this audience."""
     parts = []
     if error:
         parts += [f'error="{error}"', f'error_description="{REASONS[reason].sentence}"']
@@ -114,7 +131,9 @@ def bearer_challenge(reason: str, scopes: Sequence[str], audience: str) -> str:
         parts.append(f'scope="{" ".join(scopes)}"')
     if metadata := resource_metadata(audience):
         parts.append(f'resource_metadata="{metadata}"')
-    return "Bearer " + ", ".join(parts) if parts else "Bearer"
+    if scheme == "DPoP":
+        parts.append(f'algs="{ALGORITHMS}"')
+    return f"{scheme} {', '.join(parts)}" if parts else scheme
 
 
 def resource_metadata(audience: str) -> str | None:

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from django.http import HttpRequest, HttpResponse
 from rest_framework.views import APIView
 
 from audit.reasons import REASONS
+from clients.replays import request_name
 from governance import idempotency, metrics, schema, waiting
 from governance.answers import answer, assertion, subject_body
 from governance.budgets import budgets
@@ -210,11 +212,13 @@ def raw_items(body: bytes) -> list[msgspec.Raw]:
 
 
 def decided(
-    credential: Credential, calls: list[Call], request: HttpRequest, fits: Fits | None = None
+    credential: Credential, calls: list[Call], request: HttpRequest, fits: Fits | None = None,
+    proofs_of: str | None = None,
 ) -> list[dict[str, Any] | Problem]:  # fmt: skip
     """The answers to calls, each recorded; a 429 Problem in the place of one that is beyond a failure budget.
     Raises a Problem, or what `problems` tells as one, when nothing may be answered; and PolicyMoved where the calls do
-    not fit the policy any more, of which there is none without `fits`."""
+    not fit the policy any more, of which there is none without `fits`. `proofs_of` names the one request that all calls
+    are part of, and so may use the same proof; without it each call is a request of its own."""
     snapshot, backend = authenticate(credential)
     sources = [call.request.ip or request.META.get("REMOTE_ADDR", "") for call in calls]
     admitted = [
@@ -225,7 +229,7 @@ def decided(
         budgets.turned_away(backend.slug, "over_budget", turned_away)
     try:
         entering = [call for call, enters in zip(calls, admitted, strict=True) if enters]
-        verdicts = verify(credential, entering, fits)
+        verdicts = verify(credential, entering, fits, [proofs_of] * len(entering) if proofs_of else ())
     except NotAuthenticated:  # the key was revoked while the call was decided
         raise not_authenticated() from None
     found = iter(verdicts)
@@ -244,9 +248,11 @@ def decided(
     return answers
 
 
-def decided_one(credential: Credential, call: Call, request: HttpRequest) -> dict[str, Any]:
+def decided_one(
+    credential: Credential, call: Call, request: HttpRequest, proofs_of: str | None = None
+) -> dict[str, Any]:  # fmt: skip
     """The answer to one call. Raises a Problem."""
-    [found] = decided(credential, [call], request)
+    [found] = decided(credential, [call], request, proofs_of=proofs_of)
     if isinstance(found, Problem):
         raise found
     return found
@@ -267,7 +273,9 @@ def once(credential: Credential, key: str, body: bytes, call: Call, request: Htt
     if slot and slot.answer and (again := repeated(slot.answer, credential, call)):
         return again
     try:
-        fresh = decided_one(credential, call, request)
+        # A retry is the same request: what it repeats may have used its proof, and was not answered.
+        name = request_name(credential.key_id, key, sha256(body).hexdigest())
+        fresh = decided_one(credential, call, request, name)
     except BaseException:
         if slot:
             slot.release()

@@ -48,11 +48,14 @@ class RequestInfo(msgspec.Struct):
 
 class Dpop(msgspec.Struct):
     """The proof that came with the call (RFC 9449): the `DPoP` header, and the method and URL of the request that it
-    was sent with."""
+    was sent with. `request` is a name that the backend made for that one request: calls with the same name, proof and
+    backend serve the same request, and all others use the proof a second time."""
 
-    proof: Annotated[str, Meta(min_length=1, max_length=8192, pattern=r"\A[\x21-\x7e]*\Z")]
+    # Whatever a client sent is taken, so that it is on record as a proof that does not hold.
+    proof: Annotated[str, Meta(max_length=8192, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
     method: Annotated[str, Meta(min_length=1, max_length=16, pattern=r"\A[A-Za-z]+\Z")]
-    url: Annotated[str, Meta(min_length=1, max_length=2048, pattern=r"\A[\x21-\x7e]*\Z")]
+    url: Annotated[str, Meta(min_length=1, max_length=2048, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
+    request: Annotated[str, Meta(min_length=16, max_length=64, pattern=r"\A[A-Za-z0-9_-]*\Z")] | None = None
 
 
 class ClientCertificate(msgspec.Struct, rename={"thumbprint": "x5t#S256"}):

@@ -10,11 +10,12 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 
 from audit.recording import Unavailable
+from clients.replays import request_name
 from governance import forward_auth_answer, metrics, schema
 from governance.api import BackendView, decided
 from governance.budgets import budgets
 from governance.contract import Call, Resource
-from governance.forward_auth_request import Asked, asked, bearer, info, mcp_tool, proxy_of
+from governance.forward_auth_request import Asked, asked, bearer, info, mcp_tool, proof, proxy_of
 from governance.problems import Problem, from_exception
 from governance.snapshot import BackendPolicy, Snapshot, snapshots
 from governance.verification import ATTEMPTS, NotAuthenticated, PolicyMoved, authenticate
@@ -29,7 +30,7 @@ class ForwardAuthView(BackendView):
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """Ask; a known error is an answer by which the proxy refuses."""
-        proxy, _ = proxy_of(request)
+        proxy = proxy_of(request).name
         began = time.perf_counter()
         try:
             found, required, audience = self.get(request)
@@ -51,9 +52,10 @@ class ForwardAuthView(BackendView):
     def get(self, request: HttpRequest) -> forward_auth_answer.Found:
         """Each tool of the route is decided and recorded. Raises a Problem."""
         credential = self.credential(request)
+        name = request_name()
         for _ in range(ATTEMPTS):
             try:
-                return decided_route(request, credential)
+                return decided_route(request, credential, name)
             except PolicyMoved:  # the route is another since: it is looked up anew, and nothing was answered
                 snapshots.at_head()
             except NotAuthenticated:  # the key was revoked since
@@ -61,16 +63,17 @@ class ForwardAuthView(BackendView):
         raise Unavailable("the policy kept changing")
 
 
-def decided_route(request: HttpRequest, credential: Credential) -> forward_auth_answer.Found:
-    """The answers for the tools of the route, all the scopes that they need, and the backend's audience. Raises a
+def decided_route(request: HttpRequest, credential: Credential, name: str) -> forward_auth_answer.Found:
+    """The answers for the tools of the route, all the scopes that they need, and the backend's audience. `name` is that
+    of the request, whose one proof serves all tools. Raises a
     Problem, NotAuthenticated, and PolicyMoved when the route is another by the time of recording."""
     snapshot, backend = authenticate(credential)
     question, tools = routed(request, snapshot, backend)
     # Without a token nobody is established, whichever the tool: one record is enough.
     asked_for = tools if bearer(request) else tools[:1]
-    calls = [_call(request, question, tool) for tool in asked_for]
+    calls = [_call(request, question, tool, backend.first_audience) for tool in asked_for]
     found: list[dict[str, Any]] = []
-    for one in decided(credential, calls, request, lambda now: tools_of(request, question, now) == tools):
+    for one in decided(credential, calls, request, lambda now: tools_of(request, question, now) == tools, name):
         if isinstance(one, Problem):
             raise one
         found.append(one)
@@ -110,7 +113,10 @@ def tools_of(request: HttpRequest, question: Asked, backend: BackendPolicy | Non
     return (one,) if one else route.tools
 
 
-def _call(request: HttpRequest, question: Asked, tool: str) -> Call:
+def _call(request: HttpRequest, question: Asked, tool: str, audience: str) -> Call:
     path = "/" + "/".join(question.path)
     resource = Resource("path", path if len(path) <= MOST_PATH else f"{path[: MOST_PATH - 1]}…")
-    return Call(bearer(request), tool, resource=resource, request=info(request), assertion=question.assertion)
+    return Call(
+        bearer(request), tool, resource=resource, request=info(request), assertion=question.assertion,
+        dpop=proof(request, question, audience), mtls=question.certificate,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from django.http import HttpResponse, JsonResponse
 
 from audit.reasons import REASONS
-from governance.answers import bearer_challenge
+from governance.answers import challenge_like
 from governance.problems import Problem
 
 Answer = dict[str, Any]
@@ -31,7 +31,9 @@ def of(proxy: str | None, found: list[Answer], required: list[str], audience: st
     chosen = min(denials, key=lambda one: one["remedy"] == "request_scope")
     headers = {}
     if "www_authenticate" in chosen:
-        headers["WWW-Authenticate"] = bearer_challenge(chosen["reason"], required, audience)
+        headers["WWW-Authenticate"] = challenge_like(chosen["www_authenticate"], chosen["reason"], required, audience)
+    if "dpop_nonce" in chosen:
+        headers["DPoP-Nonce"] = chosen["dpop_nonce"]
     if "retry_after" in chosen:
         headers["Retry-After"] = str(chosen["retry_after"])
     reason = REASONS[chosen["reason"]]

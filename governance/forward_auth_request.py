@@ -13,13 +13,18 @@ from `X-Original-URI` (RFC 3875 section 4.1.18), so with all of them a client co
 client sends `Accept`: where it arrives, the proxy passes on too much, and nothing is decided.
 """
 
+import re
+import ssl
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass
+from hashlib import sha256
 from ipaddress import ip_address
-from urllib.parse import unquote
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from django.http import HttpRequest
 
-from governance.contract import RequestInfo
+from governance.contract import ClientCertificate, Dpop, RequestInfo
 from governance.problems import Problem
 from tools.routes import Ambiguous, method_of, segments_of
 
@@ -31,6 +36,7 @@ METHODS = (
 PATHS = ("HTTP_X_ORIGINAL_URI", "HTTP_X_FORWARDED_URI", "HTTP_X_ORIGINAL_URL", "HTTP_X_REWRITE_URL")
 ORIGINAL, FORWARDED = (METHODS[0], PATHS[0]), (METHODS[1], PATHS[1])
 PROXIES = {"nginx": ORIGINAL, "caddy": FORWARDED, "traefik": FORWARDED, "envoy": ("REQUEST_METHOD", PATHS[0])}
+_HEX = re.compile(r"[0-9A-Fa-f]{64}")
 MOST_AUDIENCE, MOST_AGENT, MOST_ID = 256, 1024, 256
 # The first revision of MCP in which a server compares these headers with the body.
 HEADERS_SINCE = "2026-07-28"
@@ -38,28 +44,42 @@ HEADERS_SINCE = "2026-07-28"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The request that a proxy holds: its method, the decoded segments of its path, and the audience of the identity
-    assertion that is wanted."""
+    """The request that a proxy holds: its method, the decoded segments of its path, the audience of the identity
+    assertion that is wanted, path and query as they came, and the client's certificate."""
 
     method: str
     path: tuple[str, ...]
     assertion: str | None
+    uri: str
+    certificate: ClientCertificate | None
 
 
-def proxy_of(request: HttpRequest) -> tuple[str | None, str | None]:
-    """Which proxy asks, None if it does not say, and the audience after `; assertion=`."""
-    name, separator, wish = request.META.get("HTTP_X_MUNIMENT_PROXY", "").partition(";")
-    label, _, audience = wish.strip(" ").partition("=")
-    audience = audience.strip('"')
-    known = separator == "" or (label == "assertion" and 0 < len(audience) <= MOST_AUDIENCE and audience.isprintable())
-    name = name.strip(" ")
-    return (name if known and name in PROXIES else None), audience or None
+class Proxy(NamedTuple):
+    """Which proxy asks (None if it does not say), the audience after `; assertion=`, and the client's certificate after
+    `; certificate=`, as the proxy writes it: all in the one header that every proxy sets itself."""
+
+    name: str | None
+    audience: str | None
+    certificate: str
+
+
+def proxy_of(request: HttpRequest) -> Proxy:
+    """What X-Muniment-Proxy says."""
+    name, *more = (part.strip(" ") for part in request.META.get("HTTP_X_MUNIMENT_PROXY", "").split(";"))
+    said = {label: value.strip('"') for label, _, value in (part.partition("=") for part in more)}
+    audience = said.get("assertion")
+    known = (
+        len(said) == len(more)
+        and said.keys() <= {"assertion", "certificate"}
+        and (audience is None or (0 < len(audience) <= MOST_AUDIENCE and audience.isprintable()))
+    )
+    return Proxy(name if known and name in PROXIES else None, audience, said.get("certificate", ""))
 
 
 def asked(request: HttpRequest) -> Asked:
     """What the proxy asks. Raises a 403 Problem for a proxy that is not set up as it must be, and Ambiguous for a
     request that can be read in two ways."""
-    proxy, audience = proxy_of(request)
+    proxy, audience, presented = proxy_of(request)
     if proxy is None:
         raise misconfigured("X-Muniment-Proxy must be nginx, caddy, traefik or envoy, once.")
     if "HTTP_ACCEPT" in request.META:
@@ -72,7 +92,7 @@ def asked(request: HttpRequest) -> Asked:
         raise misconfigured("The path after /v1/forward-auth is not that of X-Original-URI.")
     _agree(request, METHODS, method)
     _agree(request, PATHS, uri)
-    return Asked(method_of(method), segments_of(uri), audience)
+    return Asked(method_of(method), segments_of(uri), audience, uri, certificate(presented))
 
 
 def misconfigured(detail: str) -> Problem:
@@ -102,9 +122,40 @@ def mcp_tool(request: HttpRequest, tools: tuple[str, ...]) -> str | None:
 
 
 def bearer(request: HttpRequest) -> str | None:
-    """The user's token, as the client sent it (RFC 6750 section 2.1); None where there is none."""
+    """The user's token, as the client sent it (RFC 6750 section 2.1, RFC 9449 section 7.1); None where it sent none."""
+    scheme, token = _credentials(request)
+    return token or None if scheme in ("bearer", "dpop") else None
+
+
+def _credentials(request: HttpRequest) -> tuple[str, str]:
     scheme, _, token = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
-    return token.strip(" ") or None if scheme.lower() == "bearer" else None
+    return scheme.lower(), token.strip(" ")
+
+
+def proof(request: HttpRequest, question: Asked, audience: str) -> Dpop | None:
+    """The DPoP proof that came with a token of that scheme (RFC 9449 section 7.1). The origin of the URL that it must
+    be of is that of the backend's audience, never a Host header, which the client chooses. Several headers, which a
+    server joins by commas, are a proof that does not hold."""
+    header = request.META.get("HTTP_DPOP")
+    if header is None or _credentials(request)[0] != "dpop":
+        return None
+    origin = urlsplit(audience)
+    return Dpop(header, question.method, f"{origin.scheme}://{origin.netloc}{question.uri}")
+
+
+def certificate(presented: str) -> ClientCertificate | None:
+    """The client's certificate, as PEM that is percent-encoded (nginx, Traefik) or as its SHA-256 in hex (Caddy,
+    Envoy); None where the client has none. Raises a 403 Problem for what is neither."""
+    if not presented:
+        return None
+    try:
+        if _HEX.fullmatch(presented):
+            digest = bytes.fromhex(presented)
+        else:
+            digest = sha256(ssl.PEM_cert_to_DER_cert(unquote(presented))).digest()
+    except ValueError:
+        raise misconfigured("The client's certificate is neither PEM, percent-encoded, nor a SHA-256 in hex.") from None
+    return ClientCertificate(urlsafe_b64encode(digest).rstrip(b"=").decode())
 
 
 def info(request: HttpRequest) -> RequestInfo:

@@ -11,6 +11,7 @@ from base64 import b64decode
 from typing import Any
 from urllib.parse import unquote_plus
 
+import msgspec
 from django.core.exceptions import TooManyFieldsSent
 from django.http import HttpRequest, HttpResponse
 
@@ -19,12 +20,14 @@ from audit.entries import Entry, Receipt, entry
 from audit.protection import KeyDestroyed, token_digest
 from audit.reasons import REASONS
 from audit.recording import SubjectChanged, Unavailable
+from clients.replays import request_name
 from clients.tokens import Refused
-from governance import schema
+from governance import possession, schema
 from governance.api import BackendView, json_response, too_many
 from governance.budgets import budgets
-from governance.contract import Call
-from governance.decision import Question, SubjectState, decide_any_tool, refuse
+from governance.contract import Call, ClientCertificate, Dpop
+from governance.decision import Question, SubjectState, decide_any_tool
+from governance.possession import Proofs
 from governance.problems import Problem, not_authenticated, overloaded
 from governance.process import recorder
 from governance.snapshot import BackendPolicy, Snapshot, snapshots
@@ -42,6 +45,7 @@ from governance.verification import (
     private,
     statement,
     subject_changed,
+    unestablished,
 )
 from tools.credentials import Credential
 
@@ -73,7 +77,7 @@ class IntrospectView(BackendView):
         if token is None:
             raise Problem(400, "invalid-parameter", "A parameter is not valid", "`token`: the token, once.")
         try:
-            verdict = looked_at(request, credential, token)
+            verdict = looked_at(request, credential, call_of(request, token))
         except NotAuthenticated:  # the key was revoked meanwhile
             raise not_authenticated() from None
         return json_response(body(verdict))
@@ -98,15 +102,31 @@ def one_of(request: HttpRequest, name: str) -> str | None:
     return found[0] if len(found) == 1 and found[0] else None
 
 
-def looked_at(request: HttpRequest, credential: Credential, token: str) -> Verdict:
+def call_of(request: HttpRequest, token: str) -> Call:
+    """What is looked at: the token, and what came with it to prove its binding, in members of the form of our own
+    (RFC 7662 section 2.1 leaves room for them). Raises a 400 Problem."""
+    proof = {name: one_of(request, f"dpop_{name}") for name in ("proof", "method", "url", "request")}
+    dpop = {name: value for name, value in proof.items() if value is not None}
+    mtls = one_of(request, "x5t#S256")
+    try:
+        return Call(
+            token, "", dpop=msgspec.convert(dpop, Dpop) if dpop else None,
+            mtls=msgspec.convert({"x5t#S256": mtls}, ClientCertificate) if mtls else None,
+        )  # fmt: skip
+    except msgspec.ValidationError:
+        words = "`dpop_proof`, `dpop_method` and `dpop_url` belong together; `x5t#S256` is a SHA-256 in base64url."
+        raise Problem(400, "invalid-parameter", "A parameter is not valid", words) from None
+
+
+def looked_at(request: HttpRequest, credential: Credential, call: Call) -> Verdict:
     """What the token is, recorded. Raises a Problem, NotAuthenticated, QueueFull or Unavailable: then nothing may be
     answered."""
     snapshot, backend = authenticate(credential)
     source = request.META.get("REMOTE_ADDR", "")
-    if budgets.spent(backend.slug, source) and not snapshot.knows(backend.id, token):
+    if budgets.spent(backend.slug, source) and not snapshot.knows(backend.id, call.token):
         budgets.turned_away(backend.slug, "over_budget")
         raise too_many()
-    verdict = recorded(credential, token)
+    verdict = recorded(credential, call)
     status = REASONS[verdict.decision.reason].status
     if status == 401:
         budgets.charge(backend.slug, source)
@@ -115,13 +135,14 @@ def looked_at(request: HttpRequest, credential: Credential, token: str) -> Verdi
     return verdict
 
 
-def recorded(credential: Credential, token: str) -> Verdict:
+def recorded(credential: Credential, call: Call) -> Verdict:
     """Decide and record, again where policy or user changed meanwhile."""
-    state = UNTOUCHED
+    state, proofs = UNTOUCHED, Proofs([request_name()])
     for _ in range(ATTEMPTS):
         snapshot, backend = authenticate(credential)
         try:
-            verdict = judge(snapshot, backend, token, state)
+            verdict = judge(snapshot, backend, call, state)
+            proofs.settle({0: verdict})
             [result] = recorder().record([to_entry(verdict)])
         except PolicyMoved:
             continue
@@ -140,13 +161,14 @@ def recorded(credential: Credential, token: str) -> Verdict:
     raise Unavailable("the policy kept changing")
 
 
-def judge(snapshot: Snapshot, backend: BackendPolicy, token: str, state: State) -> Verdict:
+def judge(snapshot: Snapshot, backend: BackendPolicy, call: Call, state: State) -> Verdict:
     """Rows 1 to 11, and the scopes. Never raises for anything that a token may hold."""
-    call, digest, now = Call(token=token, tool=""), token_digest(token), time.time()
+    digest, now = token_digest(call.token or ""), time.time()
     try:
         identity = establish(snapshot, backend, call, digest, now)
+        proof, hint = possession.look(call, identity, backend, now)
     except Refused as refusal:
-        return Verdict(call, snapshot, backend, refuse(refusal.reason, refusal.detail), digest)
+        return unestablished(call, snapshot, backend, digest, refusal)
     uid = subjects.resolve(identity.issuer, identity.sub, identity.email)
     question = Question(
         backend_id=backend.id, tool="", issuer=identity.issuer, client_id=identity.client_id, subject=uid,
@@ -155,7 +177,7 @@ def judge(snapshot: Snapshot, backend: BackendPolicy, token: str, state: State) 
     )  # fmt: skip
     subject = SubjectState.of(state)
     decision = decide_any_tool(snapshot.policy, question, subject, now)
-    return Verdict(call, snapshot, backend, decision, digest, identity, uid, state)
+    return Verdict(call, snapshot, backend, decision, digest, identity, uid, state, proof=proof, hint=hint)
 
 
 def to_entry(verdict: Verdict) -> Entry:
@@ -173,11 +195,13 @@ def body(verdict: Verdict) -> dict[str, Any]:
     identity, decision = verdict.identity, verdict.decision
     if not decision.allowed or identity is None:
         return {"active": False}
+    bound = identity.bound
     found = {
         "active": True,
         "scope": " ".join(decision.effective),
         "client_id": identity.client_id,
-        "token_type": "Bearer",
+        "token_type": "DPoP" if bound and bound.key else "Bearer",
+        "cnf": bound.claim if bound else None,
         "exp": identity.expires_at,
         "iat": identity.issued_at,
         "sub": identity.sub,

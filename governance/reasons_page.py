@@ -24,6 +24,7 @@ WHERE = {
     "issuer_unavailable": ("admin:clients_keyset_changelist", "Issuers' keys", "clients.view_keyset"),
     "token_invalid": ("admin:clients_issuer_changelist", "Issuers", "clients.view_issuer"),
     "audience_mismatch": ("admin:tools_backend_changelist", "Backends", "tools.view_backend"),
+    "proof_required": ("admin:clients_issuer_changelist", "Issuers", "clients.view_issuer"),
     "client_unknown": ("admin:inbox", "Inbox", "audit.view_sighting"),
     "client_suspended": ("admin:access_stops", "Kill switches", "clients.view_client"),
     "subject_blocked": ("admin:access_stops", "Kill switches", "clients.view_client"),

@@ -69,6 +69,7 @@ ANSWER: dict[str, Any] = {
         "remedy": {"enum": ["reauthenticate", "request_scope", "ask_administrator", "retry_later", "none"]},
         "www_authenticate": _text,
         "retry_after": _count,
+        "dpop_nonce": _text,
         "assertion": _text,
         "tlog_proof": _nullable,
     },

@@ -56,7 +56,18 @@ MEMBERS: dict[str, dict[str, str]] = {
         "request": "Ids by which the backend knows the call. Protected in the record.",
         "arguments_digest": "A digest of the arguments, such as `sha256:...`: never the arguments themselves.",
         "assertion": "An audience that is registered for the backend: an allow then carries a signed JWT for it.",
+        "dpop": "The DPoP proof that the request came with (RFC 9449); without one a token that is bound to a key is"
+        " refused.",
+        "mtls": "The certificate of the client's TLS connection (RFC 8705), where there is one.",
     },
+    "Dpop": {
+        "proof": "The `DPoP` header as it came.",
+        "method": "The method of the request that it came with.",
+        "url": "The URL of that request, as clients know the backend, whatever proxies made of it.",
+        "request": "A random name that the backend makes for each request that it serves, never one that a client sent:"
+        " calls with the same name may use the same proof. Without it each call is a request of its own.",
+    },
+    "ClientCertificate": {"x5t#S256": "Its SHA-256 in base64url."},
     "Agent": {
         "mode": "How the agent runs.",
         "chain": "The agents that the call went through, outermost first; joined with the token's `act` chain.",
@@ -139,8 +150,10 @@ MEMBERS: dict[str, dict[str, str]] = {
         "receipt.batch.path": "From the leaf to the batch's root.",
         "status": "What the backend answers to its own caller.",
         "remedy": "What would help, of a denial.",
-        "www_authenticate": "The header for a 401 or 403 (RFC 6750, RFC 9728), where signing in again could help.",
+        "www_authenticate": "The header for a 401 or 403 (RFC 6750, 9449, 9728), where signing in again could help.",
         "retry_after": "Seconds until it is worth trying again.",
+        "dpop_nonce": "For the header `DPoP-Nonce` of the backend's own answer, where the token's issuer demands nonces"
+        " (RFC 9449 section 8).",
         "assertion": "The signed JWT that was asked for; at most 60 s old.",
         "tlog_proof": "With `?wait=sealed`: proof that the record is in the log (C2SP tlog-proof); null if it took"
         " longer than 5 s.",

@@ -15,16 +15,21 @@ from audit.entries import Entry, Receipt, entry
 from audit.protection import KeyDestroyed, token_digest
 from audit.recording import Stale, SubjectChanged, Unavailable
 from clients import introspected, keysets
+from clients.dpop import Proof
+from clients.replays import request_name
 from clients.tokens import AskIssuer, Identity, Refused, UnknownKey, identify
+from governance import possession
 from governance.contract import Call
 from governance.decision import Decision, Question, SubjectState, decide, refuse
+from governance.limiting import Purse
+from governance.possession import Hint, Proofs
 from governance.process import recorder
 from governance.snapshot import BackendPolicy, Snapshot, snapshots
 from tools import credentials
 from tools.credentials import Credential
 
 ATTEMPTS = 6  # one decision, and five refusals of it
-MOST_SCOPES, MOST_GRANTS = 100, 500  # in a statement
+MOST_SCOPES, MOST_GRANTS, MOST_LIMITS = 100, 500, 100  # in a statement
 State = tuple[bool, datetime | None, bool]
 UNTOUCHED: State = (False, None, False)
 
@@ -50,6 +55,9 @@ class Verdict:
     uid: str | None = None
     state: State = UNTOUCHED
     receipt: Receipt | None = None
+    # Of a token that is bound to a key: its proof, to be used before anything is recorded, and what the answer says.
+    proof: Proof | None = None
+    hint: Hint | None = None
 
     def holds(self) -> bool:
         """Whether the database agrees, now, with what was assumed of policy and subject; for an answer that is
@@ -75,14 +83,28 @@ def authenticate(credential: Credential | None, look: bool = True) -> tuple[Snap
 
 
 def verify(
-    credential: Credential | None, calls: Sequence[Call], fits: Callable[[BackendPolicy], bool] | None = None
+    credential: Credential | None, calls: Sequence[Call], fits: Callable[[BackendPolicy], bool] | None = None,
+    requests: Sequence[str] = (),
 ) -> list[Verdict]:  # fmt: skip
     """Decide and record calls of one backend; the verdicts in the calls' order. One without a receipt could not be
-    recorded, and must not be answered. `fits` says whether the calls are still those that a policy asks for.
+    recorded, and must not be answered. `fits` says whether the calls are still those that a policy asks for; `requests`
+    names, for each call, the request that it is part of (else each is one of its own), which may use one proof.
 
     Raises NotAuthenticated, QueueFull or Unavailable, and PolicyMoved where they do not fit any more; then nothing may
     be answered."""
-    verdicts: list[Verdict | None] = [None] * len(calls)
+    found: list[Verdict | None] = [None] * len(calls)
+    purse, proofs = Purse(), Proofs(requests or [request_name() for _ in calls])
+    try:
+        return _verified(credential, calls, fits, proofs, purse, found)
+    finally:
+        purse.give_back([place for place, verdict in enumerate(found) if verdict is None or verdict.receipt is None])
+
+
+def _verified(
+    credential: Credential | None, calls: Sequence[Call], fits: Callable[[BackendPolicy], bool] | None, proofs: Proofs,
+    purse: Purse, verdicts: list[Verdict | None],
+) -> list[Verdict]:  # fmt: skip
+    """`verify`, with the proofs that the calls use, what they pay, and the verdicts as they are settled."""
     states = [UNTOUCHED] * len(calls)
     waiting = list(range(len(calls)))
     for _ in range(ATTEMPTS):
@@ -90,7 +112,10 @@ def verify(
         if fits is not None and not fits(backend):
             raise PolicyMoved
         try:
-            made = [prepared(snapshot, backend, calls[position], states[position]) for position in waiting]
+            judged = {place: judge(snapshot, backend, calls[place], states[place]) for place in waiting}
+            proofs.settle(judged)  # before limits: who is not established pays nothing
+            purse.settle(judged)
+            made = [prepared(place, verdict, proofs, purse) for place, verdict in judged.items()]
         except PolicyMoved:
             continue
         results = recorder().record([entry for _, entry in made])
@@ -113,14 +138,15 @@ def verify(
     raise Unavailable("the policy kept changing")
 
 
-def prepared(snapshot: Snapshot, backend: BackendPolicy, call: Call, state: State) -> tuple[Verdict, Entry]:
-    """A decided call and its record to be."""
-    verdict = judge(snapshot, backend, call, state)
+def prepared(place: int, verdict: Verdict, proofs: Proofs, purse: Purse) -> tuple[Verdict, Entry]:
+    """A decided call, by its place among those that are decided together, and its record to be."""
     try:
         return verdict, to_entry(verdict)
     except KeyDestroyed:  # the user was erased a moment ago, and is met as a new one
         subjects.forget(verdict.uid or "")
-        verdict = judge(snapshot, backend, call)
+        verdict = judge(verdict.snapshot, verdict.backend, verdict.call)
+        proofs.settle({place: verdict})
+        purse.settle({place: verdict})
         return verdict, to_entry(verdict)
 
 
@@ -138,8 +164,9 @@ def judge(snapshot: Snapshot, backend: BackendPolicy, call: Call, state: State =
     digest = None if call.token is None else token_digest(call.token)
     try:
         identity = establish(snapshot, backend, call, digest, now)
+        proof, hint = possession.look(call, identity, backend, now)
     except Refused as refusal:
-        return Verdict(call, snapshot, backend, refuse(refusal.reason, refusal.detail), digest)
+        return unestablished(call, snapshot, backend, digest, refusal)
     uid = subjects.resolve(identity.issuer, identity.sub, identity.email, identity.tenant)
     question = Question(
         backend_id=backend.id,
@@ -157,12 +184,21 @@ def judge(snapshot: Snapshot, backend: BackendPolicy, call: Call, state: State =
     )
     subject = SubjectState.of(state)
     decision = decide(snapshot.policy, question, subject, now)
-    return Verdict(call, snapshot, backend, decision, digest, identity, uid, state)
+    return Verdict(call, snapshot, backend, decision, digest, identity, uid, state, proof=proof, hint=hint)
+
+
+def unestablished(
+    call: Call, snapshot: Snapshot, backend: BackendPolicy, digest: bytes | None, refusal: Refused
+) -> Verdict:  # fmt: skip
+    """The verdict on a caller who could not be established (rows 1 to 8)."""
+    hint = refusal.hint if isinstance(refusal, possession.Unproved) else None
+    return Verdict(call, snapshot, backend, refuse(refusal.reason, refusal.detail), digest, hint=hint)
 
 
 def establish(snapshot: Snapshot, backend: BackendPolicy, call: Call, digest: bytes | None, now: float) -> Identity:
-    """Who calls (rows 1 to 8). A token that this snapshot has verified is looked up by its digest; a key that it
-    does not have may be fetched. Raises Refused, or PolicyMoved when a fetch brought other keys."""
+    """Whose token it is (rows 1 to 7, and what it is bound to). One that this snapshot has verified is looked up by its
+    digest; a key that the snapshot does not have may be fetched. Raises Refused, or PolicyMoved when a fetch brought
+    other keys."""
     key = (backend.id, digest or b"")
     identity = snapshot.tokens.get(key)
     if identity is None or now >= (identity.good_until or identity.expires_at):
@@ -254,7 +290,7 @@ def statement(verdict: Verdict) -> dict[str, Any]:
         "flagged": decision.flagged,
         "token": verdict.digest.hex() if verdict.digest else None,
         "parent": None,
-    }
+    } | ({"limits": list(decision.limits[:MOST_LIMITS])} if decision.limits else {})
 
 
 def within(effective: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
