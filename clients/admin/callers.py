@@ -22,6 +22,9 @@ from audit.admin_base import (
 )
 from audit.templatetags.muniment import when
 from clients import keysets
+from clients.admin.claims_bench import WithBench
+from clients.admin.issuer_parts import ClaimMappingInline
+from clients.admin.issuer_presets import WithPresets
 from clients.models import ALGORITHMS, AcceptedIssuer, Client, Issuer, KeySet, OAuthClientId, default_algorithms
 from tools.admin import BackendAdmin, pill
 from tools.models import Backend
@@ -51,7 +54,7 @@ class IssuerForm(PolicyForm):
 
 
 @admin.register(Issuer)
-class IssuerAdmin(PolicyAdmin):
+class IssuerAdmin(WithBench, WithPresets, PolicyAdmin):
     """Whose tokens are accepted."""
 
     form = IssuerForm
@@ -63,6 +66,7 @@ class IssuerAdmin(PolicyAdmin):
         "issuer", "algorithms", "jwks_uri", "tenant_claim", "roles_claim", "leeway", "max_lifetime",
         "allowed_networks",
     ]  # fmt: skip
+    inlines = [ClaimMappingInline]
     can_act = [
         Action("disable", "Disable", "From the next call on none of its tokens is accepted.",
                "disable", lambda i: i.enabled, danger=True),

@@ -1,5 +1,5 @@
-"""Where an issuer's claims are not the standard ones: staff say which claim says what, and a token that does not keep to
-that is refused."""
+"""Where an issuer's claims are not the standard ones: staff say which claim says what, and a token that does not keep
+to that is refused."""
 
 from typing import Any
 

@@ -170,6 +170,46 @@ def test_keycloak(nothing: None) -> None:
     assert good.verify(**client_role)["reason"] == "granted"
 
 
+def test_cognito(nothing: None) -> None:
+    good = recipe("cognito")
+    answer = good.verify()
+    assert answer["reason"] == "granted" and answer["subject"]["roles"] == ["clinicians"]
+    assert answer["subject"]["email"] is None
+    assert good.verify(typ=None)["reason"] == "granted", "its header has no typ"
+    assert good.verify(aud=RESOURCE)["reason"] == "granted", "of a client that asked for the resource"
+    refused(
+        good,
+        [
+            ("issuer_unknown", {"iss": good.claims["iss"].replace("Inner7xYz", "Other7xYz")}),
+            ("audience_mismatch", {"aud": None}),
+            ("token_invalid", {"token_use": "id"}),
+            ("insufficient_scope", {"scope": "aws.cognito.signin.user.admin"}),
+            ("insufficient_scope", {"scope": "memory.read"}),
+            ("not_granted", {"cognito:groups": None}),
+            ("client_unknown", {"client_id": "another"}),
+        ],
+    )
+
+
+def test_firebase(nothing: None) -> None:
+    good = recipe("firebase")
+    answer = good.verify()
+    assert answer["reason"] == "granted" and answer["client"]["slug"] == "ios"
+    assert (answer["subject"]["tenant"], answer["subject"]["email"]) == ("acme-x7k2p", "alice@example.com")
+    assert good.verify(email_verified=False)["subject"]["email"] is None
+    refused(
+        good,
+        [
+            ("issuer_unknown", {"iss": "https://accounts.google.com"}),
+            ("audience_mismatch", {"aud": "other-project"}),
+            ("insufficient_scope", {"scope": None}),
+            ("not_granted", {"firebase": {"sign_in_provider": "password"}}),
+            ("not_granted", {"firebase": {"tenant": "other"}}),
+            ("token_invalid", {"scope": None, "nonce": "n"}),
+        ],
+    )
+
+
 def test_workos(nothing: None) -> None:
     good = recipe("workos")
     answer = good.verify()
@@ -221,7 +261,7 @@ def test_what_chatgpt_is_shown_is_the_challenge_of_the_answer(world: World) -> N
 
 def test_each_reason_that_a_recipe_names_is_tried_here() -> None:
     source = Path(__file__).read_text()
-    for name in ("auth0", "okta", "entra", "keycloak", "workos"):
+    for name in ("auth0", "okta", "entra", "keycloak", "cognito", "firebase", "workos"):
         named = set(re.findall(r"^\| `(\w+)` \|", (RECIPES / f"{name}.md").read_text(), re.M)) - {"reason"}
         [body] = re.findall(rf"^def test_{name}\(.*?(?=^def |^@)", source, re.M | re.S)
         assert named and {reason for reason in named if f'"{reason}"' not in body} == set(), name

@@ -57,6 +57,6 @@ TAKEN = {
     ("integrations/postgresql.md", "python"): Taken("sdk/test_encryption_postgres.py", page("postgresql.md"), 3),
 } | {
     (f"integrations/{name}.md", language): Taken(RECIPES, f'recipe("{name}")')
-    for name in ("auth0", "entra", "keycloak", "okta", "workos")
+    for name in ("auth0", "cognito", "entra", "firebase", "keycloak", "okta", "workos")
     for language in ("yaml", "json")
 }  # fmt: skip
