@@ -9,7 +9,8 @@ WHO = {
     "tool": "Each tool", "tenant": "Each tenant",
 }  # fmt: skip
 PERIODS = {"second": "a second", "minute": "a minute", "hour": "an hour", "day": "a day"}
-LENGTHS = {1: "second", 60: "minute", 3600: "hour", 86_400: "day"}  # seconds
+SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+LENGTHS = {seconds: period for period, seconds in SECONDS.items()}
 
 
 def sentence(limit: Limit) -> str:

@@ -195,7 +195,7 @@ class Counter:
             values += [math.ceil(bucket.count * NEAR), bucket.counted.member]
         for buckets in calls:
             values += [len(buckets), *(numbers[bucket] for bucket in buckets)]
-        answers = self._ask(lambda: self._take(keys=keys, args=values))
+        answers = self.ask(lambda: self._take(keys=keys, args=values))
         return [_read(buckets, answer) for buckets, answer in zip(calls, answers, strict=True)]
 
     def give_back(self, payments: Sequence[Payment]) -> None:
@@ -205,9 +205,10 @@ class Counter:
             return
         values = [value for bucket, start in taken for value in (bucket.interval, start)]
         with suppress(Away):
-            self._ask(lambda: self._back(keys=[bucket.key for bucket, _ in taken], args=values))
+            self.ask(lambda: self._back(keys=[bucket.key for bucket, _ in taken], args=values))
 
-    def _ask(self, action: Callable[[], Any]) -> Any:
+    def ask(self, action: Callable[[], Any]) -> Any:
+        """What an action that talks to `store()` comes to. Raises Away, at once where that is known."""
         if self._away:
             raise Away
         try:

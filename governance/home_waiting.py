@@ -13,7 +13,9 @@ from audit import holds_page
 from audit.record_words import amount
 from audit.staff_names import names_of
 from clients import grants, inbox, requests, tenants
+from clients.admin import limits
 from clients.grant_words import SOON, length, sentence
+from clients.limit_words import sentence as limit_sentence
 from clients.models import Grant, Review
 
 MOST_ENDING, MOST_OF_A_KIND = 10, 3
@@ -43,7 +45,7 @@ class Ending:
 
 def waits(user: Any) -> list[Wait]:
     """What waits for this user, the most pressing first."""
-    return [*_requests(user), *_releases(user), *_inbox(user), *_reviews(user)]
+    return [*_requests(user), *_releases(user), *_inbox(user), *_limits(user), *_reviews(user)]
 
 
 def _requests(user: Any) -> Iterator[Wait]:
@@ -77,6 +79,13 @@ def _inbox(user: Any) -> Iterator[Wait]:
         yield Wait(item.sentence, "refused until somebody decides", BUTTONS.get(item.kind, "Look"), item.url)
     if items[MOST_OF_A_KIND:]:
         yield Wait("More in the inbox", "", "All", reverse("admin:inbox"))
+
+
+def _limits(user: Any) -> Iterator[Wait]:
+    if not user.has_perm("clients.view_limit"):
+        return
+    for limit, more in limits.waiting(user, MOST_OF_A_KIND):
+        yield Wait(limit_sentence(limit), more, "Look", reverse("admin:clients_limit_change", args=[limit.pk]))
 
 
 def _reviews(user: Any) -> Iterator[Wait]:

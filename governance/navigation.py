@@ -8,6 +8,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 
 from audit.admin_base import HERE
+from governance.confined import WHOLE, is_confined
 
 MOST_SHOWN = 99
 # Label, route, and the permission that seeing the page takes; None: everybody on the staff.
@@ -15,6 +16,7 @@ Line = tuple[str, str, str | None]
 NAVIGATION: list[tuple[str, list[Line]]] = [
     ("Access", [
         ("Grants", "admin:clients_grant_changelist", "clients.view_grant"),
+        ("Limits", "admin:clients_limit_changelist", "clients.view_limit"),
         ("Access matrix", "admin:access_matrix", "clients.view_grant"),
         ("Can they?", "admin:access_explain", "clients.view_grant"),
         ("Requests", "admin:clients_accessrequest_changelist", None),
@@ -130,6 +132,8 @@ def navigation(request: HttpRequest) -> list[tuple[str, list[Link]]]:
         links = []
         for label, route, permission in found:
             if permission is not None and not request.user.has_perm(permission):
+                continue
+            if route in WHOLE and is_confined(request.user):
                 continue
             url = reverse(route)
             count = capped(COUNTS[route](request.user)) if route in COUNTS else ""

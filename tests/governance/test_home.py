@@ -20,7 +20,7 @@ from tests.audit.filling import fill
 from tests.staff import administrator, drained, member
 from tests.world import World, build, token
 
-QUERIES = 47
+QUERIES = 50
 """What home asks of the database, whatever the log holds; one more needs a reason."""
 REFUSED = {"decision": "deny", "reason": "not_granted", "tool": "memory.capture"}
 
