@@ -13,14 +13,14 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 
-from audit import search
-from audit.admin_base import Action, ReadOnlyAdmin, bytes_hex
+from audit import search, tenants
+from audit.admin_base import Action, ReadOnlyAdmin, Refused, bytes_hex
 from audit.log_health import SCOPES, kind_of
 from audit.log_page import runs
 from audit.models import Alert, Checkpoint, Outbox, PublishedKey, Sighting, Subject, Verification
 from audit.record_around import link, window_of
 from audit.templatetags.muniment import when
-from audit.viewer import viewer_of
+from audit.viewer import tenants_of, viewer_of
 from muniment.findings import counted
 
 
@@ -123,6 +123,23 @@ class SubjectAdmin(ReadOnlyAdmin):
             messages.warning(request, "Users are listed by uid. Find a person by e-mail address here.")
             return HttpResponseRedirect(reverse("admin:people"))
         return super().changelist_view(request, extra_context)
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        """Those whom the viewer may see."""
+        return super().get_queryset(request) & tenants.users(tenants_of(request.user))
+
+    def offered(self, request: HttpRequest, obj: Any) -> list[dict[str, Any]]:
+        """Nothing where it would concern tenants that are not the viewer's."""
+        return super().offered(request, obj) if self._may_change(request, obj) else []
+
+    def _may_change(self, request: HttpRequest, user: Subject) -> bool:
+        return tenants.may_change(tenants_of(request.user), user.uid)
+
+    def _do(self, request: HttpRequest, action: Action, obj: Any, data: dict[str, Any]) -> str:
+        """Asked again where the change is made."""
+        if not self._may_change(request, obj):
+            raise Refused("This user is also of tenants that are not yours. Ask somebody who is not confined.")
+        return super()._do(request, action, obj, data)
 
     def block(self, request: HttpRequest, user: Subject, data: dict[str, Any]) -> str:
         """The next call is refused."""

@@ -31,6 +31,7 @@ from audit.record_proof import Found, told
 from audit.seal_words import REMEDIES, TAMPERED
 from audit.streams.page import lines
 from audit.templatetags.muniment import lapse, when
+from audit.viewer import check_whole
 from muniment.findings import counted
 from muniment.notes import NoteError
 
@@ -214,6 +215,7 @@ class LogViews:
 
     def page(self, request: HttpRequest) -> HttpResponse:
         """The log, in words."""
+        check_whole(request.user)
         if not request.user.has_perm("audit.view_record"):
             raise PermissionDenied
         context = self.site.each_context(request)
@@ -235,6 +237,7 @@ class LogViews:
 
     def checkpoint(self, request: HttpRequest) -> HttpResponse:
         """The newest checkpoint, with the cosignatures of witnesses, to be kept where nobody here can change it."""
+        check_whole(request.user)
         if not request.user.has_perm("audit.view_record"):
             raise PermissionDenied
         log = logtree.current()

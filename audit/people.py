@@ -10,8 +10,8 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from audit import subjects
-from audit.models import Subject
 from audit.staff_log import tell
+from audit.tenants import seen, users
 from audit.viewer import Viewer
 
 UID = re.compile(r"usr_[A-Za-z0-9_-]{1,36}\Z")
@@ -41,7 +41,8 @@ def look_up(viewer: Viewer, term: str) -> Found:
     """The users that are known by `term`, which is compared exactly (an e-mail address whatever its case). One
     transaction: the look-up is recorded with its result, or nothing is returned.
 
-    It takes the right to read records only: whoever looks has the address already, and is shown a uid.
+    It takes the right to read records only: whoever looks has the address already, and is shown a uid. A user of
+    another tenant is as unknown to who is confined as one who is not there.
     Raises PermissionDenied; TooMany."""
     if not viewer.records:
         raise PermissionDenied
@@ -49,7 +50,7 @@ def look_up(viewer: Viewer, term: str) -> Found:
         _one_at_a_time(viewer.actor)
         if lately(viewer.actor) >= MOST:
             raise TooMany
-        found = _find(term)
+        found = _find(viewer, term)
         _tell(viewer, found)
     return found
 
@@ -79,10 +80,10 @@ def _one_at_a_time(actor: str) -> None:
         cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [LOCK, actor])
 
 
-def _find(term: str) -> Found:
+def _find(viewer: Viewer, term: str) -> Found:
     if UID.match(term):
-        return Found("uid", list(Subject.objects.filter(uid=term).values_list("uid", flat=True)))
-    if "@" in term and (uids := subjects.find_by_email(term)):
+        return Found("uid", list(users(viewer.tenants).filter(uid=term).values_list("uid", flat=True)))
+    if "@" in term and (uids := seen(viewer.tenants, subjects.find_by_email(term))):
         return Found("email", uids)
-    uids = subjects.find_by_sub(term)  # at some issuers it looks like an address
+    uids = seen(viewer.tenants, subjects.find_by_sub(term))  # at some issuers it looks like an address
     return Found("sub" if uids or "@" not in term else "email", uids)

@@ -18,6 +18,7 @@ from audit.protection import KeyRing
 from audit.record_page import UNREADABLE, Pill, pill, read
 from audit.record_words import Statement, amount
 from audit.retention import gone
+from audit.tenants import sees
 from audit.timeline import CALLS, Seen, refused
 from audit.timeline_reading import APART, BEGINNING, Who
 from audit.timeline_reading import STAFF as OF_STAFF
@@ -115,8 +116,8 @@ def _counted(rows: Sequence[Seen] | Sequence[Record]) -> Counted:
 
 def gather(viewer: Viewer, uid: str, period: Period, names: Mapping[str, str]) -> Report:
     """The report, from at most 5,000 records, the newest. Raises PermissionDenied, also for who may not see personal
-    data."""
-    if not viewer.personal:
+    data, or not this user."""
+    if not viewer.personal or not sees(viewer.tenants, uid):
         raise PermissionDenied
     since, until = period.times
     found = search.visible(viewer, since, until).filter(subject=uid).order_by("-at")

@@ -24,6 +24,7 @@ from audit.people import UID
 from audit.person_report import Period, Report
 from audit.record_view import UNTOLD
 from audit.staff_log import tell
+from audit.tenants import users
 from audit.viewer import Viewer, viewer_of
 
 EARLIEST = date(2000, 1, 1)
@@ -104,7 +105,7 @@ class PersonReportViews:
         viewer = viewer_of(request.user)
         if not viewer.records:
             raise PermissionDenied
-        user = Subject.objects.filter(uid=uid).first() if UID.match(uid) else None
+        user = users(viewer.tenants).filter(uid=uid).first() if UID.match(uid) else None
         if user is None:
             raise Http404("No such user.")
         return viewer, user

@@ -70,7 +70,7 @@ def summary(viewer: Viewer, query: Query, page: Page, now: datetime, url: Url) -
     bars, buckets, sure = found
     total = sum(bucket.calls for bucket in buckets)
     count = _capped(sure, noun) if sure >= CAP else _exactly(viewer, whole, noun, total, seen)
-    until = rollups.counted_until()
+    until = None if viewer.tenants is not None else rollups.counted_until()  # of whatever tenant the newest record is
     note = f"From the counts that are kept of all records{'' if until is None else f', up to {until:%H:%M:%S} UTC'}."
     return Summary(count, _chart(bars, buckets, total, noun), note, _links(bars, buckets, url))
 

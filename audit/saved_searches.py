@@ -53,9 +53,10 @@ class Saved:
 
 
 def seen_by(viewer: Viewer) -> list[Saved]:
-    """One's own, and those that others share; at most a hundred of each."""
+    """One's own, and those that others share; at most a hundred of each. What others call a search, and look for, may
+    be of another tenant: who is confined to some sees their own alone."""
     own = _of(viewer)[:MOST]
-    others = SavedSearch.objects.filter(~Q(owner=viewer.actor), shared=True)[:MOST]
+    others = SavedSearch.objects.filter(~Q(owner=viewer.actor), shared=True)[: MOST if viewer.tenants is None else 0]
     url = reverse("admin:records")
     return [Saved(s.pk, s.name, f"{url}?{s.query}", s.owner == viewer.actor, s.shared) for s in (*own, *others)]
 

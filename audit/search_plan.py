@@ -49,6 +49,8 @@ def plan(viewer: Viewer, since: datetime, until: datetime, conditions: dict[str,
     """Choose. `conditions` are exact: column -> value (None: without one), as in `search.Query`."""
     if since >= until:
         return Plan(None, (), ())
+    if viewer.tenants is not None:
+        return _confined(viewer.tenants, since, until, conditions)
     # Where the index has no value it is not in the order of time, for the planner: such a filter is only tried.
     exact = {name: value for name, value in conditions.items() if value is not None}
     if first := next((column for column in FIRST if column in exact), None):
@@ -65,9 +67,26 @@ def plan(viewer: Viewer, since: datetime, until: datetime, conditions: dict[str,
     found = _containing(conditions["scopes"], since, until) if "scopes" in conditions else None
     if found is not None and len(found) <= MOST_VALUES:
         return Plan("scopes", found, parts)
-    if viewer.tenants is not None and len(viewer.tenants) <= MOST_VALUES:
-        return Plan("tenant", tuple(sorted(viewer.tenants)), parts)
     return Plan(None, (None,), parts)
+
+
+def _confined(tenants: frozenset[str], since: datetime, until: datetime, conditions: dict[str, Any]) -> Plan:
+    """For a viewer who sees these tenants alone: how far a look gets, and where it begins, are shown, so they must not
+    come from what others did. Among the rows of an id or user only theirs are counted (`search_scan`); else the index
+    of tenants is followed, and of the rollups those alone are asked that tell tenants apart."""
+    if "tenant" in conditions:
+        tenants &= {conditions["tenant"]}
+    if not tenants:
+        return Plan(None, (), ())
+    parts: tuple[Part, ...] = ((since, until),)
+    if first := next((column for column in FIRST if conditions.get(column) is not None), None):
+        return Plan(first, (conditions[first],), parts)
+    asked = {name: "" if value is None else value for name, value in conditions.items() if name in rollups.DIMENSIONS}
+    counted = RollupState.objects.values_list("at", flat=True).first()
+    if counted is not None:
+        known = _known(since, until, asked | {"tenant": sorted(tenants)}, counted, told_by=frozenset({"tenant"}))
+        parts = _parts(known, since, until, counted)
+    return Plan("tenant", tuple(sorted(tenants)), parts)
 
 
 def _parts(known: Known, since: datetime, until: datetime, counted: datetime) -> tuple[Part, ...]:
@@ -92,21 +111,24 @@ def _best(counts: dict[str, int], conditions: dict[str, Any]) -> str | None:
     return rare[0] if rare else offered[0]
 
 
-def _known(since: datetime, until: datetime, asked: dict[str, Any], counted: datetime) -> Known:
+def _known(
+    since: datetime, until: datetime, asked: dict[str, Any], counted: datetime, told_by: frozenset[str] = frozenset()
+) -> Known:
     """Ask, in one statement, each cut that knows of some of the filters, but the one of everything. A single filter's
-    rows are few, and summed up; of a combination only the first and the last span with a match are looked for."""
+    rows are few, and summed up; of a combination only the first and the last span with a match are looked for. A filter
+    that is a list has any of its values. `told_by`: only cuts that tell these dimensions apart."""
     precise = until - since <= DAYS_UP_TO and since > counted - rollups.KEPT["1d"]
     span = "1d" if precise else "1w"
     base = {name: value for name, value in asked.items() if name in rollups.EVERYWHERE}
     cuts: dict[frozenset[str], str] = {}
     for cut, told in rollups.CUTS.items():
-        if cut != "all":
+        if cut != "all" and told_by <= told:
             cuts.setdefault(told & frozenset(asked), cut)  # the smallest that knows of them
     parts, values = [], list[Any]()
     for told, cut in cuts.items():
         single = len(told) < 2
         parts.append((SUMMED if single else FOUND).format(
-            cut=cut, span=span, told=",".join(sorted(told)), exact="".join(f" AND {name} = %s" for name in told),
+            cut=cut, span=span, told=",".join(sorted(told)), exact="".join(_exact(name, asked[name]) for name in told),
             base="".join(f" AND {name} = %s" for name in base),
             flagged="flagged = %s" if "flagged" in base else "true", type="type = %s" if "type" in base else "true",
         ))  # fmt: skip
@@ -116,6 +138,10 @@ def _known(since: datetime, until: datetime, asked: dict[str, Any], counted: dat
     with connection.cursor() as cursor:
         cursor.execute(" UNION ALL ".join(parts), values)
         return _sum(cursor.fetchall(), rollups.WIDTHS[span])
+
+
+def _exact(name: str, value: Any) -> str:
+    return f" AND {name} = ANY(%s)" if isinstance(value, list) else f" AND {name} = %s"
 
 
 # Of a single filter: how many records have its value (of none: how many are flagged, and how many are of the type),

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db import connection, transaction
 
-from audit.search_plan import BEGINNING, Part, Plan
+from audit.search_plan import BEGINNING, FIRST, Part, Plan
 
 BUDGET = 10_000  # rows that one look reads at most, over all values of its index
 # What a filter means, where that is more than equality with the column of its name.
@@ -124,14 +124,17 @@ def _tried(plan: Plan, conditions: Mapping[str, Any], newest: bool) -> str:
     # Of the scopes the index has the beginning alone, so they are tried as well.
     tried = [condition(name, value) for name, value in conditions.items() if name != plan.column or name == "scopes"]
     columns = ", ".join(name for name in (*READ, *KEYS) if name in conditions or name == "decision")
-    if "tenants" in conditions and "tenant" not in conditions:
-        columns += ", tenant"
+    confined = ""
+    if "tenants" in conditions:
+        columns += "" if "tenant" in conditions else ", tenant"
+        # Of what is nearly unique those alone are counted that the viewer may see: the budget must tell of no others.
+        confined = f"AND {MEANINGS['tenants']}" if plan.column in FIRST else ""
     return " UNION ALL ".join(
         f"""(
         SELECT at, decision = 'deny' AS denied, ({" AND ".join(tried) or "true"}) IS TRUE AS hit,
             row_number() OVER (ORDER BY at {order}) = {budget} AS last
         FROM (SELECT at, {columns} FROM audit_record WHERE at >= %(since)s AND at < %(until)s {_followed(plan, number)}
-              ORDER BY at {order} LIMIT {budget}) followed)"""  # noqa: S608 - names are ours
+              {confined} ORDER BY at {order} LIMIT {budget}) followed)"""  # noqa: S608 - names are ours
         for number in range(len(plan.values))
     )
 

@@ -78,30 +78,41 @@ def of_user(top: Looked, window: str, since: datetime, until: datetime, names: N
 def of_many(
     viewer: Viewer, who: Who, top: Looked, window: str, since: datetime, until: datetime, names: Names
 ) -> Figures:
-    """From rollups, whose spans are whole: those at the ends may reach a little beyond the window. Agent modes, which
-    they do not tell apart by client or tool, are counted among the newest records."""
+    """From rollups, whose spans are whole: those at the ends may reach a little beyond the window. What they do not
+    tell apart (agent modes; tools by client for some tenants alone) is counted among the newest records."""
     span, filters = SPANS[window], dict[str, Any](who.filters)
     buckets = rollups.series(viewer, since, until, span, **filters)
     calls, denied = sum(bucket.calls for bucket in buckets), sum(bucket.denied for bucket in buckets)
     flagged = dict(rollups.totals(viewer, "flagged", since, until, span, decision="allow", **filters)).get("true", 0)
     name = "tool" if who.kind == "client" else "client"
-    every, used = _by_other(viewer, name, since, until, span, filters)
-    seen = Counter(row.mode or "" for row, _ in top.rows if row.is_call)
+    found = _by_other(viewer, name, since, until, span, filters)
+    every, used = found or ([], [])
     decided = calls - denied, flagged, denied
     totals = _totals(decided, used if name == "client" else [], used if name == "tool" else [], names, None)
     parts = _parts(who.kind, decided, {name: every, "mode": []}, calls, names)
-    modes = timeline.divided(seen.most_common(), seen.total(), "mode", {})
-    if len(seen) > 1:
-        parts.append(Part(f"{HEADINGS['mode']}, of the newest {seen.total():,}", modes))
-    return Figures(totals, parts, _chart(buckets, span), _note(until, span))
+    parts += _of_newest(top, name, names, 1) if found is None else []
+    parts += _of_newest(top, "mode", names, 2)
+    return Figures(totals, parts, _chart(buckets, span), _note(viewer, until, span))
+
+
+def _of_newest(top: Looked, name: str, names: Names, fewest: int) -> list[Part]:
+    """How the newest calls divide, where that is by so many values at least."""
+    seen = Counter(getattr(row, name) or "" for row, _ in top.rows if row.is_call)
+    words = {value: names.of(name, value) for value in seen} if name != "mode" else {}
+    shares = timeline.divided(seen.most_common(), seen.total(), name, words)
+    return [Part(f"{HEADINGS[name]}, of the newest {seen.total():,}", shares)] if len(seen) >= fewest else []
 
 
 def _by_other(
     viewer: Viewer, name: str, since: datetime, until: datetime, span: str, filters: Mapping[str, Any]
-) -> tuple[Counts, Counts]:
-    """The tools of a client or the clients of a tool: how often each was called, and was allowed."""
+) -> tuple[Counts, Counts] | None:
+    """The tools of a client or the clients of a tool: how often each was called, and was allowed; None where that is
+    not counted, as it is not for some tenants alone."""
     told = ["backend", "tool"] if name == "tool" else ["client"]
-    found = rollups.groups(viewer, [*told, "decision"], since, until, span, MOST, **filters)
+    try:
+        found = rollups.groups(viewer, [*told, "decision"], since, until, span, MOST, **filters)
+    except rollups.TooMany:
+        return None
     every, used = Counter[str](), Counter[str]()
     for one in found:
         value = "/".join(one.values[column] for column in told)
@@ -126,12 +137,14 @@ def _parts(
     return parts
 
 
-def _note(until: datetime, span: str) -> str:
+def _note(viewer: Viewer, until: datetime, span: str) -> str:
     counted = rollups.counted_until()
     if counted is None:
         return "Nothing is counted yet: the worker counts every five seconds. The records are below."
     late = until - counted > BEHIND and (behind := rollups.behind()) is not None and behind > BEHIND
     said = f"Counted by whole spans of {'an' if span == '1h' else 'a'} {SPAN_WORDS[span]}"
+    if late and viewer.tenants is not None:
+        return "Not all is counted yet."  # up to when is told by the newest record, of whatever tenant
     return f"Counted up to {moment(counted)} so far." if late else f"{said}." if span != "5m" else ""
 
 

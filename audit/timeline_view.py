@@ -21,8 +21,8 @@ from django.utils import timezone
 from django.utils.http import urlencode
 from django.views.decorators.http import require_http_methods
 
-from audit import record_page, search, subjects, timeline, timeline_figures, timeline_reading
-from audit.models import Record, Subject
+from audit import record_page, search, subjects, tenants, timeline, timeline_figures, timeline_reading
+from audit.models import Record
 from audit.people import UID
 from audit.record_around import Link, link
 from audit.record_page import Row
@@ -137,7 +137,7 @@ class TimelineViews:
             "days": days(viewer, page, marks, names.clients), "staff": staff(viewer, top, names.clients),
             "gone": gone.words(since, until), "more_staff": top.cut,
             "links": links(request, who, window), "may_look": viewer.personal,
-            **paging(who, window, page), **(user_context(request, who.name) if who.kind == "user" else {}),
+            **paging(who, window, page), **(user_context(request, viewer, who.name) if who.kind == "user" else {}),
         }  # fmt: skip
 
 
@@ -224,13 +224,14 @@ def links(request: HttpRequest, who: Who, window: str) -> list[Link]:
     return found
 
 
-def user_context(request: HttpRequest, uid: str) -> dict[str, Any]:
+def user_context(request: HttpRequest, viewer: Viewer, uid: str) -> dict[str, Any]:
     """What may be done about a user, and the state that the user is in."""
-    user = Subject.objects.filter(uid=uid).first()
+    user = tenants.users(viewer.tenants).filter(uid=uid).first()
     if user is None:
         return {"person": None}
     acts = []
-    if request.user.has_perm("audit.change_subject") and user.erased_at is None:
+    may_change = request.user.has_perm("audit.change_subject") and tenants.may_change(viewer.tenants, uid)
+    if may_change and user.erased_at is None:
         block = ("unblock", "Unblock…") if user.blocked_at else ("block", "Block…")
         acts = [
             (words, reverse("admin:audit_subject_act", args=[uid, act]), act != "unblock")
@@ -247,7 +248,7 @@ def identity(viewer: Viewer, uid: str) -> list[tuple[str, str]]:
     """Who a user is, for a viewer whose look is recorded. Raises PermissionDenied for who may not see it."""
     if not viewer.personal:
         raise PermissionDenied
-    user = Subject.objects.filter(uid=uid).first()
+    user = tenants.users(viewer.tenants).filter(uid=uid).first()
     if user is None or user.erased_at is not None:
         return []
     named = (("E-mail address", "email"), ("Identifier at the issuer (sub)", "sub"))

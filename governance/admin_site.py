@@ -7,6 +7,7 @@ from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver
 
+from governance.confined import is_confined
 from governance.navigation import navigation
 
 
@@ -93,7 +94,9 @@ class MunimentAdminSite(AdminSite):
 
         context = super().each_context(request)
         if context["has_permission"]:
-            context["pulse"], context["stopped"] = pulse(), stops.banner(request.user)
+            context["confined"] = is_confined(request.user)
+            context["pulse"] = None if context["confined"] else pulse()
+            context["stopped"] = stops.banner(request.user)
             context["navigation"] = sections = navigation(request)
             context["here"] = next((link for _, links in sections for link in links if link.here), None)
         return context

@@ -24,15 +24,15 @@ from governance.solvable import solvable
 MOST_NAMED = 3
 
 
-def home(request: HttpRequest, pulse: Pulse) -> dict[str, Any]:
-    """What the home page shows to this viewer."""
+def home(request: HttpRequest, pulse: Pulse | None) -> dict[str, Any]:
+    """What the home page shows to this viewer. Without a pulse (of who is confined to tenants) nothing of the log."""
     user: Any = request.user
     now = timezone.now()
-    state, may_look = health(pulse), user.has_perm("audit.view_record")
+    state, may_look = health(pulse) if pulse else None, user.has_perm("audit.view_record")
     name = user.get_short_name()
     return {
         "title": f"Welcome, {name}" if name else "Home",
-        "now": now, "health": state, "notices": notices(state.pulse.alerts if may_look else []),
+        "now": now, "health": state, "notices": notices(state.pulse.alerts if state and may_look else []),
         "waits": waits(user),
         "ending": ending(user, now) if user.has_perm("clients.view_grant") else None,
         **(_of_records(request, now) if may_look else {}),
@@ -42,12 +42,8 @@ def home(request: HttpRequest, pulse: Pulse) -> dict[str, Any]:
 
 def _of_records(request: HttpRequest, now: datetime) -> dict[str, Any]:
     """What only those see who may read records."""
-    head, viewer = Head.objects.get(), viewer_of(request.user)
-    about: dict[str, Any] = {
-        "head": head,
-        "newest": head.at if head.next else None,
-        "undrained": head.policy - head.drained,
-    }
+    viewer = viewer_of(request.user)
+    about = _of_the_log() if viewer.tenants is None else {}
     if not home_start.called(viewer):
         return about | {"start": home_start.steps(request.user)}
     chosen = request.GET.get("window", "")
@@ -59,6 +55,15 @@ def _of_records(request: HttpRequest, now: datetime) -> dict[str, Any]:
         "solvable": solvable(viewer, request.user, now, clients),
         "newcomers": newcomers(viewer, now, clients),
     }  # fmt: skip
+
+
+def _of_the_log() -> dict[str, Any]:
+    head = Head.objects.get()
+    return {
+        "head": head,
+        "newest": head.at if head.next else None,
+        "undrained": head.policy - head.drained,
+    }
 
 
 def administrators() -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from clients.claims import Refused
 from clients.jwks import SUPPORTED, VerificationKey
 from clients.tokens import Parts, take_apart
+from governance import tenant_names
 
 LEEWAY: Final = 30  # seconds that the provider's clock may be off
 MAX_TEXT: Final = 255  # characters of `sub` (section 2) and of a group's name
@@ -28,25 +29,28 @@ class UnknownKey(BadToken):
 @dataclass(frozen=True, slots=True)
 class Expected:
     """What a token must say. `auth_since` (POSIX seconds): the person must have shown who they are after that, and
-    the token must say when they did."""
+    the token must say when they did. `tenants_claim`: what says which tenants they are confined to; empty for none."""
 
     issuer: str
     client_id: str
     nonce: str
     groups_claim: str
     auth_since: float | None = None
+    tenants_claim: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
     """What a verified token says of a member of staff. Texts can be printed, and stored; empty where it says
-    nothing of use. `groups` are the provider's own names."""
+    nothing of use. `groups` are the provider's own names. `tenants` are those that they are confined to, None for
+    every one; empty where the token should say and does not."""
 
     sub: str
     given_name: str
     family_name: str
     email: str
     groups: frozenset[str]
+    tenants: frozenset[str] | None = None
 
 
 def read(token: object, keys: Sequence[VerificationKey], expected: Expected, now: float) -> Person:
@@ -61,7 +65,7 @@ def read(token: object, keys: Sequence[VerificationKey], expected: Expected, now
     _check_signature(parts, keys)
     _check_parties(parts.claims, expected)
     _check_times(parts.claims, expected, now)
-    return _person(parts.claims, expected.groups_claim)
+    return _person(parts.claims, expected)
 
 
 def _check_signature(parts: Parts, keys: Sequence[VerificationKey]) -> None:
@@ -121,14 +125,16 @@ def _date(claims: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def _person(claims: Mapping[str, Any], groups_claim: str) -> Person:
+def _person(claims: Mapping[str, Any], expected: Expected) -> Person:
     sub = _text(claims.get("sub"), MAX_TEXT)
     if not sub:
         raise BadToken("sub is missing or no text that can be kept")
     given, family = _text(claims.get("given_name"), 150), _text(claims.get("family_name"), 150)
     if not given and not family:
         given = _text(claims.get("name"), 150)
-    return Person(sub, given, family, _text(claims.get("email"), 254), _groups(claims.get(groups_claim)))
+    groups, claim = _groups(claims.get(expected.groups_claim)), expected.tenants_claim
+    tenants = tenant_names.claimed(claims.get(claim)) if claim else None
+    return Person(sub, given, family, _text(claims.get("email"), 254), groups, tenants)
 
 
 def _text(value: object, longest: int) -> str:

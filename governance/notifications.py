@@ -73,7 +73,7 @@ KINDS = {
 @dataclass(frozen=True, slots=True)
 class Found:
     """Something that is the case now. `owner`: a member of staff who is told besides; `but`: one who is not, since it
-    is their own doing. Both by number."""
+    is their own doing. Both by number. `tenant`: of which it is; of none, who is confined to tenants is not told."""
 
     kind: str
     about: str
@@ -81,6 +81,7 @@ class Found:
     path: str
     owner: int | None = None
     but: int | None = None
+    tenant: str | None = None
 
 
 def refresh(now: datetime | None = None) -> int:
@@ -120,7 +121,8 @@ def _make(fresh: list[Found], now: datetime) -> None:
         made = Notification.objects.create(
             kind=one.kind, about=one.about[:255], words=one.words, path=one.path, made_at=now
         )
-        numbers = (audience[one.kind] | _owner(one)) - {one.but}
+        told = {number for number, seen in audience[one.kind].items() if not seen or one.tenant in seen}
+        numbers = (told | _owner(one)) - {one.but}
         places = [f"staff:{number}" for number in sorted(n for n in numbers if n is not None)]
         places += [WEBHOOK] if settings.MUNIMENT_NOTIFY_WEBHOOK else []
         NotificationDelivery.objects.bulk_create(
@@ -128,13 +130,16 @@ def _make(fresh: list[Found], now: datetime) -> None:
         )
 
 
-def _audience(kind: str) -> set[int | None]:
-    """Who is told of a kind: those with a permission for it and a mailbox, who want to be."""
-    found: set[int | None] = set()
+def _audience(kind: str) -> dict[int | None, set[str]]:
+    """Who is told of a kind, each with the tenants that they are confined to: those with a permission for it and a
+    mailbox, who want to be."""
+    found: dict[int | None, set[str]] = {}
+    off = set(NotificationChoice.objects.filter(off__contains=[kind]).values_list("pk", flat=True))
     for permission in KINDS[kind].permissions:
-        people = get_user_model().objects.with_perm(permission, backend=BACKEND).filter(is_staff=True)
-        found |= set(people.exclude(email="").values_list("pk", flat=True))
-    return found - set(NotificationChoice.objects.filter(off__contains=[kind]).values_list("pk", flat=True))
+        people: Any = get_user_model().objects.with_perm(permission, backend=BACKEND).filter(is_staff=True)
+        for user in people.exclude(email="").exclude(pk__in=off).prefetch_related("tenants"):
+            found[user.pk] = {row.tenant for row in user.tenants.all()}
+    return found
 
 
 def _owner(one: Found) -> set[int | None]:

@@ -38,7 +38,7 @@ def waiting(now: datetime) -> Iterator[Found]:
     for asked in requests.waiting(now).order_by("pk")[:MOST]:
         words = f"Request {asked.pk} waits for a decision until {_time(asked.lapses_at)}."
         path = _page("admin:clients_accessrequest_change", asked.pk)
-        yield Found("request", f"request {asked.pk}", words, path, but=_number(asked.asked_by))
+        yield Found("request", f"request {asked.pk}", words, path, but=_number(asked.asked_by), tenant=asked.tenant)
 
 
 def ending(now: datetime) -> Iterator[Found]:
@@ -52,7 +52,7 @@ def ending(now: datetime) -> Iterator[Found]:
         kind = "block" if grant.effect == "deny" else "grant"
         words = f"The {kind} {grant.pk} ends at {_time(grant.expires_at)}, within {'a day' if days == 1 else 'a week'}."
         about = f"grant {grant.pk} {grant.expires_at.isoformat()} {days}"
-        yield Found("grant", about, words, _page("admin:clients_grant_change", grant.pk))
+        yield Found("grant", about, words, _page("admin:clients_grant_change", grant.pk), tenant=grant.tenant)
 
 
 def exports(now: datetime) -> Iterator[Found]:

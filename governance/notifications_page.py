@@ -17,6 +17,7 @@ from django.views.decorators.http import require_http_methods
 from audit.admin_base import PlainForm, actor_of
 from audit.record_page import Pill
 from audit.staff_log import tell
+from governance.confined import is_confined
 from governance.models import Notification, NotificationChoice, NotificationDelivery
 from governance.notifications import KINDS, WEBHOOK, Kind, choose, kinds_for
 
@@ -94,7 +95,10 @@ class NotificationViews:
 
 def told(user: Any, able: dict[str, Kind]) -> list[Told]:
     """The newest notifications of the kinds that somebody can be told of."""
-    found = list(Notification.objects.filter(kind__in=able).order_by("-made_at", "-pk")[:SHOWN])
+    about = Notification.objects.filter(kind__in=able)
+    if is_confined(user):  # what was sent to them, and was so of their tenants
+        about = about.filter(deliveries__to=f"staff:{user.pk}")
+    found = list(about.order_by("-made_at", "-pk")[:SHOWN])
     if not user.has_perm("audit.change_export"):  # of exports their own alone, which were sent to them
         mine = set(_deliveries(found, f"staff:{user.pk}"))
         found = [one for one in found if one.kind != "export" or one.pk in mine]

@@ -227,6 +227,7 @@ MUNIMENT_OIDC_CLIENT_ID = env.str("MUNIMENT_OIDC_CLIENT_ID", "")
 MUNIMENT_OIDC_CLIENT_SECRET = oidc_secret(MUNIMENT_PROCESS)
 MUNIMENT_OIDC_SCOPES = env.str("MUNIMENT_OIDC_SCOPES", "openid email profile")
 MUNIMENT_OIDC_GROUPS_CLAIM = env.str("MUNIMENT_OIDC_GROUPS_CLAIM", "groups")
+MUNIMENT_OIDC_TENANTS_CLAIM = env.str("MUNIMENT_OIDC_TENANTS_CLAIM", "")
 MUNIMENT_OIDC_ROLES = oidc_roles(env.str("MUNIMENT_OIDC_ROLES", ""), env.str("MUNIMENT_OIDC_ADMIN_GROUP", ""))
 
 # --- who may scrape /metrics ------------------------------------------------------------------------------
@@ -300,6 +301,7 @@ CELERY_BEAT_SCHEDULE = {
     for name, task, seconds in [
         ("refresh key sets", "clients.tasks.refresh_key_sets", 300.0),
         ("lapse requests", "clients.tasks.lapse_requests", 3600.0),
+        ("forget receipts", "clients.tasks.forget_receipts", 24 * 3600.0),
         ("make partitions", "audit.tasks.make_partitions", 3600.0),
         ("count records", "audit.tasks.count_records", 5.0),
         ("clear outbox", "audit.tasks.clear_outbox", 3600.0),
@@ -353,6 +355,10 @@ SPECTACULAR_SETTINGS = {
 DATA_UPLOAD_MAX_MEMORY_SIZE = MUNIMENT_MAX_BODY = 256 * 1024
 MUNIMENT_JWKS_COOLDOWN = env.int("MUNIMENT_JWKS_COOLDOWN", 30)
 MUNIMENT_JWKS_MAX_STALE = env.int("MUNIMENT_JWKS_MAX_STALE", 24 * 3600)
+# Seconds between two polls of a transmitter of security events.
+MUNIMENT_SIGNAL_POLL_SECONDS = env.float("MUNIMENT_SIGNAL_POLL_SECONDS", 5.0)
+if not 1 <= MUNIMENT_SIGNAL_POLL_SECONDS <= 3600:
+    raise ImproperlyConfigured("MUNIMENT_SIGNAL_POLL_SECONDS must be 1 to 3600")
 MUNIMENT_FAILURES_PER_SECOND = env.int("MUNIMENT_FAILURES_PER_SECOND", 100)
 MUNIMENT_FAILURES_BURST = env.int("MUNIMENT_FAILURES_BURST", 1000)
 MUNIMENT_QUEUE = env.int("MUNIMENT_QUEUE", 2048)

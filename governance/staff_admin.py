@@ -17,18 +17,26 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from audit.admin_base import Action, ReadOnlyAdmin, ReasonField, ReasonForm, Refused, actor_of
+from audit.admin_base import Action, LinesField, ReadOnlyAdmin, ReasonField, ReasonForm, Refused, actor_of
+from audit.record_words import amount
 from audit.templatetags.muniment import when
-from governance import staff_roles
+from governance import staff_roles, staff_tenants, tenant_names
 from governance.roles import ADMINISTRATOR, ROLES
 
 LAST = "You are the last one who can look after the staff. Make somebody else an administrator first."
+NOT_BOTH = "A superuser may do everything, so one cannot be confined to tenants, nor can who is confined become one."
+CONFINED_HELP = "One name a line, exactly as tokens have it. Empty: every tenant, and what belongs to none."
 admin.site.unregister(User)
 
 
 def comes_by_provider(user: User) -> bool:
     """Whether the identity provider says who this is, and which roles they have."""
     return hasattr(user, "identity")
+
+
+def is_confined_here(user: User) -> bool:
+    """Whether their tenants are said here, and not by the identity provider."""
+    return not (settings.MUNIMENT_OIDC_TENANTS_CLAIM and comes_by_provider(user))
 
 
 def is_local(user: User) -> bool:
@@ -47,6 +55,29 @@ class RolesField(forms.MultipleChoiceField):
         """The roles in their order, then groups that somebody made by hand."""
         others = Group.objects.exclude(name__in=ROLES).order_by("name").values_list("name", flat=True)
         return [*((name, f"{name}: {words}") for name, (words, _) in ROLES.items()), *((n, n) for n in others)]
+
+
+class TenantsField(LinesField):
+    """Which tenants somebody is confined to, one a line."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            longest=tenant_names.LONGEST, required=False, label="Confined to these tenants", help_text=CONFINED_HELP
+        )
+
+    def clean(self, value: Any) -> list[str]:
+        """No more than anybody can have."""
+        try:
+            return tenant_names.check(super().clean(value))
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+
+
+class TenantsForm(ReasonForm):
+    """Other tenants, and why."""
+
+    tenants = TenantsField()
+    field_order = ["tenants", "reason"]
 
 
 class RolesForm(ReasonForm):
@@ -87,6 +118,7 @@ class AddForm(UserCreationForm):
     """A new local account, its roles, and why."""
 
     roles = RolesField()
+    tenants = TenantsField()
     reason = ReasonField()
 
     class Meta(UserCreationForm.Meta):
@@ -103,6 +135,9 @@ def _actions() -> list[Action]:
     return [
         Action("roles", "Change roles", "The roles count from the next page on that they open.", "set_roles", is_local,
                RolesForm),
+        Action("tenants", "Confine to tenants", "Counts from the next page on that they open. Whatever their roles"
+               " give, they then see the records, users and grants of these tenants alone, and nothing of the whole"
+               " platform.", "set_tenants", lambda u: not u.is_superuser and is_confined_here(u), TenantsForm),
         Action("password", "Set a new password", "Tell it to them yourself. Wherever they are signed in, that ends.",
                "set_password", lambda u: is_local(u) and settings.MUNIMENT_LOCAL_PASSWORDS, PasswordForm),
         Action("superuser", "Make superuser", "A superuser may do everything but change a record. Roles are enough for"
@@ -125,7 +160,7 @@ class StaffAdmin(ReadOnlyAdmin):
     list_display = ["called", "held", "way", "signed_in", "state"]
     list_filter = ["is_active", "groups"]
     ordering = ["username"]
-    fields = ["called", "account", "address", "way", "roles", "signed_in", "since", "state"]
+    fields = ["called", "account", "address", "way", "roles", "sees", "signed_in", "since", "state"]
     add_form = AddForm
     can_act: ClassVar[Sequence[Action]] = _actions()
 
@@ -133,8 +168,8 @@ class StaffAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
         """With roles and identities, in as many queries as there are kinds."""
-        found: QuerySet[User] = super().get_queryset(request).select_related("identity").prefetch_related("groups")
-        return found
+        rows: QuerySet[User] = super().get_queryset(request).select_related("identity")
+        return rows.prefetch_related("groups", "tenants")
 
     def name_of(self, user: User) -> str:
         return staff_roles.name_of(user)
@@ -156,12 +191,23 @@ class StaffAdmin(ReadOnlyAdmin):
         found = sorted(group.name for group in user.groups.all())  # as they were fetched for the whole list
         names = [*([staff_roles.SUPERUSER] if user.is_superuser else []), *found]
         pills = format_html_join(" ", '<span class="pill plain">{}</span>', ((name,) for name in names))
-        return pills or "no role"
+        tenants = len(staff_tenants.held_by(user))
+        mark = format_html(' <span class="pill flag">{} only</span>', amount(tenants, "tenant")) if tenants else ""
+        return format_html("{}{}", pills or "no role", mark)
 
     @admin.display(description="roles")
     def roles(self, user: User) -> str | SafeString:
         where = "By their groups at the identity provider; changed there." if comes_by_provider(user) else ""
         return format_html('{} <span class="quiet">{}</span>', self.held(user), where)
+
+    @admin.display(description="sees")
+    def sees(self, user: User) -> str | SafeString:
+        names = staff_tenants.held_by(user)
+        where = "" if is_confined_here(user) else "As the identity provider says; changed there."
+        if user.is_superuser and names:
+            where = "A superuser cannot be confined, so this account cannot sign in."
+        listed = f"the tenants {', '.join(names)} alone" if names else "every tenant"
+        return format_html('{} <span class="quiet">{}</span>', listed, where)
 
     @admin.display(description="signs in")
     def way(self, user: User) -> str:
@@ -206,6 +252,8 @@ class StaffAdmin(ReadOnlyAdmin):
         given = request.POST if request.method == "POST" else None
         if action.name == "roles":
             return RolesForm(given, initial={"roles": staff_roles.held_by(obj)})
+        if action.name == "tenants":
+            return TenantsForm(given, initial={"tenants": staff_tenants.held_by(obj)})
         return super().form_of(request, action, obj)
 
     def _check(self, request: HttpRequest, user: User) -> None:
@@ -238,6 +286,24 @@ class StaffAdmin(ReadOnlyAdmin):
         self._tell(request, "staff.roles", user, data, before=before, after=staff_roles.held_by(user))
         return f"{self.name_of(user)} has new roles."
 
+    def set_tenants(self, request: HttpRequest, user: User, data: dict[str, Any]) -> str:
+        """Exactly these, from the next page on; of none, every one."""
+        self._check(request, user)
+        before, wanted = staff_tenants.held_by(user), data["tenants"]
+        if user.pk == request.user.pk:
+            raise Refused("Nobody confines or frees themselves. Ask another administrator.")
+        if user.is_superuser:
+            raise Refused(NOT_BOTH)
+        if wanted == before:
+            raise Refused(
+                "These are the tenants that they are confined to." if before else "They see every tenant now."
+            )
+        staff_tenants.give(user, wanted)
+        self._tell(request, "staff.tenants", user, data, before=before, after=wanted)
+        return (
+            f"{self.name_of(user)} now sees {amount(len(wanted), 'tenant') + ' alone' if wanted else 'every tenant'}."
+        )
+
     def set_password(self, request: HttpRequest, user: User, data: dict[str, Any]) -> str:
         """Somebody else's."""
         self._check(request, user)
@@ -261,6 +327,8 @@ class StaffAdmin(ReadOnlyAdmin):
         if not self.may(request, "superuser"):
             raise PermissionDenied
         before = staff_roles.held_by(user)
+        if value and staff_tenants.held_by(user):
+            raise Refused(NOT_BOTH)
         if not value and ADMINISTRATOR not in before and not staff_roles.others_can_administer(user):
             raise Refused(LAST)
         user.is_superuser = value
@@ -298,7 +366,17 @@ class StaffAdmin(ReadOnlyAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is not None:
             return super().get_fieldsets(request, obj)
-        fields = ["username", "first_name", "last_name", "email", "password1", "password2", "roles", "reason"]
+        fields = [
+            "username",
+            "first_name",
+            "last_name",
+            "email",
+            "password1",
+            "password2",
+            "roles",
+            "tenants",
+            "reason",
+        ]
         return [(None, {"fields": fields})]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -314,5 +392,6 @@ class StaffAdmin(ReadOnlyAdmin):
         obj.is_staff = True
         obj.save()
         staff_roles.give(obj, form.cleaned_data["roles"])
-        roles = staff_roles.held_by(obj)
-        self._tell(request, "staff.add", obj, form.cleaned_data, how="password", roles=roles)
+        staff_tenants.give(obj, form.cleaned_data["tenants"])
+        roles, tenants = staff_roles.held_by(obj), form.cleaned_data["tenants"] or None
+        self._tell(request, "staff.add", obj, form.cleaned_data, how="password", roles=roles, tenants=tenants)

@@ -7,6 +7,7 @@ and whatever fails is a Refused, which is told on the sign-in page."""
 
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
-from governance import id_token, role_mapping, staff_roles
+from governance import id_token, role_mapping, staff_roles, staff_tenants
 from governance.confined import ConfinedBackend
 from governance.id_token import Person
 from governance.models import StaffIdentity
@@ -38,6 +39,7 @@ REASONS: Final = {
     "state": "This sign-in was begun in another browser, or too long ago. Begin again.",
     "denied": "The identity provider did not sign you in.",
     "no_role": "None of your groups at the identity provider has a role here. Ask an administrator for one.",
+    "no_tenant": "The identity provider does not say which tenants are yours. Ask whoever runs it.",
     "inactive": "Your account here is deactivated. Ask an administrator.",
     "other": "That was somebody else. Show again who you are, as the person who is signed in.",
 }
@@ -117,6 +119,7 @@ class StaffBackend(ConfinedBackend, OIDCAuthenticationBackend):
         expected = id_token.Expected(
             settings.MUNIMENT_OIDC_ISSUER, settings.MUNIMENT_OIDC_CLIENT_ID, more["nonce"],
             settings.MUNIMENT_OIDC_GROUPS_CLAIM, self.again.since if self.again else None,
+            settings.MUNIMENT_OIDC_TENANTS_CLAIM,
         )  # fmt: skip
         issuer = provider(settings.MUNIMENT_OIDC_ISSUER)
         try:
@@ -148,22 +151,26 @@ class StaffBackend(ConfinedBackend, OIDCAuthenticationBackend):
 
 def admit(person: Person, again: Again | None = None) -> User:
     """The account of somebody whom the provider has established, made where there is none. Its roles become exactly
-    those of their groups, and each change of them is recorded. Raises Refused for somebody without a role, for an
-    account that is deactivated, and for another one than is to show itself again."""
+    those of their groups, its tenants those of their token where that is to say them, and each change is recorded.
+    Raises Refused for somebody without a role or a tenant, for an account that is deactivated, and for another one than
+    is to show itself again."""
     roles = role_mapping.roles_of(person.groups, settings.MUNIMENT_OIDC_ROLES)
+    why = "no_role", "none of the groups has a role"
+    if person.tenants is not None and not person.tenants:  # and so without a role: with no tenant they would see all
+        roles, why = frozenset(), ("no_tenant", "the token names no tenant")
     with transaction.atomic():
         user = _account(person.sub)
         if again is not None and (user is None or user.pk != again.account):
             raise Refused("other", "another person signed in", again.account)
         if user is None:
             if not roles:
-                raise Refused("no_role", "none of the groups has a role")
+                raise Refused(*why)
             user = _new_account(person.sub)
         if not user.is_active:
             raise Refused("inactive", "the account is deactivated", user.pk)
         _follow(user, person, roles)
     if not roles:  # out here, so that what was taken away stays taken away
-        raise Refused("no_role", "none of the groups has a role any more", user.pk)
+        raise Refused(why[0], f"{why[1]} any more", user.pk)
     return user
 
 
@@ -197,7 +204,17 @@ def _follow(user: User, person: Person, roles: frozenset[str]) -> None:
     user.save(update_fields=["first_name", "last_name", "email", "is_superuser", "is_staff"])
     user.user_permissions.clear()
     staff_roles.give(user, roles)
+    if settings.MUNIMENT_OIDC_TENANTS_CLAIM and roles:
+        _confine(user, person.tenants or ())
     if before != (after := staff_roles.held_by(user)):
         staff_roles.tell_about("system", "", "staff.roles", user, how="oidc", before=before, after=after)
     if roles:
         StaffIdentity.objects.filter(user=user).update(last_sign_in=timezone.now())
+
+
+def _confine(user: User, tenants: Iterable[str]) -> None:
+    """To what the provider says of now."""
+    before = staff_tenants.held_by(user)
+    if before != (after := sorted(tenants)):
+        staff_tenants.give(user, after)
+        staff_roles.tell_about("system", "", "staff.tenants", user, how="oidc", before=before, after=after)

@@ -19,6 +19,7 @@ from audit.log_health import Pulse, ended, health, kind_of
 from audit.models import DeadLetter, Erasure, Export, ExportRun, Head, Hold, Outbox, RetentionRun, RollupState, Stream
 from audit.models.handing import OPEN
 from audit.templatetags.muniment import ago, lapse
+from governance import staff_tenants
 from governance.idempotency import store
 from muniment.findings import counted
 
@@ -55,7 +56,7 @@ def lines() -> list[Line]:
     """Everything, the log first. Raises django.db.Error where the database cannot be asked."""
     found = health()
     told = [Line(STATES[s.state], "log", plain(s.words)) for s in found.sentences]
-    for part in (_alerts, _outbox, _schedule, _exports, _streams, _retention, _erasures, _redis):
+    for part in (_alerts, _outbox, _schedule, _staff, _exports, _streams, _retention, _erasures, _redis):
         told += part(found.pulse)
     return told
 
@@ -97,6 +98,12 @@ def _schedule(p: Pulse) -> Iterator[Line]:
     if behind > UNCOUNTED:
         words = f"{counted(behind, 'record')} not counted yet. Check that the worker runs, and what it is busy with."
         yield Line(LOOK, "worker", words)
+
+
+def _staff(p: Pulse) -> Iterator[Line]:
+    for number in staff_tenants.contradictions():
+        words = f"Staff {number} is a superuser and confined to tenants, which cannot be: they cannot sign in."
+        yield Line(LOOK, "staff", words)
 
 
 def _exports(p: Pulse) -> Iterator[Line]:

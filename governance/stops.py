@@ -15,10 +15,12 @@ from django.db import connection
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from audit import tenants
 from audit.admin_base import Refused
 from audit.models import Subject
 from audit.outbox import acting
 from audit.record_words import short_uid
+from audit.viewer import tenants_of
 from clients.models import Client, Issuer
 from tools import approval
 from tools.models import Backend, Tool
@@ -98,8 +100,9 @@ class Banner:
 
 
 def visible(user: Any) -> list[Switch]:
-    """The kinds that a member of staff may see."""
-    return [switch for switch in SWITCHES.values() if user.has_perm(switch.view)]
+    """The kinds that a member of staff may see: who is confined to tenants, users alone, since all else is shared."""
+    confined = tenants_of(user) is not None
+    return [s for s in SWITCHES.values() if user.has_perm(s.view) and (s.kind == "user" or not confined)]
 
 
 def banner(user: Any) -> Banner | None:
@@ -107,16 +110,27 @@ def banner(user: Any) -> Banner | None:
     selects = [f"({BANNER[switch.kind]} LIMIT {MOST_NAMED + 1})" for switch in visible(user)]
     if not selects:
         return None
+    if (seen := tenants_of(user)) is not None:
+        uids = tenants.users(seen).filter(blocked_at__isnull=False, erased_at=None).order_by("-blocked_at")
+        rows = [("user", uid) for uid in uids.values_list("uid", flat=True)[: MOST_NAMED + 1]]
+        return _banner(rows)
     with connection.cursor() as cursor:
         cursor.execute(" UNION ALL ".join(selects))
-        rows = cursor.fetchall()
+        return _banner(cursor.fetchall())
+
+
+def _banner(rows: list[tuple[str, str]]) -> Banner | None:
     found = [(SWITCHES[kind].noun, short_uid(name) if kind == "user" else name) for kind, name in rows]
     return Banner(found[:MOST_NAMED], len(found) > MOST_NAMED) if found else None
 
 
 def now_stopped(user: Any) -> list[Stop]:
     """What is stopped of all that the member of staff may see, at most 100 of a kind."""
-    return [as_stop(switch, row) for switch in visible(user) for row in switch.stopped()[:MOST]]
+    seen = tenants_of(user)
+    found = {switch: switch.stopped() for switch in visible(user)}
+    if seen is not None:
+        found = {switch: rows.filter(pk__in=tenants.users(seen).values("pk")) for switch, rows in found.items()}
+    return [as_stop(switch, row) for switch, rows in found.items() for row in rows[:MOST]]
 
 
 def as_stop(switch: Switch, row: Any) -> Stop:
@@ -140,6 +154,21 @@ def key_of(switch: Switch, row: Any) -> str:
 def name_of(switch: Switch, row: Any) -> str:
     """What people call it."""
     return short_uid(row.uid) if switch.kind == "user" else str(row)
+
+
+def may_change(user: Any, kind: str, row: str) -> bool:
+    """Whether somebody may stop and resume the one with this id: who is confined, a user all of whose tenants are
+    theirs."""
+    seen = tenants_of(user)
+    theirs = seen is None or (kind == "user" and tenants.may_change(seen, row))
+    return bool(theirs and user.has_perm(SWITCHES[kind].change))
+
+
+def find_for(user: Any, kind: str, key: str) -> Any:
+    """The row of this kind that is called so, where this member of staff may see it, else None."""
+    row, seen = find(kind, key), tenants_of(user)
+    hidden = seen is not None and row is not None and not (kind == "user" and tenants.sees(seen, row.uid))
+    return None if hidden else row
 
 
 def find(kind: str, key: str, lock: bool = False) -> Any:
@@ -221,6 +250,8 @@ def _change(user: Any, actor: tuple[str, str], kind: str, key: str, reason: str,
         held = find(kind, key, lock=True)
         if held is None:
             raise Refused(f"There is no such {switch.noun}.")
+        if not may_change(user, kind, str(held.pk)):
+            raise PermissionDenied
         if (words := objection(kind, held, stopping)) is not None:
             raise Refused(words)
         _set(kind, held, stopping)

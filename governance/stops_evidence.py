@@ -46,8 +46,8 @@ class Hits:
 
 
 def told(viewer: Viewer, stops: Sequence[Stop]) -> dict[Stop, Told]:
-    """What the log says of each, as far as it goes back."""
-    if not viewer.records or not stops:
+    """What the log says of each, as far as it goes back. What staff and the policy do are records of no tenant."""
+    if not viewer.records or not stops or viewer.tenants is not None:
         return {}
     rows = {(SWITCHES[stop.kind].table, stop.row): stop for stop in stops if stop.kind != "user"}
     users = {stop.row: stop for stop in stops if stop.kind == "user"}

@@ -34,17 +34,21 @@ PAGES = {
 
 
 class TargetForm(PlainForm):
-    """What is to be stopped or resumed: the kind, and what names it."""
+    """What is to be stopped or resumed by a member of staff: the kind, and what names it."""
 
     kind = forms.ChoiceField(choices=[(kind, kind) for kind in SWITCHES], widget=forms.HiddenInput)
     what = forms.CharField(max_length=255, widget=forms.HiddenInput)
+
+    def __init__(self, user: Any, *given: Any) -> None:
+        super().__init__(*given)
+        self.user = user
 
     def clean(self) -> dict[str, Any]:
         """Finds it, as `row`."""
         data = super().clean() or {}
         if self.errors:
             return data
-        data["row"] = stops.find(data["kind"], data["what"])
+        data["row"] = stops.find_for(self.user, data["kind"], data["what"])
         if data["row"] is None:
             strange = data["kind"] == "user" and not re.match(UID, data["what"])
             self.add_error("what", NOT_A_UID if strange else f"There is no such {SWITCHES[data['kind']].noun}.")
@@ -113,12 +117,12 @@ class StopViews:
     def _change(self, request: HttpRequest, stopping: bool) -> HttpResponse:
         """The page that asks why, and what it does when it is answered."""
         asked = request.POST if request.method == "POST" else request.GET
-        target = TargetForm(asked)
+        target = TargetForm(request.user, asked)
         if not target.is_valid():
             return self._list(request, target)
         kind, row = target.cleaned_data["kind"], target.cleaned_data["row"]
         switch = SWITCHES[kind]
-        if not (request.user.has_perm(switch.view) and request.user.has_perm(switch.change)):
+        if not (request.user.has_perm(switch.view) and stops.may_change(request.user, kind, str(row.pk))):
             raise PermissionDenied
         form = ReasonForm(request.POST if request.method == "POST" else None)
         objection = stops.objection(kind, row, stopping)
@@ -147,7 +151,7 @@ def line(user: Any, stop: Stop, known: Told | None) -> Line:
     """One line of the list."""
     page = reverse(PAGES[stop.kind], args=[quote(stop.row)])
     since = stop.since or (known.at if known else None)
-    return Line(stop, page, known, since, user.has_perm(SWITCHES[stop.kind].change))
+    return Line(stop, page, known, since, stops.may_change(user, stop.kind, stop.row))
 
 
 def asked_about(request: HttpRequest, switch: Switch, row: Any, stopping: bool) -> dict[str, Any]:

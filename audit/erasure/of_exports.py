@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl
 
 from django.db.models import CharField, F, Func, Q, QuerySet, Value
 
+from audit.exports import rights
 from audit.models import ExportRun, Record
 from audit.records_form import ABSENT, FILTERS, NONE
 
@@ -52,7 +53,9 @@ def _holds(run: ExportRun, uid: str, using: str) -> bool:
         subject=uid, at__gte=run.since, at__lt=run.until, index__gte=run.first, index__lte=run.last,
         disclosures__isnull=False,
     )  # fmt: skip
-    query = run.definition.get("query")
+    query, tenants = run.definition.get("query"), run.definition.get(rights.MADE_WITH)
+    if isinstance(tenants, list):
+        records = records.filter(tenant__in=tenants)
     return records.filter(**conditions(query if isinstance(query, str) else "")).exists()
 
 

@@ -25,6 +25,7 @@ from audit.exports.definitions import Definition
 from audit.exports.page import RunLine, allowed, last_runs, line
 from audit.models import Export
 from audit.staff_names import names_of
+from audit.viewer import check_whole
 
 MOST = 100
 EARLIEST = date(2000, 1, 1)
@@ -168,6 +169,7 @@ class PackViews:
     def packs(self, request: HttpRequest) -> HttpResponse:
         """GET: what to ask for, and what was made. POST: make one."""
         allowed(request)
+        check_whole(request.user)
         form = PackForm(request.POST if request.method == "POST" else None)
         if request.method == "POST":
             if not exports.may_make(request.user):

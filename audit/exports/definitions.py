@@ -13,14 +13,14 @@ from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from audit.evidence import controls
-from audit.exports import due, formats, queue, schedules
+from audit.exports import due, formats, queue, rights, schedules
 from audit.exports.columns import COLUMNS, PERSONAL
 from audit.exports.schedules import ScheduleError
 from audit.models import Destination, Export, ExportRun
 from audit.models.handing import OPEN
 from audit.records_form import Directory, FilterForm, printable
 from audit.staff_log import tell
-from audit.viewer import viewer_of
+from audit.viewer import tenants_of, viewer_of
 
 MOST = 200  # of one member of staff
 TASK = "audit.tasks.export_due"
@@ -98,6 +98,7 @@ def check(user: Any, given: Definition) -> Definition:
     active = get_user_model().objects.filter(pk__in=given.recipients, is_active=True, is_staff=True)
     if len(given.recipients) > MOST or active.count() != len(set(given.recipients)):
         wrong["recipients"] = "Recipients are members of staff."
+    _check_confined(user, given, wrong)
     if wrong:
         raise ValidationError(wrong)
     return Definition(**{**_plain(given), "query": query, "schedule": " ".join(given.schedule.split())})
@@ -120,6 +121,19 @@ def _check_name(given: Definition, wrong: dict[str, str]) -> None:
             wrong[field] = f"A {field} must not hold an e-mail address."
     if not given.name.strip():
         wrong["name"] = "An export needs a name: its files are called by it."
+
+
+def _check_confined(user: Any, given: Definition, wrong: dict[str, str]) -> None:
+    """Who sees some tenants alone exports their records, whatever is searched for; and to where no other tenant's staff
+    find them, nor are told of them."""
+    if tenants_of(user) is None:
+        return
+    if given.format in rights.WHOLE:
+        wrong["format"] = "That shows all of the log, and you see some tenants alone. Choose another format."
+    if given.destination:
+        wrong["destination"] = "Destinations are shared by all tenants: keep it for download here."
+    if set(given.recipients) - {user.pk}:
+        wrong["recipients"] = "You can have yourself told, and nobody else."
 
 
 def _check_columns(user: Any, given: Definition, wrong: dict[str, str]) -> None:

@@ -23,12 +23,12 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.views.decorators.http import require_http_methods, require_POST
 
-from audit.exports import store
+from audit.exports import rights, store
 from audit.exports.store import StoreFailed
 from audit.models import ExportRun
 from audit.recent_sign_in import ask_again, is_recent
 from audit.staff_log import tell
-from audit.viewer import viewer_of
+from audit.viewer import tenants_of, viewer_of
 
 LINK_SECONDS = 15 * 60
 MAILED = timedelta(days=7)
@@ -44,10 +44,14 @@ OVER = "The link is over"
 
 def may_take(user: Any, run: ExportRun) -> bool:
     """Whether somebody may take the file of a run, asked of their rights now: who may take records out may take any;
-    who may only make exports, their own. One with personal data takes the right to see personal data besides."""
+    who may only make exports, their own. One with personal data takes the right to see personal data besides. Who is
+    confined to tenants takes their own alone, of which nothing is of others."""
     if not (user.is_active and user.is_staff and user.has_perm("audit.view_record")):
         return False
     if run.personal and not user.has_perm("audit.view_personal"):
+        return False
+    tenants = tenants_of(user)
+    if tenants is not None and not (rights.may_see(user, run) and rights.within(run, tenants)):
         return False
     own = run.owner == f"staff:{user.pk}" and user.has_perm("audit.add_export")
     return own or user.has_perm("audit.export_record")
@@ -86,7 +90,7 @@ class DownloadViews:
 
     def make(self, request: HttpRequest, run: int) -> HttpResponse:
         """POST, `what` file or manifest: to a fresh link, for somebody who has just shown who they are."""
-        found = _run(run)
+        found = _run(request, run)
         if not may_take(request.user, found):
             raise PermissionDenied
         if not is_recent(request):
@@ -98,7 +102,7 @@ class DownloadViews:
         said = _read(token)
         if said is None or said["staff"] != request.user.pk:
             raise Http404("Not a link of this member of staff.")
-        run = _run(said["run"])
+        run = _run(request, said["run"])
         if not may_take(request.user, run):
             raise PermissionDenied
         if said["until"] < time.time():
@@ -117,7 +121,7 @@ class DownloadViews:
 
     def mailed(self, request: HttpRequest, run: int) -> HttpResponse:
         """GET: from an e-mail to the run's page, within a week, for whom it was sent to."""
-        found = _run(run)
+        found = _run(request, run)
         until = mailed_until(found)
         if until is None or request.user.pk not in found.mailed:
             raise Http404("No such e-mail was sent to this member of staff.")
@@ -143,9 +147,9 @@ def staff_of(numbers: list[int]) -> list[Any]:
     return list(get_user_model().objects.filter(pk__in=numbers).order_by("pk"))
 
 
-def _run(number: int) -> ExportRun:
+def _run(request: HttpRequest, number: int) -> ExportRun:
     found = ExportRun.objects.filter(pk=number).first() if 0 < number < 2**63 else None
-    if found is None:
+    if found is None or not rights.may_see(request.user, found):
         raise Http404("No such run.")
     return found
 

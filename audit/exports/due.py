@@ -109,8 +109,9 @@ def _new(export: Export, slot: datetime, since: datetime, until: datetime) -> di
 
 def as_defined(export: Export, run: ExportRun) -> Export:
     """The export as it was when the run was begun, to be read and never saved."""
-    for name, value in run.definition.items():
-        setattr(export, name, value)
+    for name in DEFINED:
+        if name in run.definition:
+            setattr(export, name, run.definition[name])
     return export
 
 

@@ -18,6 +18,7 @@ from audit.exports import schedules
 from audit.exports.columns import COLUMNS, DEFAULT, PERSONAL
 from audit.exports.definitions import Definition
 from audit.exports.formats import WITH_COLUMNS
+from audit.exports.rights import WHOLE
 from audit.exports.schedules import ScheduleError
 from audit.exports.words import FORMATS, next_times, schedule_words, times_words
 from audit.models import Destination, Export
@@ -25,7 +26,6 @@ from audit.records_form import printable
 from audit.viewer import Viewer
 
 MOST_STAFF = 200
-MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"  # whose permissions ours have
 CRONTAB, LOOK = "crontab", "look"
 GROUPS = {
     "When, and which": ("time", "index", "record", "kind"),
@@ -40,6 +40,7 @@ LABELS = {"sub": "Identifier at the issuer (sub)", "email": "E-mail address", "i
 OTHERS, OF_PEOPLE = "More", "Personal data"
 NOT_SEEN = "These show who users are: only who may see personal data can export them."
 NO_PLACE = "No bucket, folder or server is set up. The operator names them in MUNIMENT_DESTINATIONS; then it is here."
+NO_SHARED_PLACE = "Destinations are shared by all tenants, and you see some alone."
 NOT_SET_UP = "This platform’s exports hold no personal data: the operator has not set MUNIMENT_EXPORT_PERSONAL."
 
 
@@ -59,10 +60,14 @@ def personal_refusal(viewer: Viewer) -> str:
     return "" if settings.MUNIMENT_EXPORT_PERSONAL else NOT_SET_UP
 
 
-def staff() -> list[tuple[int, str]]:
-    """Who can be told by e-mail: active staff with an address who may see exports. Number and name, in one query."""
+def staff(viewer: Viewer) -> list[tuple[int, str]]:
+    """Who can be told by e-mail: active staff with an address who may see exports; of those who are confined to tenants
+    themselves alone. Number and name, in one query."""
     users: Any = get_user_model().objects
-    known = users.with_perm("audit.view_export", backend=MODEL_BACKEND).filter(is_staff=True).exclude(email="")
+    backend = settings.AUTHENTICATION_BACKENDS[0]  # of either the same
+    known = users.with_perm("audit.view_export", backend=backend).filter(is_staff=True).exclude(email="")
+    if viewer.tenants is not None:
+        known = known.filter(pk=viewer.actor.removeprefix("staff:"))
     return [(user.pk, user.get_full_name() or user.get_username()) for user in known.order_by("username")[:MOST_STAFF]]
 
 
@@ -110,10 +115,14 @@ class ExportForm(PlainForm):
         once = "Only when somebody runs it" if "name" in (initial or {}) else "Once, now"
         presets = [(name, schedule_words(name)) for name in schedules.PRESETS]
         self._offer("schedule", [("", once), *presets, (CRONTAB, "By a crontab")])
-        self.places_known = list(Destination.objects.order_by("name")[:100])
+        self.confined = viewer.tenants is not None
+        self.places_known = [] if self.confined else list(Destination.objects.order_by("name")[:100])
         self._offer("destination", [("", "Keep it for download here"), *map(_place, self.places_known)])
-        self._offer("recipients", staff())
-        if not self.places_known:
+        self._offer("recipients", staff(viewer))
+        if self.confined:
+            self._offer("format", [(name, words) for name, words in self.fields["format"].choices if name not in WHOLE])  # type: ignore[attr-defined]
+            self.fields["destination"].help_text = NO_SHARED_PLACE
+        if not self.places_known and not self.confined:
             self.fields["destination"].help_text = NO_PLACE
         if not self.fields["recipients"].choices:  # type: ignore[attr-defined]
             self.fields["recipients"].help_text = "No member of staff who may see exports has an e-mail address."

@@ -12,7 +12,7 @@ from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from audit import search
-from audit.exports import files, formats, store
+from audit.exports import files, formats, rights, store
 from audit.exports.claims import Claim
 from audit.exports.columns import PERSONAL
 from audit.models import Export, ExportRun
@@ -24,6 +24,7 @@ from muniment.exported import NONE
 
 SAVED_RECORDS, SAVED_SECONDS = 50_000, 5.0
 CHECKED_SECONDS = 0.5
+NARROWED = "Its owner was confined to other tenants since it was begun. Run the export again."
 ASKED_AGAIN = 60.0  # seconds after which the owner's rights are asked for again
 
 
@@ -50,7 +51,9 @@ def viewer_for(run: ExportRun) -> Viewer:
 def check(run: ExportRun, export: Export) -> None:
     """Whether a run may be made, and delivered, now: by the rights of its owner, and only what it was begun as. Raises
     Refused."""
-    viewer_for(run)
+    viewer = viewer_for(run)
+    if run.state == "delivering" and not rights.within(run, viewer.tenants):
+        raise Refused(NARROWED)
     if not run.personal and not set(PERSONAL).isdisjoint(export.columns):
         raise Refused("It has columns of personal data, and was not begun as an export of personal data.")
 
@@ -91,7 +94,7 @@ class _Pages:
     def lines(self) -> None:
         """Text: it goes on where it was, if what was saved is there."""
         run = self.run
-        if not files.has(run, run.offset) or run.next is None:
+        if not files.has(run, run.offset) or run.next is None or not self._same(viewer_for(run)):
             self._anew()
         assert run.next is not None
         self.next = run.next
@@ -140,7 +143,12 @@ class _Pages:
 
     def _anew(self) -> None:
         self.counts, self.records = Counter(), 0
-        self.claim.save(next=self.run.first, offset=0, records=0, counts={})
+        _note(self.claim, viewer_for(self.run))
+
+    def _same(self, viewer: Viewer) -> bool:
+        """Whether what is written is what they may see: of no tenant more, and of none less."""
+        made_with = self.run.definition.get(rights.MADE_WITH, ())
+        return bool(made_with == rights.noted(viewer.tenants))
 
     def _each(self, sql: Sequence[str], take: Callable[[list[Row]], None]) -> None:
         """Have `take` take all pages from where the run stands; the owner's rights are asked for once a minute."""
@@ -148,6 +156,8 @@ class _Pages:
         self.next, behind = self.run.next, self.run.last + 1
         while self.next < behind:
             viewer, since = viewer_for(self.run), time.monotonic()
+            if not self._same(viewer):
+                raise Refused(NARROWED)
             for reached, rows in search.pages(viewer, self.query, self.next, behind, sql):
                 self._check()
                 self.next = reached
@@ -172,7 +182,7 @@ def _whole(claim: Claim, export: Export, query: Query) -> None:
     run, viewer = claim.run, viewer_for(claim.run)
     if viewer.tenants is not None:
         raise Refused("It shows all of the log, and its owner may see that of some tenants alone.")
-    claim.save(next=run.first, offset=0, records=0, counts={})
+    _note(claim, viewer)
     tick = _Tick(claim)
     try:
         with files.opened(run, 0) as file:
@@ -196,6 +206,12 @@ def _counted(viewer: Viewer, query: Query, run: ExportRun, tick: Callable[[], No
     return dict(counts)
 
 
+def _note(claim: Claim, viewer: Viewer) -> None:
+    """It begins anew, for this viewer."""
+    definition = claim.run.definition | {rights.MADE_WITH: rights.noted(viewer.tenants)}
+    claim.save(next=claim.run.first, offset=0, records=0, counts={}, definition=definition)
+
+
 class _Tick:
     """Called often; looks now and then whether to go on, and whether the owner still may. Raises as `make`."""
 
@@ -210,7 +226,8 @@ class _Tick:
         self._checked = now
         self.claim.check()
         if now - self._asked > ASKED_AGAIN:
-            viewer_for(self.claim.run)
+            if viewer_for(self.claim.run).tenants is not None:
+                raise Refused(NARROWED)
             self._asked = now
         if self.claim.run.seen_at is None or (timezone.now() - self.claim.run.seen_at).total_seconds() > SAVED_SECONDS:
             self.claim.save()

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.conf import settings
 
 from audit import keys, logtree
+from audit.exports import rights
 from audit.models import Export, ExportRun
 from audit.retention import gone
 from muniment import exported
@@ -40,7 +41,7 @@ def make(run: ExportRun, export: Export, file: Path, made_at: datetime) -> tuple
     members = {
         "format": exported.FORMAT, "type": export.format, "export": {"id": export.pk, "name": export.name},
         "run": run.pk, "slot": text_of(run.slot), "query": export.query, "columns": export.columns,
-        "personal": run.personal,
+        "personal": run.personal, "tenants": run.definition.get(rights.MADE_WITH),
         "range": {
             "since": text_of(run.since), "until": text_of(run.until),
             "first": run.first if _some(run) else None, "last": run.last if _some(run) else None,

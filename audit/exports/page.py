@@ -20,7 +20,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from audit import saved_searches
 from audit.admin_base import HERE, ConfirmForm
 from audit.evidence import controls
-from audit.exports import definitions
+from audit.exports import definitions, rights
 from audit.exports import words as export_words
 from audit.exports.form import LOOK, ExportForm, column_label, initial_of, usual
 from audit.models import Destination, Export, ExportRun
@@ -100,10 +100,10 @@ def line(run: ExportRun, now: datetime, name: str = "") -> RunLine:
     )  # fmt: skip
 
 
-def export_or_404(number: int) -> Export:
-    """An export by its number. Raises Http404."""
+def export_or_404(request: HttpRequest, number: int) -> Export:
+    """An export by its number. Raises Http404, also for one that the viewer may not see."""
     found = Export.objects.filter(pk=number).first() if 0 < number < 2**63 else None
-    if found is None:
+    if found is None or not rights.may_see(request.user, found):
         raise Http404("No such export.")
     return found
 
@@ -161,8 +161,12 @@ class ExportViews:
         """By name, with those under way before."""
         allowed(request)
         now, viewer = timezone.now(), viewer_of(request.user)
-        found = list(Export.objects.exclude(format="evidence").order_by("name", "pk")[: MOST + 1])
+        visible = Export.objects.exclude(format="evidence")
+        if viewer.tenants is not None:
+            visible = visible.filter(owner=viewer.actor)
+        found = list(visible.order_by("name", "pk")[: MOST + 1])
         shown, runs = found[:MOST], last_runs(found[:MOST])
+        runs = {number: run for number, run in runs.items() if rights.may_see(request.user, run)}
         names = names_of(one.owner for one in shown)
         rows = [self._row(one, viewer.actor, names, runs.get(one.pk), now) for one in shown]
         called = {one.pk: one.name for one in shown}
@@ -192,7 +196,7 @@ class ExportViews:
     def edit(self, request: HttpRequest, number: int) -> HttpResponse:
         """Another definition; with a search in the URL, of that."""
         allowed(request)
-        export = export_or_404(number)
+        export = export_or_404(request, number)
         if not may_edit(request.user, export):
             raise PermissionDenied
         given = request.GET.dict() or dict(parse_qsl(export.query))
@@ -250,19 +254,19 @@ class ExportViews:
     def one(self, request: HttpRequest, number: int) -> HttpResponse:
         """Its definition, its runs, and what can be done with it."""
         allowed(request)
-        export, now = export_or_404(number), timezone.now()
+        export, now = export_or_404(request, number), timezone.now()
         before = request.GET.get("before", "")
         runs = ExportRun.objects.filter(export=export.pk).order_by("-slot")
         if before.isascii() and before.isdigit() and len(before) < 12:
             runs = runs.filter(slot__lt=datetime.fromtimestamp(int(before), tz=now.tzinfo))
         found = list(runs[: MOST_RUNS + 1])
-        more = len(found) > MOST_RUNS
+        more, shown = len(found) > MOST_RUNS, [run for run in found if rights.may_see(request.user, run)]
         about = self._about(request, export)
         context = {
             **about, "title": export.name, "export": export,
-            "runs": [line(run, now) for run in found[:MOST_RUNS]], "more": more,
+            "runs": [line(run, now) for run in shown[:MOST_RUNS]], "more": more,
             "older": f"?before={int(found[MOST_RUNS - 1].slot.timestamp())}" if more else "",
-            "erased": any(run.erased_since for run in found), "buttons": self._buttons(request, export),
+            "erased": any(run.erased_since for run in shown), "buttons": self._buttons(request, export),
         }  # fmt: skip
         return self._page(request, "export", **context)
 
@@ -303,7 +307,7 @@ class ExportViews:
     def run(self, request: HttpRequest, number: int) -> HttpResponse:
         """POST: a run over its search's own time, now."""
         allowed(request)
-        return self._asked(request, export_or_404(number))
+        return self._asked(request, export_or_404(request, number))
 
     def _asked(self, request: HttpRequest, export: Export) -> HttpResponse:
         try:
@@ -316,7 +320,7 @@ class ExportViews:
     def pause(self, request: HttpRequest, number: int) -> HttpResponse:
         """POST: its schedule rests."""
         allowed(request)
-        export = export_or_404(number)
+        export = export_or_404(request, number)
         definitions.disable(request.user, export)
         messages.success(request, "The export is paused. What is due meanwhile is made up for once it is resumed.")
         return HttpResponseRedirect(reverse("admin:export", args=[export.pk]))
@@ -324,7 +328,7 @@ class ExportViews:
     def resume(self, request: HttpRequest, number: int) -> HttpResponse:
         """POST: its schedule goes on."""
         allowed(request)
-        export = export_or_404(number)
+        export = export_or_404(request, number)
         definitions.enable(request.user, export)
         messages.success(request, "The export is resumed; what was due meanwhile is made up for.")
         return HttpResponseRedirect(reverse("admin:export", args=[export.pk]))
@@ -332,7 +336,7 @@ class ExportViews:
     def delete(self, request: HttpRequest, number: int) -> HttpResponse:
         """GET asks, POST deletes."""
         allowed(request)
-        export = export_or_404(number)
+        export = export_or_404(request, number)
         if not definitions.may_change(request.user, export):
             raise PermissionDenied
         pack = is_pack(request, export)

@@ -11,7 +11,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.views.decorators.http import require_POST, require_safe
 
-from audit.exports import definitions, downloads, words
+from audit.exports import definitions, downloads, rights, words
 from audit.exports.page import Button, allowed, is_pack
 from audit.models import Export, ExportRun
 from audit.models.handing import OPEN
@@ -43,7 +43,7 @@ class ExportRunViews:
     def run(self, request: HttpRequest, number: int) -> HttpResponse:
         """The run."""
         allowed(request)
-        run = run_or_404(number)
+        run = run_or_404(request, number)
         export = Export.objects.filter(pk=run.export).first()
         pack = is_pack(request, export)
         context = {
@@ -58,7 +58,7 @@ class ExportRunViews:
     def progress(self, request: HttpRequest, number: int) -> HttpResponse:
         """How far it is, as a part of the page; a header says its state."""
         allowed(request)
-        run = run_or_404(number)
+        run = run_or_404(request, number)
         answer = TemplateResponse(request, "admin/export_live.html", _live(run))
         answer[STATE], answer["Cache-Control"] = run.state, "no-store"
         return answer
@@ -66,7 +66,7 @@ class ExportRunViews:
     def cancel(self, request: HttpRequest, number: int) -> HttpResponse:
         """POST: it is stopped at its next page."""
         allowed(request)
-        run, export = _changeable(number)
+        run, export = _changeable(request, number)
         if definitions.cancel(request.user, run, export):
             messages.success(request, "The run is being cancelled.")
         else:
@@ -76,7 +76,7 @@ class ExportRunViews:
     def retry(self, request: HttpRequest, number: int) -> HttpResponse:
         """POST: it is tried again, now."""
         allowed(request)
-        run, export = _changeable(number)
+        run, export = _changeable(request, number)
         if definitions.retry(request.user, run, export):
             messages.success(request, "The run is tried again.")
         else:
@@ -88,18 +88,18 @@ def _title(run: ExportRun) -> str:
     return f"Run of {run.slot.day} {run.slot:%b %Y, %H:%M} UTC"
 
 
-def run_or_404(number: int) -> ExportRun:
-    """A run by its number. Raises Http404."""
+def run_or_404(request: HttpRequest, number: int) -> ExportRun:
+    """A run by its number. Raises Http404, also for one that the viewer may not see."""
     found = ExportRun.objects.filter(pk=number).first() if 0 < number < 2**63 else None
-    if found is None:
+    if found is None or not rights.may_see(request.user, found):
         raise Http404("No such run.")
     return found
 
 
-def _changeable(number: int) -> tuple[ExportRun, Export]:
+def _changeable(request: HttpRequest, number: int) -> tuple[ExportRun, Export]:
     """A run and its export, of which `audit.exports.definitions` asks who may. Raises Http404, also where the export is
     gone."""
-    run = run_or_404(number)
+    run = run_or_404(request, number)
     export = Export.objects.filter(pk=run.export).first()
     if export is None:
         raise Http404("Its export was deleted.")

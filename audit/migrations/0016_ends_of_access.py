@@ -30,6 +30,14 @@ TOLD = """
     END $$;
 """
 
+# Of whom the log knows so far: a user of whom a tenant is missing could be changed by staff of another alone.
+SEEN = """
+    INSERT INTO audit_subjecttenant (subject, tenant, first_seen)
+        SELECT DISTINCT subject, tenant, now() FROM audit_record
+        WHERE type = 'decision' AND subject IS NOT NULL AND tenant IS NOT NULL
+    ON CONFLICT DO NOTHING;
+"""
+
 
 class Migration(migrations.Migration):
     dependencies = [
@@ -83,4 +91,5 @@ class Migration(migrations.Migration):
             constraint=models.UniqueConstraint(fields=("subject", "tenant"), name="subject_tenant_once"),
         ),
         migrations.RunSQL(TOLD),
+        migrations.RunSQL(SEEN, migrations.RunSQL.noop),
     ]

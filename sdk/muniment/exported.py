@@ -82,7 +82,8 @@ class Sealed(Struct):
 
 class Manifest(Struct):
     """What a manifest says. `query` is the search as a query string; `counts` are records by decision, those without
-    one under `none`; `deleted` are the months of whose records retention had deleted some."""
+    one under `none`; `deleted` are the months of whose records retention had deleted some; `tenants` those whose
+    records alone its owner may see, None where that is every one."""
 
     format: Text
     type: Text
@@ -100,6 +101,7 @@ class Manifest(Struct):
     signature: Text
     deleted: Annotated[list[Month], Meta(max_length=12_000)] = []
     log: Sealed | None = None
+    tenants: Annotated[list[Text], Meta(max_length=1000)] | None = None
 
 
 class Facts(Struct):
@@ -114,6 +116,7 @@ class Facts(Struct):
     first: int | None = None
     last: int | None = None
     query: str = ""
+    tenants: list[str] | None = None
     deleted: list[str] = field(default_factory=list)
     key: str = ""
     sealed: int = 0
@@ -205,6 +208,7 @@ def _tell(facts: Facts, manifest: Manifest) -> None:
     facts.export, facts.file, facts.query = manifest.export.name, manifest.file.name, manifest.query
     facts.records, facts.counts, facts.deleted = manifest.records, manifest.counts, manifest.deleted
     facts.since, facts.until, facts.first, facts.last = asked.since, asked.until, asked.first, asked.last
+    facts.tenants = manifest.tenants
 
 
 def _check_log(manifest: Manifest, trust: Trust, given: bool, report: Report, facts: Facts) -> None:
@@ -349,6 +353,8 @@ def words(report: Report, facts: Facts) -> Iterator[str]:
         yield "The log had no record in that time."
     else:
         yield f"The log had records {facts.first:,} to {facts.last:,} in that time; the search was {facts.query!a}."
+    if facts.tenants is not None:
+        yield f"Whoever made it sees the records of these tenants alone: {', '.join(map(ascii, facts.tenants))}."
     if facts.deleted:
         yield f"Before it was made, records of {_months(facts.deleted)} had been deleted by rule."
     if facts.origin:

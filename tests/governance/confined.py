@@ -42,7 +42,7 @@ class Scene:
         """What nobody may see who is confined to acme: whatever names something of globex."""
         return [MARK, self.uids["gwen"], *self.records[GLOBEX]]
 
-    def found(self, text: str, uuids_of: str | None = GLOBEX) -> list[str]:
+    def found(self, text: str) -> list[str]:
         """Which of the marks a page has."""
         return [mark for mark in self.marks if mark in text]
 
