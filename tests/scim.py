@@ -31,11 +31,11 @@ class Provider:
             headers={"Authorization": f"Bearer {self.token}", **headers},
         )  # fmt: skip
 
-    def add(self, name: str = "alice", **members: Any) -> Any:
+    def add(self, name: str = "alice", /, **members: Any) -> Any:
         """POST a user whose userName and externalId are this name."""
         return self.call("POST", "/Users", {"schemas": [USER], "userName": name, "externalId": name} | members)
 
-    def made(self, name: str = "alice", **members: Any) -> str:
+    def made(self, name: str = "alice", /, **members: Any) -> str:
         """The id of a user who was just made."""
         answer = self.add(name, **members)
         assert answer.status_code == 201, answer.content
@@ -45,7 +45,7 @@ class Provider:
         """PATCH a user."""
         return self.call("PATCH", f"/Users/{number}", {"schemas": [PATCH], "Operations": list(operations)})
 
-    def set(self, number: str, **members: Any) -> Any:
+    def set(self, number: str, /, **members: Any) -> Any:
         """PATCH attributes to these values."""
         return self.patch(number, {"op": "replace", "value": members})
 

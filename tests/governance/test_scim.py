@@ -1,0 +1,456 @@
+"""SCIM: who is deactivated at the identity provider is refused at the next call, and a block by staff stays theirs;
+what providers send, and the errors that they get."""
+
+import json
+import threading
+import uuid
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.utils import timezone
+
+from audit.models import Outbox, Record, Subject
+from audit.outbox import acting
+from clients.models import Issuer, ScimConnection, ScimUser
+from clients.scim import store, tokens
+from governance import scim_api
+from governance.budgets import Budgets
+from tests import scim, staff, world
+from tests.scim import MEDIA, USER, Provider
+from tests.world import ISSUER, World, token
+
+ENTERPRISE = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User"
+
+
+@pytest.fixture
+def made(db: None) -> World:
+    return world.build()
+
+
+@pytest.fixture
+def okta(made: World) -> Provider:
+    tokens.forget()
+    return scim.connect()
+
+
+def decided(made: World, sub: str = "alice") -> tuple[str, str]:
+    answer = made.verify(token=token(sub))
+    return answer["decision"], answer["reason"]
+
+
+def problem(answer: Any) -> tuple[int, str | None]:
+    """Status and scimType of an error, which is one of SCIM."""
+    assert answer["Content-Type"] == MEDIA, answer.content
+    body = answer.json()
+    assert body["schemas"] == ["urn:ietf:params:scim:api:messages:2.0:Error"]
+    assert body["status"] == str(answer.status_code) and body["detail"]
+    return answer.status_code, body.get("scimType")
+
+
+def signals() -> list[tuple[str, str]]:
+    """What was recorded of signals, in order: action and actor."""
+    staff.drained()
+    found = [staff.statement(record) for record in Record.objects.filter(type="signal").order_by("index")]
+    return [(one["action"], one["actor"]) for one in found]
+
+
+class TestAccess:
+    def test_who_is_deactivated_is_refused_at_the_next_call_and_reactivated_allowed(
+        self, made: World, okta: Provider
+    ) -> None:
+        assert decided(made) == ("allow", "granted")
+        before = made.verify(token=token())["policy_version"]
+        number = okta.made()
+        assert decided(made) == ("allow", "granted")
+        assert okta.set(number, active=False).json()["active"] is False
+        assert decided(made) == ("deny", "subject_blocked")
+        assert decided(made, "bob") == ("allow", "granted")
+        assert okta.set(number, active=True).json()["active"] is True
+        assert decided(made) == ("allow", "granted")
+        assert made.verify(token=token())["policy_version"] == before
+        assert signals() == [
+            ("scim.created", "scim:okta"), ("subject.deactivate", "scim:okta"), ("scim.updated", "scim:okta"),
+            ("subject.reactivate", "scim:okta"), ("scim.updated", "scim:okta"),
+        ]  # fmt: skip
+
+    def test_who_never_called_is_known_and_refused_before_the_first_call(self, made: World, okta: Provider) -> None:
+        okta.made("carol", active=False, emails=[{"value": "carol@corp.local", "primary": True}])
+        assert decided(made, "carol") == ("deny", "subject_blocked")
+
+    def test_a_block_by_staff_is_theirs(self, made: World, okta: Provider) -> None:
+        number = okta.made()
+        with acting("staff:1"):
+            Subject.objects.update(blocked_at=timezone.now())
+        okta.set(number, active=False)
+        okta.set(number, active=True)
+        assert decided(made) == ("deny", "subject_blocked")
+        subject = Subject.objects.get()
+        assert subject.blocked_at is not None and subject.deactivated_at is None
+
+    def test_who_is_deleted_is_deactivated_and_made_again_is_active(self, made: World, okta: Provider) -> None:
+        number = okta.made()
+        assert okta.call("DELETE", f"/Users/{number}").status_code == 204
+        assert decided(made) == ("deny", "subject_blocked")
+        assert problem(okta.call("GET", f"/Users/{number}")) == (404, None)
+        assert problem(okta.call("DELETE", f"/Users/{number}")) == (404, None)
+        assert problem(okta.call("PUT", f"/Users/{number}", {"schemas": [USER], "userName": "alice"})) == (404, None)
+        assert okta.made() != number
+        assert decided(made) == ("allow", "granted")
+
+    def test_a_change_of_something_else_gives_nobody_access_back(self, made: World, okta: Provider) -> None:
+        number = okta.made()
+        with acting("signals:events"):
+            Subject.objects.update(deactivated_at=timezone.now())
+        okta.set(number, displayName="A. Liddell", active=True)
+        assert decided(made) == ("deny", "subject_blocked")
+        # One that leaves `active` out does not either.
+        okta.set(number, active=False)
+        replaced = okta.call("PUT", f"/Users/{number}", {"schemas": [USER], "userName": "alice", "externalId": "alice"})
+        assert replaced.json()["active"] is False
+        okta.patch(number, {"op": "remove", "path": "active"})
+        okta.set(number, active=None)
+        assert decided(made) == ("deny", "subject_blocked")
+        okta.set(number, active=True)
+        assert decided(made) == ("allow", "granted")
+
+    def test_who_gets_another_sub_keeps_access_under_it_alone(self, made: World, okta: Provider) -> None:
+        number = okta.made()
+        old = ScimUser.objects.get().subject_id
+        assert okta.set(number, externalId="alice.2").status_code == 200
+        assert decided(made) == ("deny", "subject_blocked") and decided(made, "alice.2") == ("allow", "granted")
+        new = ScimUser.objects.get().subject_id
+        staff.drained()
+        told = staff.newest("signal")
+        assert (told["action"], told["from"], told["subject"]) == ("scim.moved", old, new)
+        # Moved and deactivated at once: neither sub works.
+        okta.set(number, externalId="alice.3", active="False")
+        for sub in ("alice", "alice.2", "alice.3"):
+            assert decided(made, sub) == ("deny", "subject_blocked")
+
+    def test_one_person_is_managed_once(self, made: World, okta: Provider) -> None:
+        number, other = okta.made(), scim.connect("entra")
+        assert problem(other.add()) == (409, "uniqueness")
+        mine = other.made("bob")
+        assert problem(other.set(mine, externalId="alice")) == (409, "uniqueness")
+        assert okta.call("DELETE", f"/Users/{number}").status_code == 204
+        assert other.set(mine, externalId="alice").status_code == 200
+
+    def test_the_attribute_that_is_the_sub_is_needed(self, made: World, okta: Provider) -> None:
+        assert problem(okta.call("POST", "/Users", {"schemas": [USER], "userName": "x"})) == (400, "invalidValue")
+        number = okta.made()
+        assert problem(okta.patch(number, {"op": "remove", "path": "externalId"})) == (400, "invalidValue")
+        by_name = scim.connect("byname", "userName")
+        by_name.made("dora", externalId="something else")
+        by_name.set(ScimUser.objects.get(connection=by_name.connection).pk, active=False)
+        assert decided(made, "dora") == ("deny", "subject_blocked")
+
+
+class TestUsers:
+    def test_what_is_kept_comes_back_and_what_is_not_kept_does_not(self, okta: Provider) -> None:
+        sent = {
+            "name": {"givenName": "Alice", "familyName": "Liddell"}, "displayName": "Alice", "active": True,
+            "emails": [{"value": "a@corp.local", "type": "work", "primary": True}], "password": "sesame",
+            "phoneNumbers": [{"value": "+44 1"}], "nickName": "Al",
+            ENTERPRISE: {"department": "tea"},
+        }  # fmt: skip
+        answer = okta.add(**sent)
+        body = answer.json()
+        assert answer.status_code == 201 and answer["Location"] == body["meta"]["location"]
+        assert body["meta"]["location"].endswith(f"/scim/v2/okta/Users/{body['id']}")
+        assert answer["ETag"] == body["meta"]["version"] == 'W/"1"' and body["meta"]["resourceType"] == "User"
+        kept = ("name", "displayName", "active", "emails")
+        assert {name: body[name] for name in kept} == {name: sent[name] for name in kept}
+        assert not {"password", "phoneNumbers", "nickName"} & set(body) and "tea" not in answer.content.decode()
+        assert okta.call("GET", f"/Users/{body['id']}").json() == body
+
+    def test_what_entra_sends_is_understood(self, made: World, okta: Provider) -> None:
+        number = okta.made()
+        answer = okta.patch(
+            number,
+            {"op": "Add", "path": 'emails[type eq "work"].value', "value": "a@x.example"},
+            {"op": "Replace", "path": "name.familyName", "value": "Liddell"},
+            {
+                "op": "Add",
+                "path": f"{ENTERPRISE}:department",
+                "value": "x",
+            },
+            {"op": "Replace", "path": "active", "value": "False"},
+        )
+        body = answer.json()
+        assert body["emails"] == [{"value": "a@x.example", "type": "work"}] and body["name"] == {
+            "familyName": "Liddell"
+        }
+        assert body["active"] is False and decided(made) == ("deny", "subject_blocked")
+        assert okta.patch(number, {"op": "Replace", "value": {"active": "True"}}).json()["active"] is True
+        assert okta.call("PATCH", f"/Users/{number}", {"schemas": [scim.PATCH], "operations": [
+            {"OP": "replace", "Path": "ACTIVE", "Value": "false"}]}).json()["active"] is False  # fmt: skip
+
+    def test_users_are_found_by_name_without_its_case_and_by_id_with_it(self, okta: Provider) -> None:
+        number = okta.made("Alice@Corp.example")
+
+        def found(text: str) -> list[str]:
+            answer = okta.http.get("/scim/v2/okta/Users", {"filter": text},
+                                   headers={"Authorization": f"Bearer {okta.token}"})  # fmt: skip
+            body = answer.json()
+            posted = okta.call("POST", "/Users/.search", {"filter": text}).json()
+            assert body == posted == okta.call("POST", "/.search", {"filter": text}).json()
+            assert body["totalResults"] == len(body.get("Resources", [])) == body["itemsPerPage"]
+            return [user["id"] for user in body.get("Resources", [])]
+
+        for text in (
+            'userName eq "alice@CORP.example"', 'USERNAME Eq "Alice@Corp.example"', f'id eq "{number}"',
+            'externalId eq "Alice@Corp.example"', f'{USER}:userName eq "alice@corp.example"',
+            f'(userName eq "alice@corp.example") and (id eq "{number}" and externalId eq "Alice@Corp.example")',
+        ):  # fmt: skip
+            assert found(text) == [number], text
+        for text in (
+            'externalId eq "alice@corp.example"', 'id eq "nope"', f'id eq "{number.upper()}"', 'userName eq "bob"',
+            f'id eq "{number}" and userName eq "bob"', 'userName eq "x\' OR 1=1 --"', 'userName eq ""',
+        ):  # fmt: skip
+            assert found(text) == [], text
+
+    def test_pages_are_bounded_and_in_order(self, okta: Provider) -> None:
+        made = [okta.made(f"u{number}") for number in range(5)]
+
+        def page(query: str) -> tuple[list[str], int, int]:
+            body = okta.call("GET", f"/Users?{query}").json()
+            return [one["id"] for one in body.get("Resources", [])], body["totalResults"], body["startIndex"]
+
+        assert page("") == (made, 5, 1)
+        assert page("startIndex=2&count=2") == (made[1:3], 5, 2)
+        assert page("startIndex=5&count=10") == (made[4:], 5, 5)
+        assert page("startIndex=-3&count=100000") == (made, 5, 1)
+        assert page("count=0") == page("count=-1") == ([], 5, 1)
+        assert page(f"startIndex={10**30}")[:2] == ([], 5)
+        assert problem(okta.call("GET", "/Users?count=many")) == (400, "invalidValue")
+        assert problem(okta.call("GET", "/Users?count=1&count=2")) == (400, "invalidValue")
+
+    def test_attributes_are_chosen(self, okta: Provider) -> None:
+        number = okta.made(displayName="Alice")
+        assert set(okta.call("GET", f"/Users/{number}?attributes=displayName").json()) == {
+            "schemas",
+            "id",
+            "displayName",
+        }
+        assert (
+            "displayName" not in okta.call("GET", "/Users?excludedAttributes=displayName,meta").json()["Resources"][0]
+        )
+        assert okta.call("GET", "/Users?attributes=a&excludedAttributes=b").status_code == 400
+
+    def test_a_version_that_is_not_the_newest_changes_nothing(self, okta: Provider) -> None:
+        number = okta.made()
+        assert okta.call("GET", f"/Users/{number}", **{"If-None-Match": 'W/"1"'}).status_code == 304
+        body = {"schemas": [USER], "userName": "alice", "externalId": "alice", "displayName": "x"}
+        assert okta.call("PUT", f"/Users/{number}", body, **{"If-Match": 'W/"1"'})["ETag"] == 'W/"2"'
+        for method in ("PUT", "DELETE"):
+            assert problem(okta.call(method, f"/Users/{number}", body, **{"If-Match": 'W/"1"'})) == (412, None)
+        assert okta.call("PUT", f"/Users/{number}", body, **{"If-Match": "*"})["ETag"] == 'W/"2"'  # nothing changed
+        assert signals() == [("scim.created", "scim:okta"), ("scim.updated", "scim:okta")]
+
+    def test_of_two_who_are_made_at_once_one_is(self, okta: Provider) -> None:
+        answers: list[int] = []
+        gate = threading.Barrier(4)
+
+        def add() -> None:
+            try:
+                provider = Provider(okta.connection, okta.token)
+                gate.wait(10)
+                answers.append(provider.add("alice").status_code)
+            finally:
+                connections.close_all()
+
+        threads = [threading.Thread(target=add) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert sorted(answers) == [201, 409, 409, 409] and ScimUser.objects.count() == Subject.objects.count() == 1
+
+    def test_another_connections_user_is_not_there(self, okta: Provider) -> None:
+        number, other = okta.made(), scim.connect("entra")
+        for method, body in (("GET", None), ("DELETE", None), ("PUT", {"schemas": [USER], "userName": "x"}),
+                             ("PATCH", {"schemas": [scim.PATCH], "Operations": [
+                                 {"op": "replace", "path": "active", "value": False}]})):  # fmt: skip
+            assert problem(other.call(method, f"/Users/{number}", body)) == (404, None)
+        assert other.call("GET", "/Users").json()["totalResults"] == 0
+        assert Subject.objects.get().deactivated_at is None
+
+    def test_a_person_whose_key_is_gone_is_not_there(self, okta: Provider) -> None:
+        number = okta.made()
+        row = ScimUser.objects.get()
+        ScimUser.objects.filter(pk=row.pk).update(content=bytes(row.content)[:-1] + b"\0")
+        assert problem(okta.call("GET", f"/Users/{number}")) == (404, None)
+        assert okta.call("GET", "/Users").json().get("Resources", []) == []
+
+
+class TestWhoCalls:
+    def test_no_token_but_the_connections_own_opens_it(self, made: World, okta: Provider) -> None:
+        other = scim.connect("entra")
+        mine = okta.token
+        for wrong in ("", "x", mine[:-1], mine[:-1] + ("A" if mine[-1] != "A" else "B"), other.token, made.key,
+                      mine.replace(f"_{okta.connection.pk}_", f"_{other.connection.pk}_")):  # fmt: skip
+            okta.token = wrong
+            answer = okta.call("GET", "/Users")
+            assert problem(answer) == (401, None) and answer["WWW-Authenticate"] == "Bearer"
+        okta.token = mine
+        okta.connection.name = "nobody"
+        assert problem(okta.call("GET", "/Users")) == (401, None)
+        okta.connection.name = "okta"
+        assert okta.call("GET", "/Users").status_code == 200
+
+    def test_a_new_token_ends_the_old_one_and_a_connection_can_be_switched_off(self, okta: Provider) -> None:
+        old = okta.token
+        assert okta.call("GET", "/Users").status_code == 200
+        connection = ScimConnection.objects.get()
+        assert connection.last_used is not None and connection.last_used.second == 0
+        with acting("staff:1"):
+            okta.token = tokens.renew(connection)
+        assert okta.call("GET", "/Users").status_code == 200
+        with acting("staff:1"):
+            ScimConnection.objects.update(enabled=False)
+        assert problem(okta.call("GET", "/Users")) == (403, None)
+        okta.token = old
+        assert problem(okta.call("GET", "/Users")) == (401, None)
+
+    def test_wrong_tokens_use_up_a_budget_and_a_known_one_goes_on(
+        self, okta: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert okta.call("GET", "/Users").status_code == 200
+        monkeypatch.setattr(scim_api, "budgets", Budgets(rate=0.001, burst=2))
+        good, okta.token = okta.token, "scim_1_" + "A" * 43
+        assert [okta.call("GET", "/Users").status_code for _ in range(4)] == [401, 401, 429, 429]
+        okta.token = good
+        assert okta.call("GET", "/Users").status_code == 200
+
+
+HOSTILE = [
+    b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe{}", b'{"userName":"a","userName":"b"}',
+    b'{"userName":"a","USERNAME":"b"}',
+    b'{"userName":NaN}', b"[" * 30_000, b'{"a":' * 5000 + b"1" + b"}" * 5000, b'{"schemas":[],"userName":"\\ud800"}',
+    b'{"schemas":[],"userName":"\\u0000"}', b'{"schemas":[],"externalId":"a","userName":""}',
+    b'{"schemas":[],"externalId":"a\\n","userName":"a"}', b'{"schemas":["x"],"externalId":"a","userName":"a"}',
+    b'{"schemas":{},"externalId":"a","userName":"a"}', b'{"externalId":"a","userName":["a"]}',
+    b'{"externalId":"a","userName":{"$ne":1}}', b'{"externalId":"a","userName":"a","active":"perhaps"}',
+    b'{"externalId":"a","userName":"a","emails":{"value":1}}', b'{"externalId":"a","userName":"a","emails":[[]]}',
+    b'{"externalId":"a","userName":"a","name":7}', json.dumps({"externalId": "a", "userName": "a" * 256}).encode(),
+    b'{"externalId":"a","userName":"a","meta":[],"id":{}}', b'{"externalId":"a","userName":"a","active":1e400}',
+    b'{"externalId":"a","userName":"a","active":[]}',
+]  # fmt: skip
+OPERATIONS: list[Any] = [
+    [], {}, None, [1], [None], [{}], [{"op": "remove"}], [{"op": "add"}], [{"op": "move", "path": "active"}],
+    [{"op": "replace", "path": "id", "value": "x"}], [{"op": "remove", "path": "userName"}],
+    [{"op": "replace", "path": "userName", "value": None}], [{"op": "replace", "path": "userName", "value": ""}],
+    [{"op": "replace", "path": "(" * 500, "value": 1}], [{"op": "replace", "path": 7, "value": 1}],
+    [{"op": "add", "path": 'emails[type eq "\\ud800"].value', "value": "x"}],
+    [{"op": "replace", "path": "emails[not (" * 40 + 'type eq "x"' + ")]" * 40, "value": "x"}],
+    [{"op": "replace", "value": []}], [{"op": "replace", "path": "active", "value": {"a": {"b": 1}}}],
+    [{"op": "replace", "path": "schemas", "value": ["urn:x"]}], [{"op": "remove", "path": "schemas"}],
+    [{"op": "replace", "path": "meta.version", "value": "x"}], [{"op": "replace", "path": "name", "value": "x"}],
+    [{"op": "add", "path": "emails", "value": [{"primary": True}, {"primary": True}]}],
+    [{"op": "replace", "path": "active", "value": False}] * 101,
+    [{"op": "replace", "path": "externalId", "value": "a\u200b" * 300}],
+]  # fmt: skip
+FILTERS = [
+    "(", ")", "userName", "userName eq", "eq eq eq", 'userName ne "a"', 'userName co "a"', 'userName sw "a"',
+    "userName pr", 'not (userName eq "a")', 'userName eq "a" or userName eq "b"', 'userName gt "a"', "userName eq 1",
+    "userName eq null", "userName eq true", 'emails.value eq "a"', 'emails[type eq "work"]', 'password eq "a"',
+    'foo eq "bar"', 'name.familyName eq "a"', 'meta.version eq "1"', 'userName.x eq "a"', 'userName eq "a\\ud800"',
+    'urn:x:userName eq "a"', "userName eq 'a'", 'userName eq "a"; DROP TABLE clients_scimuser', "\0", "'",
+    " and ".join(['userName eq "a"'] * 20), " and ".join(['userName eq "a"'] * 10_000),
+    "(" * 1200 + 'userName eq "a"' + ")" * 1200, "not (" * 400 + 'userName eq "a"' + ")" * 400,
+]  # fmt: skip
+
+
+class TestHostileInput:
+    def test_bodies(self, okta: Provider) -> None:
+        number = okta.made("kept")
+        before = okta.call("GET", f"/Users/{number}").json()
+        for body in HOSTILE:
+            for method, path in (("POST", "/Users"), ("PUT", f"/Users/{number}")):
+                status, kind = problem(okta.call(method, path, body))
+                assert status == 400 and kind in ("invalidSyntax", "invalidValue"), (method, body[:80])
+        assert problem(okta.call("POST", "/Users", b" " * 70_000)) == (413, None)
+        assert problem(okta.call("POST", "/Users", b" " * 300_000)) == (413, None)
+        assert problem(okta.call("POST", "/Users", {}, content_type="text/xml")) == (415, None)
+        assert okta.call("GET", f"/Users/{number}").json() == before and ScimUser.objects.count() == 1
+
+    def test_patches(self, okta: Provider) -> None:
+        number = okta.made("kept")
+        before = okta.call("GET", f"/Users/{number}").json()
+        for operations in OPERATIONS:
+            answer = okta.call("PATCH", f"/Users/{number}", {"schemas": [scim.PATCH], "Operations": operations})
+            assert problem(answer)[0] == 400, (operations, answer.content)
+        assert okta.call("GET", f"/Users/{number}").json() == before
+
+    def test_a_user_does_not_grow_without_bound(self, okta: Provider) -> None:
+        number = okta.made()
+        sizes = [
+            okta.patch(number, {"op": "add", "path": "emails", "value": [{"value": f"{turn}" * 20_000}]}).status_code
+            for turn in range(5)
+        ]
+        assert sizes == [200, 200, 200, 400, 400]
+
+    def test_filters(self, okta: Provider) -> None:
+        okta.made("a")
+        headers = {"Authorization": f"Bearer {okta.token}"}
+        for text in FILTERS:
+            answer = okta.http.get("/scim/v2/okta/Users", {"filter": text}, headers=headers)
+            assert problem(answer)[0] == 400, text[:80]
+            answer = okta.call("POST", "/.search", {"filter": text})
+            assert problem(answer)[0] == (400 if len(text) < 60_000 else 413), text[:80]
+        for other in (7, [], {}, True):
+            assert problem(okta.call("POST", "/.search", {"filter": other}))[0] == 400
+
+    def test_addresses_and_methods(self, okta: Provider) -> None:
+        for path in ("/", "", "/Groups", "/Users/x/y", "/../../admin/", "/Users/%00", "/Schemas/urn:x", "/nope",
+                     f"/Users/{uuid.uuid4()}", "/Users/" + "1" * 60):  # fmt: skip
+            assert problem(okta.call("GET", path)) == (404, None), path
+        for path in ("/Me", "/Bulk"):
+            assert problem(okta.call("POST", path, {})) == (501, None)
+        answer = okta.call("TRACE", "/Users")
+        assert problem(answer) == (405, None) and answer["Allow"] == "GET, POST"
+        assert problem(okta.call("GET", "/Schemas?filter=x")) == (403, None)
+        assert okta.call("GET", "/Users/").status_code == 200
+
+    def test_a_database_that_is_away_is_said_to_be(self, okta: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+        from django.db import OperationalError
+
+        okta.made()
+
+        def away(*_: Any) -> None:
+            raise OperationalError("host=secret")
+
+        monkeypatch.setattr(store, "one", away)
+        answer = okta.call("GET", "/Users/x")
+        assert problem(answer) == (503, None) and answer["Retry-After"] and b"secret" not in answer.content
+
+
+def test_signals_say_which_connection_and_whom_and_nothing_personal(made: World, okta: Provider) -> None:
+    number = okta.made("zq-alice-77", displayName="Marguerite")
+    okta.set(number, displayName="Gretchen", active=False)
+    okta.call("DELETE", f"/Users/{number}")
+    staff.drained()
+    uid = Subject.objects.get(issuer=ISSUER).uid
+    told = [staff.statement(record) for record in Record.objects.filter(type="signal").order_by("index")]
+    assert [one["action"] for one in told] == [
+        "scim.created", "subject.deactivate", "scim.updated", "scim.deleted"
+    ]  # fmt: skip
+    assert {one["subject"] for one in told} == {uid}
+    updated = told[2]
+    assert (updated["connection"], updated["resource"], updated["changed"]) == (
+        "okta",
+        number,
+        ["active", "displayName"],
+    )
+    text = json.dumps(told)
+    assert not any(name in text for name in ("zq-alice", "Marguerite", "Gretchen"))
+    assert not Outbox.objects.filter(kind="signal", record_index=None).exists()
+
+
+def test_an_issuer_that_is_disabled_still_ends_access(made: World, okta: Provider) -> None:
+    number = okta.made()
+    with acting("staff:1"):
+        Issuer.objects.update(enabled=False)
+    assert okta.set(number, active=False).status_code == 200
+    assert Subject.objects.get().deactivated_at is not None
