@@ -86,7 +86,7 @@ class _Line:
     silent: bool = False
     until: float = 0.0
     noted: str | None = None
-    noted_at: float = 0.0
+    noted_at: dict[bool, float] = field(default_factory=dict)  # a failure, and an answer, by the monotonic clock
 
 
 class _Desk:
@@ -134,9 +134,9 @@ class _Desk:
     def end(self, key: _Key, question: _Question, silent: bool | None) -> None:
         """A question is over, and those that wait for it go on. `silent`: whether it had no answer; None: unknown."""
         with self._lock:
-            line = self._lines[key.issuer_id]
-            line.asking -= 1
-            del self._questions[key]
+            line = self._lines.setdefault(key.issuer_id, _Line())
+            line.asking = max(0, line.asking - 1)
+            self._questions.pop(key, None)
             if silent is not None:
                 line.silent, line.until = silent, time.monotonic() + PAUSE
         question.done.set()
@@ -145,12 +145,13 @@ class _Desk:
         """Tell staff how asking goes: at once when that changes, but not at every call."""
         now = time.monotonic()
         with self._lock:
-            line = self._lines[issuer_id]
-            if line.noted is not None and now - line.noted_at < (NOTED if error == line.noted else CHANGED):
+            line = self._lines.setdefault(issuer_id, _Line())
+            last = line.noted_at.get(bool(error))
+            if last is not None and now - last < (NOTED if error == line.noted else CHANGED):
                 return
-            line.noted, line.noted_at = error, now
+            line.noted, line.noted_at[bool(error)] = error, now
         if error:
-            logger.warning("issuer %s could not be asked about a token: %s", issuer_id, error)
+            logger.warning("introspection by issuer %s failed: %s", issuer_id, error)
         with connection.cursor() as cursor:
             cursor.execute(NOTE, {"issuer": issuer_id, "error": error[:MAX_ERROR]})
 

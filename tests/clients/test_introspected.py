@@ -269,7 +269,7 @@ def test_neither_token_nor_secret_is_in_a_log_an_error_or_the_database(
                 ask(issuer)
             said += [repr(refused.value), str(refused.value.__context__), noted().error]
     told = caplog.text + "".join(said) + repr(issuer)
-    assert "could not be asked" in caplog.text
+    assert "failed: the server answered 401" in caplog.text
     basic = server.heads[0]["Authorization"].partition(" ")[2]
     assert not any(secret in told for secret in (TOKEN, SECRET, basic))
     with connection.cursor() as cursor:
