@@ -1,0 +1,63 @@
+"""With which token a transmitter pushes: made here, shown once, kept as a digest; and the one with which we poll, kept
+under a key of its own."""
+
+import hmac
+import re
+import secrets
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from django.utils import timezone
+
+from audit.protection import KeyDestroyed, keyring, protect, reveal
+from clients.models import SignalStream
+from tools.credentials import NOBODY, digest_of
+
+KIND: Final = "signal_stream"
+FORM: Final = re.compile(r"ss_([A-Za-z0-9_-]{43})", re.ASCII)
+
+
+def fresh(stream: SignalStream) -> str:
+    """A new push token for the stream, which is to be saved with `digest` and `token_set_at`; the token itself is
+    nowhere else. The one before stops working."""
+    secret = secrets.token_urlsafe(32)
+    stream.digest, stream.token_set_at = digest_of(KIND, secret), timezone.now()
+    return f"ss_{secret}"
+
+
+def presented(header: str | None) -> bytes | None:
+    """The digest of the push token in an `Authorization: Bearer` header (RFC 6750 section 2.1); None where there is
+    none."""
+    scheme, _, value = (header or "").partition(" ")
+    match = FORM.fullmatch(value.strip(" ")) if scheme.lower() == "bearer" else None
+    return digest_of(KIND, match[1]) if match else None
+
+
+def is_its(stream: SignalStream | None, digest: bytes | None) -> bool:
+    """Whether a presented digest is the stream's. Constant work: one comparison, always made."""
+    kept = bytes(stream.digest) if stream is not None and stream.digest is not None else None
+    same = hmac.compare_digest(digest or NOBODY, kept or NOBODY)
+    return same and digest is not None and kept is not None
+
+
+def holder(stream: SignalStream) -> str:
+    """Whose key protects the token with which we poll."""
+    return f"signals:{stream.pk}"
+
+
+def keep(stream: SignalStream, token: str) -> None:
+    """Protect the token with which we poll; the stream is to be saved with `token` and `token_set_at`."""
+    name = holder(stream)
+    stream.token = protect(keyring.get(name, create=True), token.encode(), name.encode())
+    stream.token_set_at = timezone.now()
+
+
+def poll_token(stream: SignalStream) -> str | None:
+    """The token with which we poll, in clear; None where there is none, or it can't be opened any more."""
+    if stream.token is None:
+        return None
+    name = holder(stream)
+    try:
+        return reveal(keyring.get(name), bytes(stream.token), name.encode()).decode()
+    except (KeyDestroyed, InvalidTag):
+        return None
