@@ -32,6 +32,7 @@ Identifier = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\A[^\x0
 Claim = Annotated[str, Meta(min_length=1, max_length=120)]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+RATE = re.compile("[1-9][0-9]{0,9}/(second|minute|hour|day)")
 Key = TypeVar("Key", bound=Hashable)
 Row = TypeVar("Row")
 Moment = Annotated[datetime, Meta(tz=True)]
@@ -141,7 +142,7 @@ class SubjectEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class ToolRef(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A tool that a grant names."""
+    """A tool that a grant or a limit names."""
 
     backend: Slug
     name: ToolName
@@ -164,6 +165,20 @@ class GrantEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     expires_at: Moment | None = None
 
 
+class LimitEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A Limit, known by `per`, `client`, `tool`, `tenant` and `modes`."""
+
+    per: Literal["subject", "subject_client", "client", "tool", "tenant"]
+    rate: Annotated[str, Meta(max_length=40)]  # `60/minute`
+    burst: Annotated[int, Meta(ge=1)] | None = None
+    client: Slug | None = None
+    tool: ToolRef | None = None
+    tenant: Name | None = None
+    modes: list[Literal["interactive", "subagent", "background", "api"]] = []
+    on_outage: Literal["access", "deny", "allow"] = "access"
+    reason: Annotated[str, Meta(min_length=1, max_length=500)] = "The policy file has it."
+
+
 class PolicyFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A whole file. A section that is absent (UNSET) is not the file's business; an empty one says that there
     are none, which counts when what the file leaves out is pruned."""
@@ -174,7 +189,7 @@ class PolicyFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     scopes: list[ScopeEntry] | UnsetType = UNSET
     tools: list[ToolEntry] | UnsetType = UNSET
     grants: list[GrantEntry] | UnsetType = UNSET
-    limits: list[Any] | UnsetType = UNSET
+    limits: list[LimitEntry] | UnsetType = UNSET
 
 
 class _Loader(yaml.SafeLoader):
@@ -240,8 +255,9 @@ def _located(message: str) -> PolicyFileError:
 
 def _check(file: PolicyFile) -> None:
     """What types cannot say."""
-    if file.limits:
-        raise PolicyFileError("limits", "rate limits are not supported by this version; remove them")
+    for position, limit in enumerate(file.limits or []):
+        if not RATE.fullmatch(limit.rate):
+            raise PolicyFileError(f"limits[{position}].rate", "must be calls and a period, such as 60/minute")
     for position, issuer in enumerate(file.issuers or []):
         _check_issuer(f"issuers[{position}]", issuer)
     for position, backend in enumerate(file.backends or []):

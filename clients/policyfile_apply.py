@@ -2,8 +2,8 @@
 
 What the file names is created or updated. With `prune`, what a section of the file leaves out is ended in the
 mildest way that takes its rights away: grants are revoked, tools retired, clients suspended, backends and
-issuers disabled; a scope is deleted where nothing names it, else it stays. Nothing that a record may speak of
-is deleted, and a section that the file does not have is not touched.
+issuers disabled; limits are deleted, and a scope is deleted where nothing names it, else it stays. Nothing else that
+a record may speak of is deleted, and a section that the file does not have is not touched.
 """
 
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from clients.policyfile import (
 from clients.policyfile_backends import Backends
 from clients.policyfile_claims import apply_claims
 from clients.policyfile_grants import Grants
+from clients.policyfile_limits import Limits
 from tools import approval
 from tools.models import Backend, PinnedScope, Scope, Tool
 
@@ -102,6 +103,7 @@ class _Applier:
         self._tools()
         Backends(self.file, self.note, self.result.notices).apply()
         Grants(self.file, self.actor, self.note, self.result.notices).apply(prune)
+        Limits(self.file, self.actor, self.note).apply(prune)
         if prune:
             self._prune()
         return self.result

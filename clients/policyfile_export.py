@@ -8,7 +8,7 @@ from django.db.models import QuerySet
 
 from audit import subjects
 from clients import grants
-from clients.models import Client, Grant, Issuer
+from clients.models import Client, Grant, Issuer, Limit
 from tools.models import Backend, Route, Scope, Tool
 
 Entry = dict[str, Any]
@@ -32,6 +32,7 @@ def export(with_subjects: bool = False) -> str:
     active = grants.active().select_related("client", "subject", "tool__backend").prefetch_related("scopes")
     named = list(active.exclude(subject=None).order_by("pk"))
     sections["grants"] = [_grant(grant) for grant in active.filter(subject=None).order_by("pk")]
+    sections["limits"] = [_limit(row) for row in Limit.objects.select_related("client", "tool__backend").order_by("pk")]
     if not with_subjects:
         return (LEFT_OUT.format(count=len(named)) if named else "") + _text(sections)
     whole = [(grant, whom) for grant in named if (whom := _subject(grant)) is not None]
@@ -160,6 +161,21 @@ def _grant(row: Grant) -> Entry:
     }
     unset: Entry = {"role": None, "tenant": None, "tool": None, "modes": [], "starts_at": None, "expires_at": None}
     return _unless(entry, effect="allow", **unset)
+
+
+def _limit(row: Limit) -> Entry:
+    entry = {
+        "per": row.per,
+        "rate": f"{row.count}/{row.period}",
+        "burst": row.burst,
+        "client": row.client.slug if row.client else None,
+        "tool": {"backend": row.tool.backend.slug, "name": row.tool.name} if row.tool else None,
+        "tenant": row.tenant or None,
+        "modes": sorted(set(row.modes)),
+        "on_outage": row.on_outage,
+        "reason": row.reason,
+    }
+    return _unless(entry, burst=None, client=None, tool=None, tenant=None, modes=[], on_outage="access")
 
 
 def _subject(row: Grant) -> Entry | None:
