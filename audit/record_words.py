@@ -39,6 +39,9 @@ STAFF_ACTIONS = {
     "staff.deactivate": "deactivated {about}", "staff.reactivate": "reactivated {about}",
     "subject.block": "blocked user {subject}", "subject.unblock": "unblocked user {subject}",
     "subject.sign_out": "signed user {subject} out everywhere",
+    "subject.deactivate": "deactivated user {subject}", "subject.reactivate": "reactivated user {subject}",
+    "scim.created": "began to manage user {subject}", "scim.updated": "told anew who user {subject} is",
+    "scim.moved": "manages user {subject} in the place of another", "scim.deleted": "ended managing user {subject}",
     "person.lookup": "looked for a user by {by}", "personal.view": "looked at protected details of {subject}",
     "records.csv": "took a page of {count} records out as a file",
     "export.created": "defined export {export}", "export.changed": "changed export {export}",
@@ -57,6 +60,7 @@ STAFF_ACTIONS = {
     "person.report": "made a report of all that was done with the data of user {subject}",
     "inbox.ignore_client": "decided to leave the client id {client_id} refused",
     "inbox.heed_client": "put the client id {client_id} back into the inbox",
+    "client.approve_metadata": "approved the name and logo that are published at {client_id}",
     "inbox.ignore_tool": "decided to leave the tool {tool} of {backend} refused",
     "inbox.heed_tool": "put the tool {tool} of {backend} back into the inbox",
     "request.ask": "asked for a grant, in request {request}", "request.approve": "approved request {request}",
@@ -77,12 +81,13 @@ TABLES = {
     "tools_backend": "backend", "tools_backendmark": "mark of a backend", "tools_route": "route of a backend",
     "tools_backendkey": "backend key", "tools_scope": "scope", "tools_scope_implies": "implication of a scope",
     "tools_pinnedscope": "pin of a scope", "tools_tool": "tool", "tools_tool_scopes": "scope of a tool",
+    "clients_scimconnection": "SCIM connection",
     "audit_hold": "legal hold", "audit_retentionrule": "retention rule", "audit_retentionfloor": "floor of retention",
 }  # fmt: skip
 # Why calls were answered without a record of their own.
 TURNED_AWAY = {code: reason.title for code, reason in REASONS.items()} | {
     "over_budget": "Too many failures", "backend_key": "No valid key of a backend",
-    "staff_key": "No valid key of staff",
+    "staff_key": "No valid key of staff", "scim_token": "No valid token of a SCIM connection",
     "no_route": "A path without a route", "path_ambiguous": "A path that can be read in two ways",
     "proxy_misconfigured": "A proxy that is not set up",
 }  # fmt: skip
@@ -121,6 +126,8 @@ def actor_words(actor: str | None) -> str:
             return f"Somebody in the database as {rest}"
         case "command":
             return f"The command {rest}"
+        case "scim":
+            return f"SCIM connection {rest}"
         case "system":
             return "Muniment"
     return actor or "Somebody"
@@ -141,7 +148,7 @@ def title(statement: Statement, names: Mapping[str, str]) -> str:
             return _policy(statement)
         case "hold" | "retention" if str(statement.get("action")).startswith("row."):
             return _past_the_pages(statement)
-        case "staff" | "request" | "review" | "hold" | "erasure":
+        case "staff" | "request" | "review" | "hold" | "erasure" | "signal":
             return _staff(statement)
         case "denials":
             counts = statement.get("counts") or {}
