@@ -3,6 +3,7 @@
 from celery import shared_task
 
 from clients import keysets, requests
+from clients.signals import receipts
 
 
 @shared_task(ignore_result=True)
@@ -15,3 +16,9 @@ def refresh_key_sets() -> int:
 def lapse_requests() -> int:
     """Hourly: requests that nobody decided in time are marked as lapsed."""
     return requests.lapse()
+
+
+@shared_task(ignore_result=True)
+def forget_receipts() -> int:
+    """Daily: receipts of events that are too old to be taken again."""
+    return receipts.forget()

@@ -27,6 +27,7 @@ from governance.outcomes import OutcomeView
 from governance.records_api import RecordsView, RecordView
 from governance.reference import reference
 from governance.scim_api import scim
+from governance.signals_api import LogoutView, SignalsView
 from governance.ungoverned import UngovernedView
 
 
@@ -49,6 +50,9 @@ urlpatterns = [
     path("v1/records/<uuid:record>", RecordView.as_view()),
     path("v1/records/<uuid:record>/outcome", OutcomeView.as_view()),
     path("v1/tools", ToolsView.as_view()),
+    # The RFCs that fix these describe them; docs/signals.md says what is ours.
+    path("v1/signals/logout", LogoutView.as_view(schema=None)),
+    path("v1/signals/<slug:stream>", SignalsView.as_view(schema=None)),
     path("v1/forward-auth", ForwardAuthView.as_view()),
     re_path("^v1/forward-auth/", ForwardAuthView.as_view(schema=None)),  # Envoy: the original path follows
     path("v1/keys", KeysView.as_view()),
