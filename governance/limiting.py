@@ -4,7 +4,7 @@ The calls of one request are paid for together, in one question to Redis. A call
 policy moved on, does not pay again; one that is then refused, or could not be recorded, gets back what it paid.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -61,17 +61,20 @@ def uncountable(limits: Iterable[LimitPolicy], tool: ToolPolicy) -> list[LimitPo
 
 @dataclass(slots=True)
 class Purse:
-    """What the calls of one request have paid, by their places in it."""
+    """What the calls of one request have paid, by their places in it, and which could not be counted (True: and were
+    refused)."""
 
     payments: dict[int, Payment] = field(default_factory=dict)
-    uncounted: set[int] = field(default_factory=set)
+    uncounted: dict[int, bool] = field(default_factory=dict)
 
     def settle(self, verdicts: Mapping[int, "Verdict"]) -> None:
         """Take from the limits of calls that are allowed and have not paid, all at once, in their order; deny those
         that a limit refuses. What was paid for another decision than this one goes back first."""
         wanted = {place: _buckets(verdict) for place, verdict in verdicts.items()}
         old = [p for p in wanted if p in self.payments and self.payments[p].buckets != wanted[p]]
-        self.give_back(old)
+        self._give_back(old)
+        for place in wanted:
+            self.uncounted.pop(place, None)
         unpaid = [place for place, buckets in wanted.items() if buckets and place not in self.payments]
         if not unpaid:
             return
@@ -87,17 +90,22 @@ class Purse:
             else:
                 _refuse(verdicts[place], result)
 
-    def give_back(self, places: Iterable[int]) -> None:
-        """These calls were not let through after all."""
+    def close(self, unanswered: Iterable[int]) -> None:
+        """All is recorded that will be. Calls without a record are not answered, so that they get back what they
+        paid."""
+        for place in unanswered:
+            self.uncounted.pop(place, None)
+        outage.met(self.uncounted.values())
+        self._give_back(unanswered)
+
+    def _give_back(self, places: Iterable[int]) -> None:
         counter.give_back([self.payments.pop(place) for place in places if place in self.payments])
 
     def _uncounted(self, place: int, verdict: "Verdict") -> None:
         decision, policy = verdict.decision, verdict.snapshot.policy
         assert decision.tool is not None  # it was allowed so far
         refusing = uncountable(_limits(verdict), decision.tool)
-        if place not in self.uncounted:  # else it is decided again
-            self.uncounted.add(place)
-            outage.met(refused=bool(refusing))
+        self.uncounted[place] = bool(refusing)
         if refusing:
             _stop(decision, policy, [limit.id for limit in refusing], 1, "Calls cannot be counted at the moment.")
 
@@ -145,13 +153,12 @@ class Outage:
         """As in a new process."""
         self._told, self._let_through, self._refused = False, 0, 0
 
-    def met(self, refused: bool) -> None:
-        """A call could not be counted."""
-        with self._lock:
-            if refused:
-                self._refused += 1
-            else:
-                self._let_through += 1
+    def met(self, refused: Collection[bool]) -> None:
+        """Calls could not be counted; whether each was refused."""
+        if refused:
+            with self._lock:
+                self._refused += sum(refused)
+                self._let_through += len(refused) - sum(refused)
 
     def notices(self) -> list[Entry]:
         """What there is to record since the last look."""

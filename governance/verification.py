@@ -97,7 +97,7 @@ def verify(
     try:
         return _verified(credential, calls, fits, proofs, purse, found)
     finally:
-        purse.give_back([place for place, verdict in enumerate(found) if verdict is None or verdict.receipt is None])
+        purse.close([place for place, verdict in enumerate(found) if verdict is None or verdict.receipt is None])
 
 
 def _verified(
