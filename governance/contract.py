@@ -53,7 +53,7 @@ class Dpop(msgspec.Struct):
 
     # Whatever a client sent is taken, so that it is on record as a proof that does not hold.
     proof: Annotated[str, Meta(max_length=8192, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
-    method: Annotated[str, Meta(min_length=1, max_length=16, pattern=r"\A[A-Za-z]+\Z")]
+    method: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"\A[\x21-\x7e]*\Z")]
     url: Annotated[str, Meta(min_length=1, max_length=2048, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
     request: Annotated[str, Meta(min_length=16, max_length=64, pattern=r"\A[A-Za-z0-9_-]*\Z")] | None = None
 

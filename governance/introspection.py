@@ -194,7 +194,10 @@ def body(verdict: Verdict) -> dict[str, Any]:
     audience by which the token is for this backend. No e-mail address is told."""
     identity, decision = verdict.identity, verdict.decision
     if not decision.allowed or identity is None:
-        return {"active": False}
+        # To a caller that sends proofs on: what its client must know to make the next one (RFC 9449 sections 7.1, 8).
+        hint = verdict.hint if verdict.call.dpop else None
+        told = {"dpop_error": hint.error, "dpop_nonce": hint.nonce} if hint and hint.error else {}
+        return {"active": False} | {name: value for name, value in told.items() if value}
     bound = identity.bound
     found = {
         "active": True,

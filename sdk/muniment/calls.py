@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,11 +16,16 @@ from muniment.errors import Denied, Unavailable
 REQUEST_BOUNDS: Final = {"id": 256, "trace_id": 256, "session_id": 256, "ip": 45, "user_agent": 1024}
 MAX_TOKEN: Final = 16_384  # characters; a longer one is refused as malformed, and so is one that was cut here
 MAX_TENANT: Final = 256
+MAX_PROOF, MAX_URL = 8192, 2048  # characters
+NO_PROOF: Final = (
+    "?"  # in place of a proof that was not sent as one: the attempt is on record as one that does not hold
+)
 MAX_AGENTS, MAX_SCOPES = 8, 100  # of one call
 AGENT_NAME: Final = re.compile(r"(?=.{1,128}\Z)[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 SCOPE_NAME: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")  # RFC 6749 section 3.3
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]+")
 _NO_CHARACTER: Final = "\ufffd"
+_NONCE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")
 _ADDRESS: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}")
 
 Mode = Literal["interactive", "subagent", "background", "api"]
@@ -111,6 +117,8 @@ class Decision:
     www_authenticate: str | None
     retry_after: int | None
     answer: Mapping[str, Any] = field(repr=False)
+    # For the header DPoP-Nonce of the backend's own answer (RFC 9449 section 8).
+    dpop_nonce: str | None = None
 
     @property
     def allowed(self) -> bool:
@@ -152,7 +160,13 @@ def decision_of(answer: Mapping[str, Any], agent: Agent, tool: str) -> Decision:
         www_authenticate=answer.get("www_authenticate"),
         retry_after=answer.get("retry_after"),
         answer=answer,
+        dpop_nonce=header_value(answer.get("dpop_nonce")),
     )
+
+
+def header_value(value: Any) -> str | None:
+    """A nonce that may stand in a header (RFC 9449 section 8.1: no space, quote or backslash); None for any other."""
+    return value if isinstance(value, str) and _NONCE.fullmatch(value) else None
 
 
 def _caller(answer: Mapping[str, Any], agent: Agent) -> Caller:
@@ -199,15 +213,41 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Dpop:
+    """The DPoP proof that came with a request (RFC 9449): the header, and the method and URL of the request. `request`
+    is a name of our own: it tells the platform that all calls which are made to serve this request share its proof, and
+    is never one that a client sent."""
+
+    proof: str = field(repr=False)
+    method: str
+    url: str = field(repr=False)
+    request: str = field(default_factory=lambda: secrets.token_urlsafe(16), repr=False)
+
+    def body(self) -> dict[str, str]:
+        """The member `dpop` of a verify call, held to what the platform takes: a proof that cannot be sent becomes one
+        that does not hold, and the query, which no proof is of, is left out."""
+        sound = len(self.proof) <= MAX_PROOF and self.proof.isascii() and self.proof.isprintable()
+        return {
+            "proof": self.proof if sound else NO_PROOF,
+            "method": self.method.encode("ascii", "replace").decode()[:32] or "?",
+            "url": _CONTROL.sub("", self.url.partition("?")[0])[:MAX_URL] or "?",
+            "request": self.request,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Incoming:
     """What a backend was sent: the user's token, and what is recorded of the request: `id`, `trace_id`, `session_id`,
-    `ip`, `user_agent`. Made by an adapter, or by `guard.request(...)`."""
+    `ip`, `user_agent`; and what proves that a token which is bound is the caller's: a DPoP proof, and the SHA-256 of
+    the client's certificate in base64url (RFC 8705). Made by an adapter, or by `guard.request(...)`."""
 
     token: str | None = field(repr=False)
     request: Mapping[str, str] = field(default_factory=dict, repr=False)
     agent: Agent = field(default_factory=Agent)
     tenant: str | None = None
     prepared: Prepared | None = None
+    dpop: Dpop | None = None
+    certificate: str | None = field(default=None, repr=False)
 
 
 def request_info(**given: str | None) -> dict[str, str]:

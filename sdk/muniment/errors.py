@@ -62,6 +62,22 @@ class Unavailable(MunimentError):
         self.retry_after = retry_after or RETRY_AFTER
 
 
+class Unproved(MunimentError):
+    """A token that was looked at, whatever the tool, is bound to a key, and its DPoP proof does not hold. `error` is
+    one of RFC 9449 section 7.1; `nonce` is for the next proof, where one is demanded."""
+
+    status = 401
+
+    def __init__(self, error: str, nonce: str | None = None) -> None:
+        super().__init__("The proof that came with the access token does not hold.")
+        self.error, self.nonce = error, nonce
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The challenge, and `DPoP-Nonce`."""
+        return {"WWW-Authenticate": f'DPoP error="{self.error}"'} | ({"DPoP-Nonce": self.nonce} if self.nonce else {})
+
+
 class Denied(MunimentError):
     """The platform decided, and denied. `status` is 401, 403, 429 or 503; `www_authenticate` is the ready challenge
     (RFC 6750, RFC 9728), where signing in again or more scopes could help, else None; `remedy` says what would help."""
@@ -79,9 +95,9 @@ class Denied(MunimentError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`WWW-Authenticate` and `Retry-After`, where they apply."""
-        found = super().headers
-        return found | ({"WWW-Authenticate": self.www_authenticate} if self.www_authenticate else {})
+        """`WWW-Authenticate`, `DPoP-Nonce` and `Retry-After`, where they apply."""
+        named = {"WWW-Authenticate": self.www_authenticate, "DPoP-Nonce": self.decision.dpop_nonce}
+        return super().headers | {name: value for name, value in named.items() if value}
 
     @property
     def document(self) -> dict[str, object]:

@@ -22,6 +22,7 @@ from muniment.calls import (
     Agent,
     Caller,
     Decision,
+    Dpop,
     Incoming,
     Mode,
     Prepared,
@@ -99,7 +100,8 @@ class Muniment:
 
     def verify(self, token: str | None, tool: str, **more: Any) -> Decision:
         """Verify one call. `more`: `tenant`, `resource` ((type, id)), `agent` (Agent), `request` (id, trace_id,
-        session_id, ip, user_agent), `arguments_digest`, `assertion` (an audience). A denial is returned, not raised;
+        session_id, ip, user_agent), `arguments_digest`, `assertion` (an audience), `dpop` (Dpop) and `certificate` (its
+        thumbprint), which prove that a bound token is the caller's. A denial is returned, not raised;
         raises Unavailable in an outage, and Throttled, Refused or Misconfigured where nothing was decided."""
         made, agent = _call(token, tool, **more)
         return self._decided(self.platform.send(made), agent, tool)
@@ -150,6 +152,8 @@ class Muniment:
             "resource": tool.about(arguments) if tool else None,
             "assertion": tool.assertion if tool else None,
             "arguments_digest": digest_of(arguments) if self._digest and arguments else None,
+            "dpop": given.dpop,
+            "certificate": given.certificate,
         }
 
     # --- guarding -----------------------------------------------------------------------------------------
@@ -264,11 +268,14 @@ class Muniment:
         *,
         agent: Agent | None = None,
         tenant: str | None = None,
+        dpop: Dpop | None = None,
+        certificate: str | None = None,
         **info: str | None,
     ) -> AbstractContextManager[Incoming]:
         """Serve a request with the user's token, where no adapter does: `with guard.request(token): recall("...")`.
-        `info`: `id`, `trace_id`, `session_id`, `ip`, `user_agent`."""
-        return receiving(Incoming(token, request_info(**info), agent or Agent(), tenant))
+        `info`: `id`, `trace_id`, `session_id`, `ip`, `user_agent`; `dpop` and `certificate` as in `verify`."""
+        given = Incoming(token, request_info(**info), agent or Agent(), tenant, dpop=dpop, certificate=certificate)
+        return receiving(given)
 
     def delegate(
         self, name: str, scopes: str | Sequence[str] | None = None, mode: Mode = "subagent"
@@ -368,6 +375,8 @@ def _call(
     request: Mapping[str, str] | None = None,
     arguments_digest: str | None = None,
     assertion: str | None = None,
+    dpop: Dpop | None = None,
+    certificate: str | None = None,
 ) -> tuple[client.Request, Agent]:
     """The request of a verify call, without the members that say nothing."""
     agent = agent or Agent()
@@ -380,6 +389,8 @@ def _call(
         "arguments_digest": arguments_digest,
         "assertion": assertion,
         "agent": agent.body() if agent != Agent() else None,
+        "dpop": dpop.body() if dpop else None,
+        "mtls": {"x5t#S256": certificate} if certificate else None,
     }
     body = {"token": sendable(token), "tool": tool} | {name: value for name, value in more.items() if value is not None}
     return client.request("POST", "/v1/verify", body), agent

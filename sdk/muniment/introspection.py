@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from muniment.calls import sendable
+from muniment.calls import Incoming, header_value, sendable
 from muniment.client import Request
-from muniment.errors import Refused
+from muniment.errors import Refused, Unproved
 
 if TYPE_CHECKING:
     from muniment.guard import Muniment
 
 FORM = "application/x-www-form-urlencoded"
+ERRORS = ("invalid_dpop_proof", "invalid_token", "use_dpop_nonce")  # RFC 9449 sections 7.1 and 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +36,33 @@ class Shown:
     answer: Mapping[str, Any] = field(repr=False)
 
 
-def introspect(guard: Muniment, token: str) -> Shown | None:
-    """What a token is good for; None for one that is good for nothing here. Raises Unavailable in an outage (also of
-    the token's issuer), and Throttled, Refused or Misconfigured."""
-    return shown(guard.platform.send(_request(token))) if token else None
+def introspect(guard: Muniment, token: str, given: Incoming | None = None) -> Shown | None:
+    """What a token is good for; None for one that is good for nothing here. `given` is the request that it came with:
+    a token that is bound is good with its proof alone. Raises Unproved for a DPoP proof that does not hold, Unavailable
+    in an outage (also of the token's issuer), and Throttled, Refused or Misconfigured."""
+    return shown(guard.platform.send(_request(token, given))) if token else None
 
 
-async def aintrospect(guard: Muniment, token: str) -> Shown | None:
+async def aintrospect(guard: Muniment, token: str, given: Incoming | None = None) -> Shown | None:
     """`introspect`, for an event loop."""
-    return shown(await guard.platform.asend(_request(token))) if token else None
+    return shown(await guard.platform.asend(_request(token, given))) if token else None
 
 
-def _request(token: str) -> Request:
-    return Request("POST", "/v1/introspect", urlencode({"token": sendable(token)}).encode(), kind=FORM, of="look")
+def _request(token: str, given: Incoming | None) -> Request:
+    form = {"token": sendable(token)}
+    if given and given.dpop:
+        form |= {f"dpop_{name}": value for name, value in given.dpop.body().items()}
+    if given and given.certificate:
+        form["x5t#S256"] = given.certificate
+    return Request("POST", "/v1/introspect", urlencode(form).encode(), kind=FORM, of="look")
 
 
 def shown(answer: Mapping[str, Any]) -> Shown | None:
-    """An answer, read. Raises Refused for what is none."""
+    """An answer, read. Raises Refused for what is none, and Unproved."""
     if answer.get("active") is False:
+        error = answer.get("dpop_error")
+        if isinstance(error, str) and error in ERRORS:
+            raise Unproved(error, header_value(answer.get("dpop_nonce")))
         return None
     names = ("uid", "iss", "sub", "client_id", "aud")
     expires, scope = answer.get("exp"), answer.get("scope", "")

@@ -195,7 +195,7 @@ def test_a_token_elsewhere_is_not_taken(http: httpx2.Client) -> None:
         http.get("/recall", params={"access_token": secret, "token": secret}),
         http.post("/recall", data={"access_token": secret}),
         http.get("/recall", headers={"Authorization": "Basic YTpi"}),
-        http.get("/recall", headers={"Authorization": f"DPoP {secret}"}),
+        http.get("/recall", headers={"Authorization": f"Digest {secret}"}),
         http.get("/recall", headers={"X-Authorization": f"Bearer {secret}", "Proxy-Authorization": f"Bearer {secret}"}),
         http.get("/recall", headers={"Cookie": f"token={secret}; Authorization=Bearer {secret}"}),
     ):

@@ -19,6 +19,7 @@ import pytest
 from audit.models import Record
 from governance import process
 from tests import world as worlds
+from tests.clients.proving import holder
 from tests.reset import reset
 from tests.sdk.outcomes import last_outcome
 from tests.served import platform
@@ -113,6 +114,18 @@ def test_what_is_no_one_token_is_malformed(http: httpx2.Client, values: list[str
     body = json.loads(response.read())
     connection.close()
     assert (response.status, body["reason"]) == (401, "token_malformed")
+
+
+def test_a_bound_token_is_served_with_its_proof_once(http: httpx2.Client) -> None:
+    alice = holder()
+    text = token(cnf={"jkt": alice.jkt})
+    url = "https://inner.example/recall"
+    headers = {"Authorization": f"DPoP {text}", "DPoP": alice.proof(text, "GET", url)}
+    assert http.get("/recall?pause=0", headers=headers).json()["user"] == "alice"
+    assert refused(http.get("/recall", headers=headers), 401, "proof_invalid").startswith("DPoP ")
+    refused(http.get("/recall", headers=bearer(cnf={"jkt": alice.jkt})), 401, "proof_required")
+    twice = [("Authorization", f"DPoP {text}"), *[("DPoP", alice.proof(text, "GET", url)) for _ in range(2)]]
+    refused(http.get("/recall", headers=twice), 401, "proof_invalid")
 
 
 def test_the_scheme_is_read_in_any_case(http: httpx2.Client) -> None:

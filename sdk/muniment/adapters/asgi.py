@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
+from urllib.parse import quote
 
-from muniment.adapters.http import Answer, Metadata, bearer, networks, refusal, source, the_refusal, trace_id
+from muniment.adapters.http import (
+    Answer,
+    Metadata,
+    bearer,
+    networks,
+    proof,
+    refusal,
+    source,
+    the_refusal,
+    trace_id,
+    url_of,
+)
 from muniment.background import Job, logger
 from muniment.calls import Agent, Incoming, receiving, request_info
 from muniment.errors import MunimentError, Throttled, Unavailable
@@ -30,6 +42,9 @@ class MunimentMiddleware:
     tenant of the call; believe a header of it only from whom you trust. `trusted_proxies` are the addresses and
     networks whose X-Forwarded-For is believed; none by default. `name` is what people call the backend. Raises
     Misconfigured.
+
+    For tokens that are bound: `url` makes of a scope the URL that the client called, where it is not the path at the
+    origin of the guard's `resource`; `certificate` gives the client's certificate as `http.thumbprint` does.
     """
 
     def __init__(
@@ -42,8 +57,11 @@ class MunimentMiddleware:
         tenant: Callable[[Scope], str | None] | None = None,
         trusted_proxies: Iterable[str] = (),
         name: str | None = None,
+        url: Callable[[Scope], str] | None = None,
+        certificate: Callable[[Scope], str | None] | None = None,
     ) -> None:
         self.app, self.guard = app, guard
+        self._url, self._certificate = url or self._url_of, certificate
         self._agent, self._session, self._tenant = agent, session, tenant
         self._trusted = networks(trusted_proxies)
         self._metadata = Metadata(guard, name)
@@ -78,8 +96,9 @@ class MunimentMiddleware:
     def incoming(self, scope: Scope) -> Incoming:
         """What came in with a request or with the handshake of a WebSocket."""
         peer = (scope.get("client") or (None,))[0]
+        authorization, proofs = header(scope, b"authorization"), header(scope, b"dpop")
         return Incoming(
-            bearer(header(scope, b"authorization")),
+            bearer(authorization),
             request_info(
                 id=first(header(scope, b"x-request-id")),
                 trace_id=trace_id(header(scope, b"traceparent")),
@@ -89,7 +108,16 @@ class MunimentMiddleware:
             ),
             (self._agent(scope) if self._agent else None) or Agent(),
             self._tenant(scope) if self._tenant else None,
+            dpop=proof(authorization, proofs, scope.get("method", "GET"), self._url(scope)) if proofs else None,
+            certificate=self._certificate(scope) if self._certificate else None,
         )
+
+    def _url_of(self, scope: Scope) -> str:
+        """Without its query, which no proof is of; a WebSocket is asked for by HTTP (RFC 6455 section 4.1)."""
+        scheme = {"ws": "http", "wss": "https"}.get(scope.get("scheme", "http"), scope.get("scheme", "http"))
+        raw = scope.get("raw_path")
+        path = raw.decode("latin-1") if raw else quote(scope["path"])
+        return url_of(self.guard, scheme, first(header(scope, b"host")) or "", path)
 
 
 def header(scope: Scope, name: bytes) -> list[str]:

@@ -10,9 +10,21 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.utils.encoding import escape_uri_path
 from django.utils.module_loading import import_string
 
-from muniment.adapters.http import Answer, Metadata, bearer, networks, refusal, source, the_refusal, trace_id
+from muniment.adapters.http import (
+    Answer,
+    Metadata,
+    bearer,
+    networks,
+    proof,
+    refusal,
+    source,
+    the_refusal,
+    trace_id,
+    url_of,
+)
 from muniment.background import Job
 from muniment.calls import Agent, Incoming, receiving, request_info
 from muniment.guard import Muniment
@@ -43,7 +55,9 @@ class MunimentMiddleware:
     Settings: MUNIMENT_GUARD; and optionally MUNIMENT_AGENT, MUNIMENT_SESSION and MUNIMENT_TENANT, functions (or their
     dotted paths) that make of a request the agents that it came through, a session id and the tenant of the call;
     MUNIMENT_TRUSTED_PROXIES, the addresses and networks whose X-Forwarded-For is believed; MUNIMENT_NAME, what people
-    call the backend. Raises ImproperlyConfigured and Misconfigured.
+    call the backend; for tokens that are bound MUNIMENT_CALLED_URL, which makes of a request the URL that its client
+    called, where it is not the path at the origin of the guard's `resource`, and MUNIMENT_CERTIFICATE, which gives the
+    client's certificate as `muniment.adapters.http.thumbprint` does. Raises ImproperlyConfigured and Misconfigured.
     """
 
     sync_capable = True
@@ -55,6 +69,8 @@ class MunimentMiddleware:
         self._agent: Callable[[HttpRequest], Agent | None] | None = _named("MUNIMENT_AGENT")
         self._session: Callable[[HttpRequest], str | None] | None = _named("MUNIMENT_SESSION")
         self._tenant: Callable[[HttpRequest], str | None] | None = _named("MUNIMENT_TENANT")
+        self._url: Callable[[HttpRequest], str] = _named("MUNIMENT_CALLED_URL") or self._url_of
+        self._certificate: Callable[[HttpRequest], str | None] | None = _named("MUNIMENT_CERTIFICATE")
         self._trusted = networks(getattr(settings, "MUNIMENT_TRUSTED_PROXIES", ()))
         self._metadata = Metadata(self.guard, getattr(settings, "MUNIMENT_NAME", None))
         self._declared = False
@@ -91,8 +107,9 @@ class MunimentMiddleware:
 
     def incoming(self, request: HttpRequest) -> Incoming:
         """What came in with a request. Servers join several headers of one name by commas, which no token has."""
+        authorization, proofs = _header(request, "AUTHORIZATION"), _header(request, "DPOP")
         return Incoming(
-            bearer(_header(request, "AUTHORIZATION")),
+            bearer(authorization),
             request_info(
                 id=request.META.get("HTTP_X_REQUEST_ID"),
                 trace_id=trace_id(_header(request, "TRACEPARENT")),
@@ -102,6 +119,14 @@ class MunimentMiddleware:
             ),
             (self._agent(request) if self._agent else None) or Agent(),
             self._tenant(request) if self._tenant else None,
+            dpop=proof(authorization, proofs, request.method or "", self._url(request)) if proofs else None,
+            certificate=self._certificate(request) if self._certificate else None,
+        )
+
+    def _url_of(self, request: HttpRequest) -> str:
+        """Without its query, which no proof is of."""
+        return url_of(
+            self.guard, request.scheme or "", request.META.get("HTTP_HOST", ""), escape_uri_path(request.path)
         )
 
     def _declare(self) -> None:

@@ -69,29 +69,36 @@ class Tokens:
         self._guard = guard
         self._known: OrderedDict[bytes, Known] = OrderedDict()
 
-    async def look(self, token: str, method: str | None) -> Known | None:
+    async def look(self, given: Incoming, method: str | None) -> Known | None:
         """Whose a token is that comes with a message; None for one that is not good here. Raises what `aintrospect`
-        does."""
-        known = self.of(token)
+        does. One that comes with a DPoP proof is looked at each time: that it was good a moment ago says nothing of
+        who sends it now."""
+        known = None if given.dpop else self.of(given)
         if known is not None and (_only_passes(method) or (method in LISTS and time.monotonic() < known.good_until)):
             return known
-        shown = await aintrospect(self._guard, token)
+        shown = await aintrospect(self._guard, given.token or "", given)
         if shown is None:
-            self._known.pop(_digest(token), None)
+            self._known.pop(_presented(given), None)
             return None
-        return self.note(token, shown.uid, shown.scopes, _seconds(shown))
+        return self.note(given, shown.uid, shown.scopes, _seconds(shown))
 
-    def of(self, token: str) -> Known | None:
+    def of(self, given: Incoming) -> Known | None:
         """Whose a token is, where that is known already."""
-        return self._known.get(_digest(token))
+        return self._known.get(_presented(given))
 
-    def note(self, token: str, uid: str, scopes: tuple[str, ...], good_for: float = 0.0) -> Known:
+    def note(self, given: Incoming, uid: str, scopes: tuple[str, ...], good_for: float = 0.0) -> Known:
         """Remember whose a token is."""
-        made = self._known[_digest(token)] = Known(uid, scopes, time.monotonic() + good_for)
-        self._known.move_to_end(_digest(token))
+        made = self._known[_presented(given)] = Known(uid, scopes, time.monotonic() + good_for)
+        self._known.move_to_end(_presented(given))
         while len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
         return made
+
+
+def _presented(given: Incoming) -> bytes:
+    """A token, and what it came with: what was found of one that came with a proof, or by a connection with this
+    certificate, is not true of the same token without."""
+    return sha256(repr((given.token, given.certificate, given.dpop is not None)).encode("utf-8", "replace")).digest()
 
 
 def _digest(token: str) -> bytes:
@@ -151,7 +158,7 @@ class Endpoint:
         if isinstance(scope.get("user"), AuthenticatedUser):  # a verifier of the server's own looked at it
             return None, None
         try:
-            known = await self._tokens.look(given.token, message.method)
+            known = await self._tokens.look(given, message.method)
         except Unavailable:
             fails_open = any(tool.fail == "open" for tool in list(self.guard.tools.values()))
             if not (fails_open and (_only_passes(message.method) or message.method in LISTS)):
@@ -171,16 +178,16 @@ class Endpoint:
                 raise prepared.result  # of what comes without a token it is certain that it would be denied
         elif not (prepared.result.remedy == "request_scope" and wants_result(scope)):
             prepared.result.require()
-        if given.token is not None and (known := self._caller(given.token, prepared.result)) is not None:
+        if given.token is not None and (known := self._caller(given, prepared.result)) is not None:
             become(scope, known)
         return prepared
 
-    def _caller(self, token: str, result: Decision | Unavailable) -> Known | None:
+    def _caller(self, given: Incoming, result: Decision | Unavailable) -> Known | None:
         """Whose the token of a call is."""
         if isinstance(result, Unavailable):
-            return self._tokens.of(token)
+            return self._tokens.of(given)
         uid = (result.answer.get("subject") or {}).get("uid")
-        return self._tokens.note(token, uid, result.effective) if isinstance(uid, str) else None
+        return self._tokens.note(given, uid, result.effective) if isinstance(uid, str) else None
 
 
 def wants_result(scope: Scope) -> bool:
