@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.models import Record, Subject
-from clients.models import Grant
+from clients.models import Grant, Limit
 from governance.decision import GrantPolicy, Policy, Question, SubjectState, decide
 from muniment.calls import Agent
 from tests.governance.test_decision import CAPTURE, CLIENT, NOW, OPEN, QUESTION, RECALL, grants
@@ -81,6 +81,13 @@ def test_every_denial_has_the_chain(world: World) -> None:
     Subject.objects.update(blocked_at=timezone.now())
     answer = world.verify(token=token(act=ACT), agent=SAID)
     assert (answer["reason"], recorded(answer)["chain"]) == ("subject_blocked", WHOLE)
+
+
+def test_who_calls_too_often_is_on_record_with_every_agent(world: World) -> None:
+    Limit.objects.create(per="subject", count=1, period="day", reason="r")
+    answers = [world.verify(token=token(act={"sub": f"agent {turn}"}), agent=SAID) for turn in range(3)]
+    assert [answer["reason"] for answer in answers] == ["granted", "rate_limited", "rate_limited"]
+    assert [recorded(answer)["chain"] for answer in answers] == [[*SAID["chain"], f"agent {turn}"] for turn in range(3)]
 
 
 def test_of_a_token_that_is_refused_nothing_is_believed_but_what_was_reported_stays(world: World) -> None:
