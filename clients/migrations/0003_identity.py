@@ -40,6 +40,7 @@ class Migration(migrations.Migration):
                 ("digest", models.CharField(blank=True, help_text="SHA-256 of what is shown, hex", max_length=64)),
                 ("fetched_at", models.DateTimeField(help_text="last success", null=True)),
                 ("attempted_at", models.DateTimeField(null=True)),
+                ("failures", models.IntegerField(default=0, help_text="since the last success")),
                 ("error", models.CharField(blank=True, max_length=250)),
                 ("approved_digest", models.CharField(blank=True, max_length=64)),
                 ("approved_at", models.DateTimeField(null=True)),
@@ -366,7 +367,11 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "dpop_nonce",
-                    models.BooleanField(default=False, help_text="a proof must hold a nonce that Muniment gave out"),
+                    models.BooleanField(
+                        default=False,
+                        help_text="a proof must hold a nonce that Muniment gave out",
+                        verbose_name="nonces (DPoP)",
+                    ),
                 ),
                 (
                     "issuer",

@@ -150,7 +150,9 @@ class IssuerBinding(models.Model):
 
     issuer = models.OneToOneField(Issuer, on_delete=models.CASCADE, related_name="binding")
     require = models.CharField("its tokens must be bound", max_length=4, choices=REQUIRE, default="any", blank=True)
-    dpop_nonce = models.BooleanField(default=False, help_text="a proof must hold a nonce that Muniment gave out")
+    dpop_nonce = models.BooleanField(
+        "nonces (DPoP)", default=False, help_text="a proof must hold a nonce that Muniment gave out"
+    )
 
     class Meta:
         verbose_name = "binding of tokens"
