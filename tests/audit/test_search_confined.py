@@ -20,7 +20,8 @@ from tests.reset import reset
 NOOR = Viewer("staff:2", "Noor", records=True, tenants=frozenset({"acme"}))
 BOTH = Viewer("staff:3", "Ines", records=True, tenants=frozenset({"acme", "other"}))
 SEARCHES = [*COMBINATIONS, ({"tenant": "acme"}, {}), ({"tenant": "acme", "client": "claude"}, {}),
-            ({"subject": "usr_a"}, {}), ({"subject": "usr_stranger"}, {}), ({"client": "rare", "reason": "rare"}, {})]  # fmt: skip
+            ({"subject": "usr_a"}, {}), ({"subject": "usr_stranger"}, {}),
+            ({"client": "rare", "reason": "rare"}, {})]  # fmt: skip
 
 
 def logs(crowd: int) -> None:
