@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from clients import keysets, requests
+from clients import keysets, metadata, requests
 from clients.signals import receipts
 
 
@@ -10,6 +10,12 @@ from clients.signals import receipts
 def refresh_key_sets() -> int:
     """Every five minutes: so long, at most, does a key that its issuer withdrew go on working."""
     return keysets.refresh_all()
+
+
+@shared_task(ignore_result=True)
+def refresh_client_metadata() -> int:
+    """Every five minutes: what is published about clients whose id is a URL, a few at a time."""
+    return metadata.refresh()
 
 
 @shared_task(ignore_result=True)

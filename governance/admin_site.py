@@ -29,6 +29,7 @@ class MunimentAdminSite(AdminSite):
         from audit.timeline_view import TimelineViews
         from clients.admin.granting import Granting
         from clients.admin.inbox import InboxViews
+        from clients.admin.published import PublishedViews
         from governance import reasons_page
         from governance.explainer_view import ExplainerViews
         from governance.matrix_view import MatrixViews
@@ -49,6 +50,7 @@ class MunimentAdminSite(AdminSite):
             *LogViews(self).urls(),
             *keeping(self),
             *InboxViews(self).urls(),
+            *PublishedViews(self).urls(),
             *reasons_page.urls(self),
             *NotificationViews(self).urls(),
             *SignInViews(self).urls(),
@@ -62,6 +64,12 @@ class MunimentAdminSite(AdminSite):
     def directory(self) -> Any:
         """What staff call things today, for pages of lower applications."""
         return directory()
+
+    def managed_by(self, uid: str) -> str | None:
+        """The SCIM connection that manages a user, if one does."""
+        from clients.models import ScimUser
+
+        return ScimUser.objects.filter(subject=uid).values_list("connection__name", flat=True).first()
 
     def impact(self, wanted: Any, viewer: Any = None) -> Any:
         """What a change of grants (`clients.proposals.Proposal`) would do; with a viewer, also to the week's calls."""

@@ -300,6 +300,7 @@ CELERY_BEAT_SCHEDULE = {
     name: {"task": task, "schedule": seconds, "options": {"expires": seconds}}
     for name, task, seconds in [
         ("refresh key sets", "clients.tasks.refresh_key_sets", 300.0),
+        ("read client metadata", "clients.tasks.refresh_client_metadata", 300.0),
         ("lapse requests", "clients.tasks.lapse_requests", 3600.0),
         ("forget receipts", "clients.tasks.forget_receipts", 24 * 3600.0),
         ("make partitions", "audit.tasks.make_partitions", 3600.0),

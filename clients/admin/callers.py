@@ -23,8 +23,12 @@ from audit.admin_base import (
 from audit.templatetags.muniment import when
 from clients import keysets
 from clients.admin.claims_bench import WithBench
+from clients.admin.issuer_binding import IssuerBindingInline
+from clients.admin.issuer_introspection import AcceptedIssuerFormSet, IntrospectionInline
 from clients.admin.issuer_parts import ClaimMappingInline
 from clients.admin.issuer_presets import WithPresets
+from clients.admin.published import WithPublished
+from clients.introspection_setup import clash_of_backend, clash_of_issuer, lock
 from clients.models import ALGORITHMS, AcceptedIssuer, Client, Issuer, KeySet, OAuthClientId, default_algorithms
 from tools.admin import BackendAdmin, pill
 from tools.models import Backend
@@ -66,7 +70,7 @@ class IssuerAdmin(WithBench, WithPresets, PolicyAdmin):
         "issuer", "algorithms", "jwks_uri", "tenant_claim", "roles_claim", "leeway", "max_lifetime",
         "allowed_networks",
     ]  # fmt: skip
-    inlines = [ClaimMappingInline]
+    inlines = [ClaimMappingInline, IntrospectionInline, IssuerBindingInline]
     can_act = [
         Action("disable", "Disable", "From the next call on none of its tokens is accepted.",
                "disable", lambda i: i.enabled, danger=True),
@@ -104,6 +108,9 @@ class IssuerAdmin(WithBench, WithPresets, PolicyAdmin):
 
     def enable(self, request: HttpRequest, issuer: Issuer, data: dict[str, Any]) -> str:
         """Back on."""
+        lock()
+        if hasattr(issuer, "introspection") and (words := clash_of_issuer(issuer)):
+            raise Refused(words)
         issuer.enabled = True
         issuer.save(update_fields=["enabled"])
         return f"{issuer} is enabled."
@@ -159,7 +166,7 @@ class OAuthClientIdInline(PolicyInline):
 
 
 @admin.register(Client)
-class ClientAdmin(PolicyAdmin):
+class ClientAdmin(WithPublished, PolicyAdmin):
     """AI clients."""
 
     intro = "AI clients that act for your users: ChatGPT apps, Claude, your own."
@@ -208,6 +215,7 @@ class AcceptedIssuerInline(PolicyInline):
     """The issuers that a backend accepts, where it does not accept every one."""
 
     model = AcceptedIssuer
+    formset = AcceptedIssuerFormSet
 
 
 @admin.register(Backend)
@@ -215,3 +223,10 @@ class BackendWithIssuersAdmin(BackendAdmin):
     """A backend, with the issuers it accepts."""
 
     inlines = [AcceptedIssuerInline, *BackendAdmin.inlines]
+
+    def enable(self, request: HttpRequest, backend: Backend, data: dict[str, Any]) -> str:
+        """Its keys work again, unless it could not tell whom to ask about opaque tokens."""
+        lock()
+        if words := clash_of_backend(backend, backend.accepted_issuers.values_list("issuer", flat=True)):
+            raise Refused(words)
+        return super().enable(request, backend, data)

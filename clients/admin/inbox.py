@@ -21,9 +21,9 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from audit.admin_base import PlainForm, ReasonField, ReasonForm
 from audit.models import Sighting
-from clients import inbox
+from clients import inbox, metadata
 from clients.inbox import InboxError
-from clients.models import Client, Issuer
+from clients.models import Client, ClientMetadata, Issuer
 from tools.difference import visible
 from tools.models import SLUG, Scope, Tool
 
@@ -119,6 +119,7 @@ class Seen:
     calls_url: str
     attachable: bool
     buttons: list[tuple[str, str]]
+    published: ClientMetadata | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +170,14 @@ class InboxViews:
         now, names = timezone.now(), inbox.backend_names()
         issuers = set(Issuer.objects.values_list("issuer", flat=True))
         shown = [(one, one.kind != "client" or one.source in issuers) for one in found[:MOST_LISTED]]
+        published = metadata.of(one.name for one, _ in shown) if kind == "client" else {}
         return [
-            Seen(one, inbox.item_of(one, names, now).sentence, _calls(one), ours, _buttons(request, one, ours))
+            Seen(
+                one, inbox.item_of(one, names, now).sentence, _calls(one), ours, _buttons(request, one, ours),
+                published.get(one.name),
+            )
             for one, ours in shown
-        ]
+        ]  # fmt: skip
 
     def _declared(self, request: HttpRequest) -> dict[str, Any]:
         """What backends declared: only for those who may see tools."""
@@ -210,6 +215,7 @@ class InboxViews:
             **self.site.each_context(request), "title": f"{dialog.label}: {visible(one.name)}", "sighting": one,
             "dialog": dialog, "form": form, "issuer": issuer, "backend": inbox.backend_names().get(one.source),
             "refused": dialog.needs_issuer and issuer is None,
+            "published": metadata.of([one.name]).get(one.name) if one.kind == "client" else None,
         }  # fmt: skip
 
 

@@ -73,9 +73,10 @@ class ClaimMappingFormSet(LabelledFormSet):
         for member, words in problems(rules, self.instance.roles_claim).items():
             kept[0].add_error(COLUMNS[member], f"{words[0].upper()}{words[1:]}.")
         before = known.subject_claim if known else ""
-        if (before or "sub") != (rules.subject or "sub") and not self._confirmed():
-            if Subject.objects.filter(issuer=self.instance.issuer).exists():
-                raise ValidationError(CONFIRM)
+        if (before or "sub") == (rules.subject or "sub") or self._confirmed():
+            return
+        if Subject.objects.filter(issuer=self.instance.issuer).exists():
+            raise ValidationError(CONFIRM)
 
     def _confirmed(self) -> bool:
         return any(form.cleaned_data.get("confirmed") for form in self.forms if hasattr(form, "cleaned_data"))

@@ -1,5 +1,7 @@
 """The AI clients, and which issuers' tokens a backend accepts."""
 
+from urllib.parse import urlsplit
+
 from django.db import models
 from django.db.models import Q
 
@@ -74,6 +76,7 @@ class ClientMetadata(models.Model):
     digest = models.CharField(max_length=64, blank=True, help_text="SHA-256 of what is shown, hex")
     fetched_at = models.DateTimeField(null=True, help_text="last success")
     attempted_at = models.DateTimeField(null=True)
+    failures = models.IntegerField(default=0, help_text="since the last success")
     error = models.CharField(max_length=250, blank=True)
     approved_digest = models.CharField(max_length=64, blank=True)
     approved_at = models.DateTimeField(null=True)
@@ -91,3 +94,13 @@ class ClientMetadata(models.Model):
 
     def __str__(self) -> str:
         return self.name or self.url
+
+    @property
+    def host(self) -> str:
+        """Who publishes it: the host and port of the URL."""
+        return urlsplit(self.url).netloc
+
+    @property
+    def is_approved(self) -> bool:
+        """Whether what is shown is what staff approved."""
+        return bool(self.digest) and self.approved_digest == self.digest
