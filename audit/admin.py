@@ -37,7 +37,7 @@ class SubjectAdmin(ReadOnlyAdmin):
     search_fields = ["uid__exact"]
     search_help_text = "A whole uid: usr_…"
     ordering = ["-first_seen"]
-    fields = ["uid", "issuer", "seen", "active", "state", "blocked", "signed_out", "leads"]
+    fields = ["uid", "issuer", "seen", "active", "state", "blocked", "deactivated", "signed_out", "leads"]
     can_act = [
         Action(
             "block", "Block", "From the next call on, every call for this user is refused, through every client.",
@@ -62,6 +62,10 @@ class SubjectAdmin(ReadOnlyAdmin):
     def blocked(self, user: Subject) -> str:
         return when(user.blocked_at, "not blocked")
 
+    @admin.display(description="deactivated by the identity provider since")
+    def deactivated(self, user: Subject) -> str:
+        return when(user.deactivated_at, "not deactivated")
+
     @admin.display(description="tokens refused that are older than")
     def signed_out(self, user: Subject) -> str:
         return when(user.signed_out_at, "never signed out everywhere")
@@ -71,6 +75,8 @@ class SubjectAdmin(ReadOnlyAdmin):
         if user.erased_at:
             return format_html('<span class="pill plain">{}</span>', "Erased")
         kind, words = ("deny", "Blocked") if user.blocked_at else ("allow", "Active")
+        if user.deactivated_at and not user.blocked_at:
+            kind, words = "deny", "Deactivated"
         return format_html('<span class="pill {}">{}</span>', kind, words)
 
     @admin.display(description="last activity")

@@ -80,11 +80,12 @@ class Unusual:
 
 
 class TimelineViews:
-    """The pages, for one admin site, which tells by `directory()` what things are called."""
+    """The pages, for one admin site, which tells by `directory()` what things are called, and by `managed_by(uid)` who
+    manages a user."""
 
     def __init__(self, site: Any) -> None:
         self.site: AdminSite = site
-        self.directory = site.directory
+        self.directory, self.managed_by = site.directory, site.managed_by
 
     def urls(self) -> list[URLPattern]:
         """To be put before the site's own."""
@@ -137,6 +138,7 @@ class TimelineViews:
             "days": days(viewer, page, marks, names.clients), "staff": staff(viewer, top, names.clients),
             "gone": gone.words(since, until), "more_staff": top.cut,
             "links": links(request, who, window), "may_look": viewer.personal,
+            "managed_by": self.managed_by(who.name) if who.kind == "user" else None,
             **paging(who, window, page), **(user_context(request, viewer, who.name) if who.kind == "user" else {}),
         }  # fmt: skip
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-from django.conf import settings
 from django.core.exceptions import SuspiciousOperation
 from django.http import HttpRequest, HttpResponse
 from scim2_models import (
@@ -21,7 +20,7 @@ from scim2_models import (
 )
 
 from clients.models import ScimConnection
-from clients.scim import queries, resources, store
+from clients.scim import queries, resources, store, tokens
 from clients.scim.resources import User
 from clients.scim.store import Stored
 from governance.scim_api import MEDIA, error, wrong_method
@@ -44,11 +43,6 @@ def answer(request: HttpRequest, connection: ScimConnection, rest: str) -> HttpR
     except SCIMException as refused:
         said = refused.to_error()
         return error(said.status or 400, (said.detail or "It cannot be done.")[:LONGEST], said.scim_type)
-
-
-def home(connection: ScimConnection) -> str:
-    """The connection's own address, which staff give to the provider."""
-    return f"{settings.MUNIMENT_URL.rstrip('/')}/scim/v2/{connection.name}"
 
 
 def list_users(request: HttpRequest, connection: ScimConnection, _: str) -> HttpResponse:
@@ -184,7 +178,7 @@ def _matches(tags: str, version: str) -> bool:
 
 
 def _location(connection: ScimConnection, stored: Stored) -> str:
-    return f"{home(connection)}/Users/{stored.row.pk}"
+    return f"{tokens.address(connection)}/Users/{stored.row.pk}"
 
 
 def _with_meta(connection: ScimConnection, stored: Stored) -> User:
@@ -199,7 +193,7 @@ def _with_meta(connection: ScimConnection, stored: Stored) -> User:
 
 def _described(connection: ScimConnection, found: Resource[Any], path: str) -> dict[str, Any]:
     kind = type(found).__name__
-    found.meta = Meta(resource_type=kind, location=f"{home(connection)}/{path}")
+    found.meta = Meta(resource_type=kind, location=f"{tokens.address(connection)}/{path}")
     return found.model_dump(scim_ctx=Context.RESOURCE_QUERY_RESPONSE)
 
 

@@ -1,5 +1,5 @@
 """The pages of who calls and what they may."""
 
-from clients.admin import callers, grants, limits, requests, reviews
+from clients.admin import callers, grants, limits, requests, reviews, scim
 
-__all__ = ["callers", "grants", "limits", "requests", "reviews"]
+__all__ = ["callers", "grants", "limits", "requests", "reviews", "scim"]

@@ -128,11 +128,6 @@ def version(row: ScimUser) -> str:
     return f'W/"{row.version}"'
 
 
-def managed_by(uid: str) -> str | None:
-    """The name of the connection that manages a subject, if one does."""
-    return ScimUser.objects.filter(subject=uid).values_list("connection__name", flat=True).first()
-
-
 def _change(connection: ScimConnection, stored: Stored, after: User) -> Stored | None:
     """In one transaction, or None where somebody else changed the user meanwhile."""
     row, before = stored.row, stored.user

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
@@ -50,6 +51,11 @@ def renew(connection: ScimConnection) -> str:
     connection.digest, connection.token_set_at = credentials.digest_of(KIND, secret), timezone.now()
     connection.save(update_fields=["digest", "token_set_at"])
     return f"scim_{connection.pk}_{secret}"
+
+
+def address(connection: ScimConnection) -> str:
+    """Where a provider calls: what staff give it beside the token."""
+    return f"{settings.MUNIMENT_URL.rstrip('/')}/scim/v2/{connection.name}"
 
 
 def read(header: str | None) -> Credential | None:
