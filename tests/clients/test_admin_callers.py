@@ -100,7 +100,7 @@ def test_a_disabled_issuer_and_backend_are_refused_at_the_next_call(world: World
 ISSUER_FORM = {
     "issuer": "https://other.example/", "algorithms": ["ES256"], "leeway": 30, "max_lifetime": 3600,
     "allowed_networks": "10.0.0.0/8\n\n 192.168.1.0/24 ", "change_reason": "second provider",
-} | inline("mapping")  # fmt: skip
+} | inline("mapping") | inline("introspection") | inline("binding")  # fmt: skip
 
 
 def test_an_issuer_is_added_with_its_networks(world: World, http: HttpClient) -> None:
