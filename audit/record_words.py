@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from audit import question_words
+from audit import question_words, signal_words
 from audit.reasons import REASONS
 from audit.retention import words as retention_words
 
@@ -41,6 +41,7 @@ STAFF_ACTIONS = {
     "subject.sign_out": "signed user {subject} out everywhere",
     "subject.deactivate": "deactivated user {subject}", "subject.reactivate": "reactivated user {subject}",
     "scim.created": "began to manage user {subject}", "scim.updated": "told anew who user {subject} is",
+    "signal.received": "reported {event}: {effect}",
     "scim.moved": "manages user {subject} in the place of another", "scim.deleted": "ended managing user {subject}",
     "person.lookup": "looked for a user by {by}", "personal.view": "looked at protected details of {subject}",
     "records.csv": "took a page of {count} records out as a file",
@@ -81,13 +82,15 @@ TABLES = {
     "tools_backend": "backend", "tools_backendmark": "mark of a backend", "tools_route": "route of a backend",
     "tools_backendkey": "backend key", "tools_scope": "scope", "tools_scope_implies": "implication of a scope",
     "tools_pinnedscope": "pin of a scope", "tools_tool": "tool", "tools_tool_scopes": "scope of a tool",
-    "clients_scimconnection": "SCIM connection",
+    "clients_scimconnection": "SCIM connection", "clients_signalstream": "signal stream",
     "audit_hold": "legal hold", "audit_retentionrule": "retention rule", "audit_retentionfloor": "floor of retention",
 }  # fmt: skip
 # Why calls were answered without a record of their own.
 TURNED_AWAY = {code: reason.title for code, reason in REASONS.items()} | {
     "over_budget": "Too many failures", "backend_key": "No valid key of a backend",
     "staff_key": "No valid key of staff", "scim_token": "No valid token of a SCIM connection",
+    "signal_stream": "No valid token of a signal stream", "event_refused": "An event that was refused",
+    "logout_token": "A logout token that was refused",
     "no_route": "A path without a route", "path_ambiguous": "A path that can be read in two ways",
     "proxy_misconfigured": "A proxy that is not set up",
 }  # fmt: skip
@@ -128,6 +131,10 @@ def actor_words(actor: str | None) -> str:
             return f"The command {rest}"
         case "scim":
             return f"SCIM connection {rest}"
+        case "signals":
+            return f"Signal stream {rest}"
+        case "issuer":
+            return f"Issuer {rest}"
         case "system":
             return "Muniment"
     return actor or "Somebody"
@@ -243,6 +250,8 @@ class _Members(dict[str, str]):
         super().__init__((name, value_words(value)) for name, value in statement.items())
         if isinstance(user := statement.get("subject"), str):
             self["subject"] = short_uid(user)
+        if statement.get("action") == "signal.received":
+            self["effect"] = signal_words.effect(statement, self["subject"])
         for name in ("about", "owner"):  # other members of staff, by their number
             if str(statement.get(name)).startswith("staff:"):
                 self[name] = actor_words(statement[name]).replace("Staff", "staff", 1)

@@ -13,6 +13,7 @@ from django.utils import timezone
 from audit import subjects
 from audit.models import Head, Outbox, Record, Subject
 from audit.protection import keyring
+from audit.record_words import short_uid, title
 from clients.models import Issuer, SignalReceipt, SignalStream
 from clients.signals import credentials, receipts
 from governance import signals_api
@@ -339,3 +340,22 @@ def test_what_is_kept_of_the_token_is_a_digest(world: World, secret: str) -> Non
     assert b"poll-secret" not in bytes(stream.token) and credentials.poll_token(stream) == "poll-secret"
     keyring.clear()
     assert credentials.poll_token(SignalStream(pk=stream.pk, token=bytes(stream.token)[:-1])) is None
+
+
+def test_what_it_did_reads_as_a_sentence(world: World, secret: str) -> None:
+    uid = world.verify()["subject"]["uid"]
+    push(event("e1"), secret)
+    push(event("e2", payload={"event_timestamp": 5}), secret)
+    push(event("e3", uri=SSF + "verification"), secret)
+    push(event("e4", uri="https://x.example/{alice}"), secret)
+    push(event("e5", sub_id={"format": "email", "email": "nobody@example.com"}), secret)
+    user = short_uid(uid)
+    titles = {title(said, {}) for said in told()}
+    assert titles == {
+        f"Signal stream okta signed user {user} out everywhere",
+        f"Signal stream okta reported session-revoked: user {user} is signed out everywhere",
+        f"Signal stream okta reported session-revoked: user {user} was signed out after that already",
+        "Signal stream okta reported verification: the stream works",
+        "Signal stream okta reported unknown: nothing was done, since such events are not known here",
+        "Signal stream okta reported session-revoked: nothing was done, since no user of the issuer has that address",
+    }

@@ -1,0 +1,74 @@
+"""A session is revoked while sixteen threads call two web processes: no call that starts after the 202 is allowed."""
+
+import http.client
+import time
+from typing import Any
+
+import pytest
+
+from audit.models import Head, Record, Subject
+from tests.governance.test_signals import ALICE, URL, event, made
+from tests.live import Load, Web, web
+from tests.staff import statement
+from tests.world import World, build, token
+
+USERS = [f"user{number}" for number in range(12)]
+
+
+@pytest.fixture
+def world(db: None) -> World:
+    return build()
+
+
+def push(server: Web, secret: str, jti: str, sub: str) -> tuple[int, float]:
+    """Push an event about a user to one web process: the status, and when the answer was there (monotonic seconds)."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/secevent+jwt"}
+    connection.request("POST", URL, event(jti, sub_id=ALICE | {"sub": sub}), headers)
+    response = connection.getresponse()
+    response.read()
+    done = time.monotonic()
+    connection.close()
+    return response.status, done
+
+
+def race(world: World, users: list[str], again: int) -> None:
+    """Revoke one user after the other under load; each event is sent `again` times, by either process."""
+    secret = made()
+    version = Head.objects.get().policy
+    tokens: dict[str, Any] = {user: token(user) for user in users}
+    revoked: dict[str, float] = {}
+    with web(servers=2, workers=1) as servers, Load([s.port for s in servers], world.key, tokens) as callers:
+        callers.wait_for(len(users) * 4)
+        for number, user in enumerate(users[:-1]):
+            for turn in range(again):
+                status, done = push(servers[(number + turn) % 2], secret, f"e-{user}", user)
+                assert status == 202
+                revoked.setdefault(user, done)
+            callers.wait_for(20)
+        callers.wait_for(len(users) * 4)
+    assert not callers.faults and not callers.lost and not callers.refused
+    late = 0
+    for answer in callers.answers:
+        if answer.user in revoked and answer.started > revoked[answer.user]:
+            assert answer.body["decision"] == "deny" and answer.body["reason"] == "token_expired", answer
+            late += 1
+    assert late > len(users), "the race was too slow to show anything"
+    last = [answer.body["decision"] for answer in callers.answers if answer.user == users[-1]]
+    assert set(last) == {"allow"}, "who was not revoked was refused"
+    assert Subject.objects.exclude(signed_out_at=None).count() == len(revoked)
+    said = [statement(record) for record in Record.objects.filter(type="signal")]
+    assert len(said) <= 2 * len(revoked), "an event was recorded twice"
+    assert {answer.body["policy_version"] for answer in callers.answers} == {version}
+    assert Head.objects.get().policy == version
+
+
+@pytest.mark.timeout(120)
+def test_no_call_that_starts_after_the_answer_is_allowed(world: World) -> None:
+    race(world, USERS, 2)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_nor_of_hundreds_of_users(world: World) -> None:
+    race(world, [f"user{number}" for number in range(300)], 3)
