@@ -9,7 +9,7 @@ from typing import Any
 from audit import record_words
 from audit.reasons import REASONS
 from audit.record_words import Step
-from governance import reach, whatif
+from governance import limiting, reach, whatif
 from governance.decision import Decision, SubjectState
 from governance.snapshot import Snapshot
 
@@ -79,6 +79,7 @@ def explain(snapshot: Snapshot, asked: Asked) -> Answer:
     names = {asked.client: asked.client_name}
     refusal = record_words.refusal(statement, names)
     steps = [_given(snapshot, asked, issuers), *_checked(asked, decision, statement, names)]
+    steps += _counted(snapshot, asked, decision)
     return Answer(
         allowed=decision.allowed,
         flagged=decision.flagged,
@@ -178,6 +179,19 @@ def _checked(asked: Asked, decision: Decision, statement: Mapping[str, Any], nam
     if decision.allowed:
         return steps
     return [*steps, *_unchecked(RULES[RULES.index(checks[-1].rule) + 1 :], asked)]
+
+
+def _counted(snapshot: Snapshot, asked: Asked, decision: Decision) -> list[Step]:
+    """Row 16: the limits that an allowed call counts against. How far they are used up is another question at every
+    moment."""
+    if not (decision.allowed and decision.client and decision.tool):
+        return []
+    found = limiting.applying(snapshot.policy, decision.client, decision.tool, asked.tenant, asked.mode)
+    return [
+        Step("given", f"Taken as given: limit {limit.id} is not used up. {words}")
+        for limit in found[:MOST_SHOWN]
+        if (words := limiting.words(limit, decision.client, decision.tool))
+    ]
 
 
 def _unchecked(rules: Iterable[str], asked: Asked) -> list[Step]:

@@ -23,12 +23,13 @@ MOST_SCOPES = 2048  # characters in a header: proxies have buffers of 4 KiB for 
 
 
 def of(proxy: str | None, found: list[Answer], required: list[str], audience: str) -> HttpResponse:
-    """The answer, from those for each tool: who it is, if all are allowed; else the first denial, and one that more
-    scopes would not help before one that they would. `required` are the scopes of all tools together."""
+    """The answer, from those for each tool: who it is, if all are allowed; else the first denial, one that more scopes
+    would not help before one that they would, and one that time helps last. `required` are the scopes of all tools
+    together."""
     denials = [one for one in found if one["decision"] == "deny"]
     if not denials:
         return HttpResponse(status=200, headers=_headers(200) | _identity(found))
-    chosen = min(denials, key=lambda one: one["remedy"] == "request_scope")
+    chosen = min(denials, key=_hopeful)
     headers = {}
     if "www_authenticate" in chosen:
         headers["WWW-Authenticate"] = challenge_like(chosen["www_authenticate"], chosen["reason"], required, audience)
@@ -39,6 +40,12 @@ def of(proxy: str | None, found: list[Answer], required: list[str], audience: st
     reason = REASONS[chosen["reason"]]
     denied = Problem(reason.status, "denied", reason.title, reason.sentence, reason=reason.code, headers=headers)
     return _refusal(denied, 403 if proxy == "envoy" and reason.status >= 500 else _understood(proxy, reason.status))
+
+
+def _hopeful(denial: Answer) -> tuple[int, int]:
+    """Of what would help, the least first; of waits, the longest."""
+    order = {"request_scope": 1, "retry_later": 2}
+    return order.get(denial["remedy"], 0), -denial.get("retry_after", 0)
 
 
 def failed(proxy: str | None, problem: Problem) -> HttpResponse:

@@ -11,7 +11,7 @@ from audit import record_words
 from audit.models import Outbox, Record, Subject
 from clients import grants
 from clients.grants import Actor
-from clients.models import Client, Grant, Issuer, OAuthClientId
+from clients.models import Client, Grant, Issuer, Limit, OAuthClientId
 from governance import explainer
 from tests.staff import administrator, drained, member, statement
 from tests.world import World, build, token
@@ -233,3 +233,14 @@ def test_many_tools_are_completed_by_the_browser_instead_of_listed(world: World,
     text = http.get(URL).content.decode()
     assert '<datalist id="tools">' in text and '<option value="inner/t79">' in text
     assert ask(http, "t79")["answer"].reason == "not_granted"
+
+
+def test_the_limits_that_a_call_counts_against_are_told_and_not_looked_at(world: World, http: HttpClient) -> None:
+    limit = Limit.objects.create(per="subject", count=1, period="hour", reason="r")
+    Limit.objects.create(per="subject", count=1, period="hour", modes=["background"], reason="r")
+    told = f"Taken as given: limit {limit.pk} is not used up. Each user may call once an hour"
+    for _ in range(2):
+        context = ask(http, "memory.recall")
+        assert context["answer"].allowed and words(context)[-1] == told
+        world.verify()
+    assert not any("limit" in line for line in words(ask(http))), "what is refused counts against none"

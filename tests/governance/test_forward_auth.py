@@ -9,7 +9,7 @@ import pytest
 from django.test import RequestFactory
 
 from audit.models import Record
-from clients.models import Client, Grant, Issuer, KeySet
+from clients.models import Client, Grant, Issuer, KeySet, Limit
 from governance.budgets import Budgets
 from governance.forward_auth_answer import NOBODY
 from governance.forward_auth_request import info
@@ -325,6 +325,20 @@ class TestStatuses:
         assert (response.status_code, response.headers["X-Muniment-Status"]) == (403, "429")
         response = ask(world, bearer="x", X_Muniment_Proxy="caddy", **forwarded("/memories/7"))
         assert (response.status_code, response.headers["Retry-After"]) == (429, "1")
+
+    def test_a_limit_that_is_used_up_says_when_to_come_back(self, world: World) -> None:
+        Limit.objects.create(per="subject", count=2, period="hour", reason="r")
+        Limit.objects.create(per="subject", count=1, period="day", tool=Tool.objects.get(name=CAPTURE), reason="r")
+        granted(world, CAPTURE)
+        where = forwarded("/mcp", "POST")
+        assert ask(world, X_Muniment_Proxy="caddy", **where).status_code == 200
+        response = ask(world, X_Muniment_Proxy="caddy", **where)
+        assert response.status_code == 429 and int(response.headers["Retry-After"]) > 86_000, "the longest of the waits"
+        response = ask(world)
+        assert (response.status_code, response.headers["X-Muniment-Status"]) == (403, "429")
+        assert 3_000 < int(response.headers["Retry-After"]) <= 3_600
+        Tool.objects.filter(name=CAPTURE).update(status="suspended")
+        assert json.loads(ask(world, X_Muniment_Proxy="caddy", **where).content)["reason"] == "tool_suspended"
 
 
 def forwarded(uri: str, method: str = "GET") -> dict[str, str]:
