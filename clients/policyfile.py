@@ -56,6 +56,25 @@ class ClaimsEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     client_id: Annotated[list[Claim], Meta(max_length=MAX_CLAIMS)] = []
 
 
+class BindingEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What the issuer's tokens must be bound to; null: nothing."""
+
+    require: Literal["any", "dpop", "mtls"] | None = "any"
+    dpop_nonce: bool = False
+
+
+class IntrospectionEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How to ask an issuer about its opaque tokens. `secret_env` names a variable of the environment in which the file
+    is applied; null: the secret that is stored stays."""
+
+    endpoint: Annotated[str, Meta(max_length=500)]
+    client_id: Identifier
+    method: Literal["client_secret_basic", "client_secret_post"] = "client_secret_basic"
+    secret_env: Annotated[str, Meta(pattern=r"\AMUNIMENT_INTROSPECTION_[A-Z0-9_]{1,64}\Z")] | None = None
+    signed: bool = False
+    cache_seconds: Annotated[int, Meta(ge=0, le=600)] = 60
+
+
 class IssuerEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """An Issuer, known by its name."""
 
@@ -67,6 +86,8 @@ class IssuerEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     tenant_claim: Claim | None = None
     roles_claim: Claim | None = None
     claims: ClaimsEntry | None = None
+    introspection: IntrospectionEntry | None = None
+    binding: BindingEntry | UnsetType | None = UNSET
     leeway: Annotated[int, Meta(ge=0, le=300)] = 30
     max_lifetime: Annotated[int, Meta(ge=60, le=2**31 - 1)] = 86400
     allowed_networks: list[Annotated[str, Meta(max_length=49)]] = []

@@ -26,8 +26,10 @@ from clients.policyfile import (
     find,
 )
 from clients.policyfile_backends import Backends
+from clients.policyfile_binding import apply_binding
 from clients.policyfile_claims import apply_claims
 from clients.policyfile_grants import Grants
+from clients.policyfile_introspection import apply_introspection, check_one_to_ask
 from clients.policyfile_limits import Limits
 from tools import approval
 from tools.models import Backend, PinnedScope, Scope, Tool
@@ -106,6 +108,7 @@ class _Applier:
         Limits(self.file, self.actor, self.note).apply(prune)
         if prune:
             self._prune()
+        check_one_to_ask()
         return self.result
 
     def note(self, action: str, kind: str, name: object, detail: str = "") -> None:
@@ -116,7 +119,7 @@ class _Applier:
 
     def _issuers(self) -> None:
         known = {row.issuer: row for row in Issuer.objects.select_for_update()}
-        for entry in self.file.issuers or []:
+        for position, entry in enumerate(self.file.issuers or []):
             values = {
                 name: getattr(entry, name)
                 for name in (
@@ -133,6 +136,8 @@ class _Applier:
             values |= self._switch(row, "enabled", entry.enabled, True, entry.issuer)
             self._write(row, entry.issuer, values)
             apply_claims(row, entry.claims, self.note, self.result.notices)
+            apply_introspection(f"issuers[{position}].introspection", row, entry.introspection, self.note)
+            apply_binding(row, entry.binding, self.note)
 
     def _scopes(self) -> None:
         entries = self.file.scopes or []

@@ -23,7 +23,7 @@ UNREADABLE = "# {count} active grant(s) of erased users are left out.\n"
 def export(with_subjects: bool = False) -> str:
     """The YAML text. With `with_subjects` grants that name a user say which: that is personal data."""
     sections: Sections = {
-        "issuers": [_issuer(row) for row in Issuer.objects.select_related("mapping")],
+        "issuers": [_issuer(row) for row in Issuer.objects.select_related("mapping", "binding", "introspection")],
         "backends": [_backend(row) for row in _backends()],
         "clients": [_client(row) for row in Client.objects.prefetch_related("oauth_client_ids__issuer")],
         "scopes": [_scope(row) for row in _scopes()],
@@ -57,13 +57,29 @@ def _issuer(row: Issuer) -> Entry:
         "tenant_claim": row.tenant_claim or None,
         "roles_claim": row.roles_claim or None,
         "claims": _claims(row),
+        "introspection": _introspection(row),
+        "binding": _binding(row),
         "jwks_uri": row.jwks_uri or None,
         "leeway": row.leeway,
         "max_lifetime": row.max_lifetime,
         "allowed_networks": row.allowed_networks,
         "enabled": row.enabled,
     }
-    return _unless(entry, claims=None, leeway=30, max_lifetime=86400, allowed_networks=[], enabled=True)
+    return _unless(entry, claims=None, introspection=None, binding=None, leeway=30, max_lifetime=86400, allowed_networks=[], enabled=True)
+
+
+def _binding(row: Issuer) -> Entry | None:
+    binding = getattr(row, "binding", None)
+    return None if binding is None else {"require": binding.require or None, "dpop_nonce": binding.dpop_nonce}
+
+
+def _introspection(row: Issuer) -> Entry | None:
+    """Without the secret; applied where one is stored, that one stays."""
+    asking = getattr(row, "introspection", None)
+    if asking is None:
+        return None
+    entry = {name: getattr(asking, name) for name in ("endpoint", "client_id", "method", "signed", "cache_seconds")}
+    return _unless(entry, method="client_secret_basic", signed=False, cache_seconds=60)
 
 
 def _claims(row: Issuer) -> Entry | None:
