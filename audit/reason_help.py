@@ -62,7 +62,8 @@ HELP: dict[str, Help] = {
         "Somebody stopped it, and said why. Let it go on when that is over.", "Use another client."
     ),
     "subject_blocked": Help(
-        "Somebody blocked the user, and said why. Unblock the user when that is over.",
+        "Somebody blocked the user, and said why: unblock the user when that is over. Or the identity provider"
+        " deactivated the user, and alone takes that back.",
         "Ask whoever runs the service.",
     ),
     "tenant_mismatch": Help(

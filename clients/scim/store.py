@@ -5,7 +5,7 @@ is protected under that subject's data key, so that an erasure takes it. `deacti
 moves: a block by staff is theirs. Locks are taken in the order of an erasure: subjects, by uid, before resources."""
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,7 +56,7 @@ def create(connection: ScimConnection, user: User) -> Stored:
     with _acting(connection):
         [subject] = _lock([uid])
         _fill(row, user)
-        _save(row, force_insert=True)
+        _save(row)
         _settle(subject, was=None, now=row.active)
         _tell(connection, "created", uid, row)
     return Stored(row, user)
@@ -64,7 +64,7 @@ def create(connection: ScimConnection, user: User) -> Stored:
 
 def one(connection: ScimConnection, number: str) -> Stored:
     """A user of this connection. Raises NotFoundException, also for another connection's."""
-    row = _rows(connection).filter(pk=_id(number)).first()
+    row = _rows(connection).filter(pk__in=_ids(number)).first()
     user = _open(row, KeyRing()) if row is not None else None
     if row is None or user is None:
         raise NotFoundException(detail="There is no such user.")
@@ -77,15 +77,13 @@ def page(connection: ScimConnection, query: Query) -> tuple[int, list[Stored]]:
     for name, value in query.terms:
         match name:
             case "id":
-                found = found.filter(pk=_id(value))
+                found = found.filter(pk__in=_ids(value))
             case "userName":
                 found = found.filter(user_name_key=_key(connection, name, value))
             case _:
                 found = found.filter(external_id_key=_key(connection, name, value))
     total = found.count()
-    rows: Sequence[ScimUser] = []
-    if query.count and query.start < total:
-        rows = found.order_by("created_at", "id")[query.start : query.start + query.count]
+    rows = list(found.order_by("created_at", "id")[query.start : query.start + query.count] if total else ())
     ring = KeyRing.of(row.subject_id for row in rows)
     opened = ((row, _open(row, ring)) for row in rows)
     return total, [Stored(row, user) for row, user in opened if user is not None]
@@ -199,12 +197,13 @@ def _tell(connection: ScimConnection, action: str, uid: str, row: ScimUser, **mo
     )
 
 
-def _id(number: str) -> uuid.UUID | None:
+def _ids(number: str) -> list[uuid.UUID]:
+    """The id of a resource, which is compared to the letter; none for what is no id of ours."""
     try:
         found = uuid.UUID(number)
     except ValueError:
-        return None
-    return found if str(found) == number else None
+        return []
+    return [found] if str(found) == number else []
 
 
 def _sub(connection: ScimConnection, user: User) -> str:
@@ -262,11 +261,11 @@ def _fill(row: ScimUser, user: User) -> None:
     row.content = protect(cipher, resources.content(user), str(row.pk).encode())
 
 
-def _save(row: ScimUser, **how: bool) -> None:
+def _save(row: ScimUser) -> None:
     """Raises UniquenessException for what somebody else took a moment ago."""
     try:
         with transaction.atomic():
-            row.save(**how)
+            row.save(force_insert=row._state.adding)
     except IntegrityError as error:
         name = getattr(getattr(error.__cause__, "diag", None), "constraint_name", None) or ""
         raise UniquenessException(detail=TAKEN.get(name, AT_ONCE)) from None
