@@ -1,6 +1,6 @@
-"""Staff who are confined to tenants (`audit.viewer.Viewer.tenants`): which grants, requests and users are theirs to
-see, and which they may write. A grant without a tenant decides on their users too, so they see it; it is not theirs to
-change. `tenants` None is somebody who is not confined."""
+"""Staff who are confined to tenants: which grants and requests are theirs to see, and which they may write. A grant
+without a tenant decides on their users too, so they see it; it is not theirs to change. `tenants` None is somebody who
+is not confined; which users they see is said in `audit.tenants`."""
 
 from typing import Any
 
@@ -8,24 +8,22 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q
 
-from audit.models import Subject, SubjectTenant
-from audit.viewer import tenants_of
+from audit.models import Subject
+from audit.tenants import Tenants, sees, users
+from audit.viewer import tenants_of as of
 from clients.models import AccessRequest, Grant
 
-Tenants = frozenset[str] | None
+__all__ = ["NO_USER", "Tenants", "check", "check_new", "knows", "may_write", "of", "of_actor", "own", "seen"]
+
 NO_USER = "There is no user with this uid."
 STAFF = "staff:"
 
 
-def of(user: Any) -> Tenants:
-    """The tenants that a member of staff is confined to; None where they are not."""
-    return tenants_of(user)
-
-
 def of_actor(actor: str) -> Tenants:
-    """The same of who acts, as the log names them, read anew. A command is the operator's, and confined to nothing."""
+    """The tenants that who acts, as the log names them, is confined to, read anew. A command is the operator's, and
+    confined to nothing."""
     number = actor.removeprefix(STAFF) if actor.startswith(STAFF) else ""
-    fresh = get_user_model()._default_manager.filter(pk=number).first() if number.isdecimal() else None
+    fresh: Any = get_user_model()._default_manager.filter(pk=number).first() if number.isdecimal() else None
     return None if fresh is None else of(fresh)
 
 
@@ -33,8 +31,7 @@ def seen(tenants: Tenants) -> Q:
     """Which grants they see: of their tenants, and those of none, unless it is for a user who is not theirs."""
     if tenants is None:
         return Q()
-    users = SubjectTenant.objects.filter(tenant__in=tenants).values("subject")
-    return Q(tenant__in=tenants) | Q(tenant=None) & (Q(subject=None) | Q(subject__in=users))
+    return Q(tenant__in=tenants) | Q(tenant=None) & (Q(subject=None) | Q(subject__in=users(tenants)))
 
 
 def own(tenants: Tenants) -> Q:
@@ -48,10 +45,8 @@ def may_write(tenants: Tenants, one: Grant | AccessRequest) -> bool:
 
 
 def knows(tenants: Tenants, subject: Subject | None) -> bool:
-    """Whether this user is one of theirs: a token of one of their tenants was once theirs."""
-    if tenants is None or subject is None:
-        return True
-    return SubjectTenant.objects.filter(subject=subject.pk, tenant__in=tenants).exists()
+    """Whether this user is one of theirs; nobody is."""
+    return subject is None or sees(tenants, subject.pk)
 
 
 def check(tenants: Tenants, one: Grant | AccessRequest) -> None:
