@@ -40,7 +40,7 @@ VERBS = {
     "deleted": DELETE, "erased": DELETE, "removed": DELETE, "revoke": DELETE, "retired": DELETE,
 }  # fmt: skip
 OPERATIONS = {"insert": CREATE, "update": UPDATE, "delete": DELETE}
-ALARMING = frozenset({"alert.raised", "log.close", "outbox.unfit"})
+ALARMING = frozenset({"alert.raised", "limits.unavailable", "log.close", "outbox.unfit"})
 PRODUCT = {"name": "Muniment", "vendor_name": "Muniment", "version": version("muniment")}
 # What the event says elsewhere, or what only a verifier needs.
 _SAID = frozenset({"v", "id", "at", "type", "_sd"})
@@ -223,6 +223,7 @@ def _unmapped(kind: str, said: Mapping[str, Any], leaf: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "type": kind, "leaf": leaf, "decision": get("decision"), "reason": get("reason"), "flagged": get("flagged"),
         "sensitive": get("sensitive"), "scopes": get("required"), "grants": get("grants"),
+        "limits": get("limits"),
         "mode": agent.get("mode") if type(agent) is dict else None,
         "policy_version": policy.get("version") if type(policy) is dict else None,
         "outcome": get("outcome"), "counts": get("counts"), "cause": get("cause"),

@@ -49,6 +49,7 @@ DONE_WORDS = {
     "bundle.disclosed": "bundle disclosed",
     "key.published": "published", "key.retired": "retired", "alert.raised": "alert raised",
     "alert.cleared": "alert over", "log.open": "log opened", "log.close": "log closed",
+    "limits.unavailable": "limits not counted", "limits.available": "limits counted again",
     "outbox.unfit": "could not be recorded as it was", "release.asked": "release asked",
     "release.refused": "release refused",
 }  # fmt: skip
