@@ -99,7 +99,7 @@ def _call(world: World, sub: str, tenant: str | None, denied: bool) -> str:
     claims = {"tenant": tenant, "roles": [f"role-{mark}"]} if tenant else {}
     answer = world.verify(
         "memory.capture" if denied else "memory.recall",
-        token=token(sub, email=f"{sub}@{mark}.example", **claims),
+        token=token(sub, email=f"{sub}@{'people' if sub == 'sam' else mark}.example", **claims),
         agent={"mode": "subagent", "chain": [f"agent-{mark}"], "scopes": ["memory:read", "memory:write"]},
         request={
             "id": f"request-{mark}", "trace_id": f"trace-{mark}", "session_id": f"session-{mark}",
