@@ -65,7 +65,8 @@ def _issuer(row: Issuer) -> Entry:
         "allowed_networks": row.allowed_networks,
         "enabled": row.enabled,
     }
-    return _unless(entry, claims=None, introspection=None, binding=None, leeway=30, max_lifetime=86400, allowed_networks=[], enabled=True)
+    parts: Entry = {"claims": None, "introspection": None, "binding": None}
+    return _unless(entry, **parts, leeway=30, max_lifetime=86400, allowed_networks=[], enabled=True)
 
 
 def _binding(row: Issuer) -> Entry | None:
