@@ -28,7 +28,8 @@ def of(proxy: str | None, found: list[Answer], required: list[str], audience: st
     together."""
     denials = [one for one in found if one["decision"] == "deny"]
     if not denials:
-        return HttpResponse(status=200, headers=_headers(200) | _identity(found))
+        fresh = {"DPoP-Nonce": found[0]["dpop_nonce"]} if "dpop_nonce" in found[0] else {}
+        return HttpResponse(status=200, headers=_headers(200) | _identity(found) | fresh)
     chosen = min(denials, key=_hopeful)
     headers = {}
     if "www_authenticate" in chosen:

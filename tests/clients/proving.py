@@ -1,10 +1,19 @@
-"""A client that has a key, and makes DPoP proofs of it (RFC 9449 section 4.2), right or wrong."""
+"""A client that has a key, and makes DPoP proofs of it (RFC 9449 section 4.2), right or wrong; and one with a
+certificate."""
 
+import functools
 import secrets
 import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from clients.dpop import thumbprint
 from tests.clients.keys import SigningKey, b64, dump, signing_key
@@ -44,6 +53,21 @@ class Holder:
     def signing_with(self, other: SigningKey) -> "Holder":
         """One who shows a key that it has not."""
         return replace(self, signs=other)
+
+
+@functools.cache
+def certificate() -> str:
+    """A client's certificate, signed by itself, as PEM; the same one within a test run."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client")])
+    begin = datetime.now(UTC) - timedelta(hours=1)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(7).not_valid_before(begin).not_valid_after(begin + timedelta(days=1))
+    return made.sign(key, SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def in_hex(pem: str) -> str:
+    """Its SHA-256 as Envoy and Caddy write it."""
+    return x509.load_pem_x509_certificate(pem.encode()).fingerprint(SHA256()).hex()
 
 
 def holder(algorithm: str = "ES256", number: int = 0, bits: int = 2048) -> Holder:

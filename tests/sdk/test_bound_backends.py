@@ -4,18 +4,12 @@ client must know comes back. ASGI, FastAPI, MCP and fastmcp, served, with the re
 import ssl
 from base64 import b64encode
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 from fastapi import Depends, FastAPI
 from fastmcp import FastMCP
 
@@ -30,7 +24,7 @@ from muniment.adapters.http import proof, thumbprint
 from muniment.adapters.mcp import GuardedServer
 from muniment.calls import NO_PROOF, Dpop
 from tests import world as worlds
-from tests.clients.proving import Holder, holder
+from tests.clients.proving import Holder, certificate, holder, in_hex
 from tests.reset import reset
 from tests.served import asgi, platform
 from tests.world import World, token
@@ -40,16 +34,7 @@ MCP = {"Accept": "application/json, text/event-stream", "Content-Type": "applica
 ALICE, MALLORY = holder(), holder(number=1)
 
 
-def certificate() -> x509.Certificate:
-    """A client's certificate, signed by itself."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client")])
-    begin = datetime.now(UTC) - timedelta(hours=1)
-    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    made = made.serial_number(7).not_valid_before(begin).not_valid_after(begin + timedelta(days=1))
-    return made.sign(key, SHA256())
-
-
-PEM = certificate().public_bytes(Encoding.PEM).decode()
+PEM = certificate()
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +251,7 @@ class TestMcp:
 class TestForms:
     def test_a_certificate_is_known_in_every_form_that_proxies_send(self) -> None:
         der = ssl.PEM_cert_to_DER_cert(PEM)
-        forms = [PEM, quote(PEM), der, f":{b64encode(der).decode()}:", certificate_hex(der)]
+        forms = [PEM, quote(PEM), der, f":{b64encode(der).decode()}:", in_hex(PEM)]
         assert len({thumbprint(form) for form in forms}) == 1 and len(thumbprint(PEM) or "") == 43
 
     @pytest.mark.parametrize("none", [None, "", b"", "x", ":***:", "-----BEGIN CERTIFICATE-----", "ab" * 31])
@@ -285,8 +270,3 @@ class TestForms:
             assert body["proof"] in (NO_PROOF, "a b", "") and len(body["method"]) == 32 and len(body["url"]) == 2048
             assert "secret" not in str(body) and "\n" not in body["url"]
         assert "secret" not in repr(Dpop("secret", "GET", "https://h/?secret", "secret"))
-
-
-def certificate_hex(der: bytes) -> str:
-    """As Envoy and Caddy write it."""
-    return x509.load_der_x509_certificate(der).fingerprint(SHA256()).hex()
