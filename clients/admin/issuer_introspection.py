@@ -75,12 +75,17 @@ class IntrospectionForm(PlainModelForm):
         return super().save(commit)
 
 
+def kept_of(formset: Any) -> list[Any]:
+    """The forms whose rows are not to be deleted."""
+    return [form for form in formset.forms if not getattr(form, "cleaned_data", {}).get("DELETE")]
+
+
 class IntrospectionFormSet(LabelledFormSet):
     """At most one issuer that a backend accepts is set to introspection."""
 
     def clean(self) -> None:
         super().clean()
-        kept = [form for form in self.forms if not self._should_delete_form(form)]
+        kept = kept_of(self)
         if any(self.errors) or not any(form.instance.pk or form.has_changed() for form in kept):
             return
         lock()
@@ -96,12 +101,12 @@ class IntrospectionInline(IssuerPart):
     formset = IntrospectionFormSet
     verbose_name_plural = "introspection of opaque tokens"
 
-    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Who may only look has no field for the secret, and sees that one is set."""
         secret = "new_secret" if self.has_change_permission(request, obj) else "secret_set"
         return ["endpoint", "method", "client_id", secret, "signed", "cache_seconds", *(["went"] if obj else [])]
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """What is told and not asked for."""
         return [name for name in self.get_fields(request, obj) if name in ("secret_set", "went")]
 
@@ -125,6 +130,6 @@ class AcceptedIssuerFormSet(LabelledFormSet):
         if any(self.errors) or not self.instance.enabled:
             return
         lock()
-        kept = [form.cleaned_data.get("issuer") for form in self.forms if not self._should_delete_form(form)]
+        kept = [form.cleaned_data.get("issuer") for form in kept_of(self)]
         if words := clash_of_backend(self.instance, [issuer.pk for issuer in kept if issuer is not None]):
             raise ValidationError(words)
