@@ -45,6 +45,7 @@ NAVIGATION: list[tuple[str, list[Line]]] = [
         ("Issuers", "admin:clients_issuer_changelist", "clients.view_issuer"),
         ("Issuers' keys", "admin:clients_keyset_changelist", "clients.view_keyset"),
         ("SCIM", "admin:clients_scimconnection_changelist", "clients.view_scimconnection"),
+        ("Signal streams", "admin:clients_signalstream_changelist", "clients.view_signalstream"),
         ("Backends", "admin:tools_backend_changelist", "tools.view_backend"),
         ("Backend keys", "admin:tools_backendkey_changelist", "tools.view_backendkey"),
         ("Staff keys", "admin:governance_staffkey_changelist", "audit.view_record"),

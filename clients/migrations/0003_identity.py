@@ -180,6 +180,10 @@ class Migration(migrations.Migration):
                 ("keys_attempted_at", models.DateTimeField(null=True)),
                 ("polled_at", models.DateTimeField(null=True)),
                 ("received_at", models.DateTimeField(help_text="the newest event", null=True)),
+                (
+                    "verified_at",
+                    models.DateTimeField(help_text="the newest event that only tests the stream", null=True),
+                ),
                 ("error", models.CharField(blank=True, max_length=250)),
                 (
                     "issuer",

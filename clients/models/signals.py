@@ -36,6 +36,7 @@ class SignalStream(models.Model):
     keys_attempted_at = models.DateTimeField(null=True)
     polled_at = models.DateTimeField(null=True)
     received_at = models.DateTimeField(null=True, help_text="the newest event")
+    verified_at = models.DateTimeField(null=True, help_text="the newest event that only tests the stream")
     error = models.CharField(max_length=250, blank=True)
 
     class Meta:

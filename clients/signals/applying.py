@@ -79,7 +79,9 @@ def _take(stream: SignalStream, token: EventToken, found: Meaning, uids: list[st
     applied = _sign_out(found, uids)
     _record(held, token, found, applied, uids)
     held.received_at, held.error = timezone.now(), ""
-    held.save(update_fields=["received_at", "error"])
+    if applied.effect == "verified":
+        held.verified_at = held.received_at
+    held.save(update_fields=["received_at", "verified_at", "error"])
     return applied
 
 

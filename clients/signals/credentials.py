@@ -7,9 +7,10 @@ import secrets
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
+from django.conf import settings
 from django.utils import timezone
 
-from audit.protection import KeyDestroyed, keyring, protect, reveal
+from audit.protection import KeyDestroyed, KeyRing, protect, reveal
 from clients.models import SignalStream
 from tools.credentials import NOBODY, digest_of
 
@@ -23,6 +24,11 @@ def fresh(stream: SignalStream) -> str:
     secret = secrets.token_urlsafe(32)
     stream.digest, stream.token_set_at = digest_of(KIND, secret), timezone.now()
     return f"ss_{secret}"
+
+
+def address(stream: SignalStream) -> str:
+    """Where the transmitter pushes to: what staff give it beside the token."""
+    return f"{settings.MUNIMENT_URL.rstrip('/')}/v1/signals/{stream.name}"
 
 
 def presented(header: str | None) -> bytes | None:
@@ -46,9 +52,10 @@ def holder(stream: SignalStream) -> str:
 
 
 def keep(stream: SignalStream, token: str) -> None:
-    """Protect the token with which we poll; the stream is to be saved with `token` and `token_set_at`."""
+    """Protect the token with which we poll; the stream is to be saved with `token` and `token_set_at`. The ring is not
+    the process's: a key that is rolled back must not be remembered."""
     name = holder(stream)
-    stream.token = protect(keyring.get(name, create=True), token.encode(), name.encode())
+    stream.token = protect(KeyRing().get(name, create=True), token.encode(), name.encode())
     stream.token_set_at = timezone.now()
 
 
@@ -58,6 +65,6 @@ def poll_token(stream: SignalStream) -> str | None:
         return None
     name = holder(stream)
     try:
-        return reveal(keyring.get(name), bytes(stream.token), name.encode()).decode()
+        return reveal(KeyRing().get(name), bytes(stream.token), name.encode()).decode()
     except (KeyDestroyed, InvalidTag):
         return None

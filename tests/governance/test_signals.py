@@ -196,6 +196,8 @@ class TestWhatHasNoEffectIsNotMadeToLookSo:
         [said] = told()
         assert (said["effect"], said.get("why"), said["users"]) == (effect, why, 0)
         assert world.verify()["decision"] == "allow"
+        stream = SignalStream.objects.get()
+        assert stream.received_at and (stream.verified_at is not None) == (effect == "verified")
 
     def test_an_event_uri_is_free_text_and_so_protected(self, world: World, secret: str) -> None:
         push(event(uri="https://x.example/alice@example.com"), secret)
