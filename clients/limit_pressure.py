@@ -27,7 +27,7 @@ def near(limit: Limit, tenants: frozenset[str] | None = None) -> list[Near]:
     if not isinstance(now, (list, tuple)) or not isinstance(members, list):  # another's value
         return []
     moment = int(now[0]) * MICROSECONDS + int(now[1])
-    counted = [found for member in members if (found := Counted.read(member)) is not None]
+    counted = [one for member in members if (one := Counted.read(member)) is not None]
     buckets = [_bucket(limit, one) for one in counted if tenants is None or one.tenant in tenants]
     figures = _read([("GET", one.key) for one in buckets]) if buckets else []
     found = [
