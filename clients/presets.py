@@ -72,7 +72,7 @@ _ALL: Final = (
         (
             "Access tokens have an aud only where the client asked for a resource, or where a trigger adds one: without"
             " it every call is refused with audience_mismatch.",
-            "Scopes have the name of their resource server in front: inner/memory.read.",
+            "Scopes have the name of their resource server in front: inner/memory:read.",
             "Groups are the roles. An access token has no e-mail address.",
         ),
         roles_claim="cognito:groups",

@@ -3,12 +3,12 @@ mapping that is not saved. Pasted claims are personal data: they come by POST, a
 """
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from django import forms
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils.decorators import method_decorator
@@ -57,8 +57,9 @@ class ClaimsForm(PlainForm):
     def pasted(self) -> forms.BoundField:
         """The field of the claims; a token is shown again without its signature."""
         if self.is_bound and (text := self.data.get("claims")):
-            self.data = self.data.copy()
-            self.data["claims"] = without_signature(text)
+            data = cast(QueryDict, self.data).copy()
+            data["claims"] = without_signature(text)
+            self.data = data
         return self["claims"]
 
     @property

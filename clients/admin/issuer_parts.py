@@ -67,7 +67,7 @@ class ClaimMappingFormSet(LabelledFormSet):
         if any(self.errors):
             return
         known = ClaimMapping.objects.filter(issuer=self.instance.pk).first() if self.instance.pk else None
-        kept = [form for form in self.forms if not self._should_delete_form(form)]
+        kept = [form for form in self.forms if not form.cleaned_data.get("DELETE")]
         kept = [form for form in kept if form.instance.pk or form.has_changed()]
         rules = rules_of(kept[0].cleaned_data) if kept else ClaimRules()
         for member, words in problems(rules, self.instance.roles_claim).items():
@@ -89,7 +89,7 @@ class ClaimMappingInline(IssuerPart):
     form = ClaimMappingForm
     formset = ClaimMappingFormSet
 
-    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """A new issuer has no users who could become others."""
         return [*COLUMNS.values(), *(["confirmed"] if obj else [])]
 

@@ -82,8 +82,11 @@ def _page(url: str) -> str:
 class WithPublished(admin.ModelAdmin):
     """For the admin of clients: its page shows what is published about its ids."""
 
-    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, obj: Any = None, **more: Any) -> Any:
+    def render_change_form(
+        self, request: HttpRequest, context: Any, add: bool = False, change: bool = False, form_url: str = "",
+        obj: Any = None,
+    ) -> Any:  # fmt: skip
         """With what is known of the ids that are URLs."""
         ids = obj.oauth_client_ids.values_list("oauth_id", flat=True) if obj else []
         context["published"] = list(metadata.of(ids).values())
-        return super().render_change_form(request, context, *args, obj=obj, **more)
+        return super().render_change_form(request, context, add, change, form_url, obj)

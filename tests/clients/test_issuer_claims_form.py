@@ -150,7 +150,7 @@ READ: dict[str, tuple[Any, ...]] = {
         ("clinician", "offline_access"), None, "alice@example.com",
     ),
     "cognito": (
-        "a1b2c3d4-5678-90ab-cdef-1234567890ab", "4claude7q8r9s0t1u2v3w4x5y6", ("inner/memory.read", "openid"),
+        "a1b2c3d4-5678-90ab-cdef-1234567890ab", "4claude7q8r9s0t1u2v3w4x5y6", ("inner/memory:read", "openid"),
         ("clinicians",), None, None,
     ),
     "firebase": ("Qk3Zp0alice77", "inner-prod", ("memory:read",), (), "acme-x7k2p", "alice@example.com"),

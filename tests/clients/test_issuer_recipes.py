@@ -184,7 +184,7 @@ def test_cognito(nothing: None) -> None:
             ("audience_mismatch", {"aud": None}),
             ("token_invalid", {"token_use": "id"}),
             ("insufficient_scope", {"scope": "aws.cognito.signin.user.admin"}),
-            ("insufficient_scope", {"scope": "memory.read"}),
+            ("insufficient_scope", {"scope": "memory:read"}),
             ("not_granted", {"cognito:groups": None}),
             ("client_unknown", {"client_id": "another"}),
         ],
