@@ -69,8 +69,10 @@ class Snapshot:
         return self.backends.get(known.backend_id)
 
     def knows(self, backend_id: int, token: str | None) -> bool:
-        """Whether this token was verified for this backend under this policy."""
-        return token is not None and (backend_id, token_digest(token)) in self.tokens
+        """Whether this token was verified for this backend under this policy, and is good by itself: one that is bound
+        may have been stolen by somebody who cannot prove anything, and whose calls are to be bounded."""
+        identity = None if token is None else self.tokens.get((backend_id, token_digest(token)))
+        return identity is not None and identity.bound is None
 
     def remember(self, key: tuple[int, bytes], identity: Identity) -> None:
         """Keep a verified token's identity; bounded."""

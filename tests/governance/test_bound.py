@@ -7,13 +7,16 @@ from base64 import urlsafe_b64encode
 from hashlib import sha256
 from typing import Any
 
+import psycopg
 import pytest
 import redis
 
 from audit.models import Record, Subject
+from audit.protection import keyring
 from clients import replays
 from clients.models import Issuer, IssuerBinding
 from governance import possession
+from governance.budgets import budgets
 from tests.clients.proving import URL, Holder, holder
 from tests.world import World, build, token
 
@@ -313,3 +316,28 @@ def test_a_binding_that_staff_set_holds_from_the_next_call_on(world: World) -> N
     assert world.verify()["reason"] == "proof_required"
     IssuerBinding.objects.all().delete()
     assert world.verify()["decision"] == "allow"
+
+
+def test_a_stolen_token_without_its_key_has_no_more_room_than_any_failure(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "burst", 10)
+    monkeypatch.setattr(budgets, "rate", 1)
+    text = bound()
+    assert world.verify(token=text, dpop=dpop(text))["decision"] == "allow", "it is known now"
+    body = {"token": text, "tool": "memory.recall", "request": {"ip": "203.0.113.9"}}
+    assert 429 in [world.post("/v1/verify", body).status_code for _ in range(20)]
+    assert world.verify(token=text, dpop=dpop(text))["decision"] == "allow", "from elsewhere its user is served"
+
+
+def test_an_erased_user_who_returns_uses_one_proof(world: World, owner_url: str) -> None:
+    """The key that protects the user's details is gone when the record is made: the call is judged once more."""
+    text = bound()
+    uid = world.verify(token=text, dpop=dpop(text))["subject"]["uid"]
+    with psycopg.connect(owner_url, autocommit=True) as owner:
+        owner.execute("DELETE FROM audit_datakey WHERE holder = %s", [uid])
+        gone = "identity_key = NULL, sub = NULL, email = NULL, email_key = NULL, erased_at = now()"
+        owner.execute(f"UPDATE audit_subject SET {gone}")
+    keyring.clear()
+    answer = world.verify(token=text, dpop=dpop(text))
+    assert answer["decision"] == "allow" and answer["subject"]["uid"] != uid
