@@ -95,7 +95,7 @@ def discover(request: HttpRequest, connection: ScimConnection, path: str) -> Htt
     if "filter" in given(request):
         return error(403, "What can be found out is not filtered.")
     name, _, key = path.partition("/")
-    found = resources.discovery()[name]
+    found = resources.discovery(connection.subject_attribute)[name]
     if not isinstance(found, list):
         return _json(_described(connection, found, name))
     written = [_described(connection, one, f"{name}/{one.id}") for one in found]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 from pydantic import ValidationError
 from scim2_models import (
     URN,
+    Attribute,
     ComplexAttribute,
     Context,
     Error,
@@ -43,6 +44,12 @@ POLICY: Final = ScimPolicy(
     remove_value_as_filter=ScimPolicy.RemoveValue.apply,
     unmatched_path_filter=ScimPolicy.UnmatchedPathFilter.create,
 )
+
+EXTERNAL_ID: Final = Attribute.model_validate({
+    "name": "externalId", "type": "string", "multiValued": False, "required": True, "caseExact": True,
+    "mutability": "readWrite", "returned": "default", "uniqueness": "server",
+    "description": "What the person's tokens have as their sub.",
+})  # fmt: skip
 
 
 class Email(ComplexAttribute):
@@ -208,9 +215,12 @@ def parameters(given: Mapping[str, Any]) -> ResponseParameters[User]:
     return _taken(lambda: ResponseParameters[User].model_validate(asked))
 
 
-def discovery() -> dict[str, list[Resource[Any]] | Resource[Any]]:
-    """What a client can find out (RFC 7644 section 4): what there is, and nothing else."""
+def discovery(subject_attribute: str) -> dict[str, list[Resource[Any]] | Resource[Any]]:
+    """What a client of a connection by this attribute can find out (RFC 7644 section 4): what there is, and nothing
+    else. Where externalId is required the schema says so, as RFC 7643 section 3.1 lets it."""
     schemas = [model.to_schema() for model in (User, ServiceProviderConfig, ResourceType, Schema)]
+    if subject_attribute == "externalId":
+        schemas[0].attributes = [EXTERNAL_ID, *(schemas[0].attributes or [])]
     return {
         "ServiceProviderConfig": _config(),
         "ResourceTypes": [ResourceType.from_resource(User)],

@@ -30,7 +30,6 @@ def made(db: None) -> World:
 
 @pytest.fixture
 def okta(made: World) -> Provider:
-    tokens.forget()
     return scim.connect()
 
 
