@@ -30,7 +30,8 @@ HELP: dict[str, Help] = {
         "Sign in with an account of an issuer that is accepted.",
     ),
     "issuer_unavailable": Help(
-        "Look when its keys were last fetched, and what went wrong then. It mends itself once the issuer answers.",
+        "Look when its keys were last fetched, or on its own page when it last answered about a token, and what went"
+        " wrong then. It mends itself once the issuer answers.",
         "Try again later.",
     ),
     "token_invalid": Help(

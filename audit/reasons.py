@@ -39,7 +39,7 @@ _register(
 )  # fmt: skip
 _register(
     "issuer_unavailable", 503, "retry_later", "Issuer unavailable",
-    "The issuer's keys cannot be had at the moment, so the token could not be checked.",
+    "The issuer, or its keys, cannot be reached at the moment, so the token could not be checked.",
 )  # fmt: skip
 _register(
     "token_invalid", 401, "reauthenticate", "Token not valid",
