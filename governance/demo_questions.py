@@ -12,7 +12,7 @@ import msgspec
 from governance import authzen_evaluation, authzen_search, demo_issuer, introspection, ungoverned
 from governance.authzen_contract import Evaluation, ResourceSearch, SubjectSearch
 from governance.authzen_evaluation import Asker
-from governance.contract import Report, SpoolLine
+from governance.contract import Call, Report, SpoolLine
 from governance.demo_issuer import mint
 from muniment import statements
 from tools.credentials import Credential
@@ -46,7 +46,7 @@ def write(credential: Credential, now: Callable[[], datetime], wait: Callable[[t
     for lifetime, active in ((demo_issuer.LIFETIME, True), (-3600, False)):
         wait(PAUSE)
         token = mint("alice", "claude", "memory:read", lifetime=lifetime)
-        if introspection.recorded(credential, token).decision.allowed is not active:
+        if introspection.recorded(credential, Call(token, "")).decision.allowed is not active:
             raise RuntimeError("a look at a token ended otherwise than it was meant to")
     wait(OUTAGE)
     _outage(credential, now)
