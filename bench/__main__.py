@@ -28,19 +28,21 @@ def main() -> None:
     print(f"Python {machine.python_version()}, {machine.machine()}, {seconds:g} s a measurement\n")
     with platform.servers():
         # Django is set up now, so what uses its models can be imported.
-        from bench import deciding, guarding, limiting, proofs, revoking, sealing, verifying
+        from bench import deciding, guarding, introspecting, limiting, proofs, revoking, sealing, verifying
         from tests.world import build
 
         world = build()
         with platform.web():
             verifying.measure(world, seconds)
             limiting.measure(world, seconds)
+            introspecting.measure(world, seconds)
             guarding.measure(world)
             revoking.measure(world, seconds)
         sealing.measure(world)
         proofs.measure()
         deciding.measure(world)
         limiting.alone(world)
+        introspecting.alone(world)
         retention.measure(world)
     # It fills an empty database, and so has one of its own.
     subprocess.run([sys.executable, "-m", "bench", "export", str(exporting.FEW)], check=True)
