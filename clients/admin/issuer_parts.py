@@ -57,6 +57,7 @@ class ClaimMappingForm(PlainModelForm):
     class Meta:
         model = ClaimMapping
         fields = ["subject_claim", "email_claim", "scope_claims", "client_id_claims"]
+        labels = {"email_claim": "E-mail claim"}
 
 
 class ClaimMappingFormSet(LabelledFormSet):

@@ -17,7 +17,9 @@ from django.utils import timezone
 from audit import rollups
 from audit.models import DeadLetter, Record, Sighting, Stream, Subject
 from clients import requests, reviews
-from clients.models import Client, Grant, Issuer, OAuthClientId
+from clients.buckets import MICROSECONDS, Bucket, Counted
+from clients.limits import counter
+from clients.models import Client, Grant, Issuer, Limit, OAuthClientId
 from clients.proposals import Proposal
 from governance import demo, navigation
 from tests.audit.sealers import sealed, sealing
@@ -77,6 +79,15 @@ def long_names() -> None:
     ends = timezone.now() + timedelta(days=3)
     grant = Grant.objects.create(client=client, tool=tool, tenant="t" * 120, reason=LONG * 3, expires_at=ends)
     grant.scopes.add(scope)
+    limit = Limit.objects.create(
+        per="subject_client", count=10**9, period="day", client=client, tool=tool, tenant="t" * 120, reason=LONG * 3
+    )
+    counted = Counted("usr_" + "u" * 22 + " " + "x" * 63, "t" * 120, None)
+    many = 10**9 * 4 // 5  # four fifths
+    bucket = Bucket(limit.pk, limit.count, 86_400, limit.count, counted)
+    now = int(timezone.now().timestamp() * MICROSECONDS)
+    counter.store().set(bucket.key, f"{now} {now} {many}")
+    counter.store().zadd(bucket.near_key, {counted.member: now + bucket.period})
     source, seen = "https://" + "i" * 200, timezone.now()
     Sighting.objects.create(kind="client", source=source, name="n" * 250, count=10**9, last_seen=seen)
     Sighting.objects.create(kind="tool", source=backend.slug, name="n" * 120, count=1, last_seen=seen)
@@ -135,9 +146,11 @@ def of_evidence() -> Iterator[tuple[str, str]]:
 
 def of_forms() -> Iterator[tuple[str, str]]:
     """Forms that make something, and those about oneself."""
-    for name in ("clients_grant", "clients_client", "clients_issuer", "clients_review", "tools_tool", "tools_scope",
+    for name in ("clients_grant", "clients_limit", "clients_client", "clients_issuer", "clients_review", "tools_tool", "tools_scope",
                  "tools_backend", "tools_backendkey", "governance_staffkey", "auth_user"):  # fmt: skip
         yield f"{name.partition('_')[2]}-add", reverse(f"admin:{name}_add")
+    yield "issuer-preset", reverse("admin:clients_issuer_add") + "?preset=entra"
+    yield "issuer-claims", reverse("admin:clients_issuer_claims", args=[Issuer.objects.latest("pk").pk])
     suggestion = "?client=claude&scope=memory:write"
     yield "grant-suggested", reverse("admin:clients_grant_add") + suggestion
     yield "ask", reverse("admin:access_ask") + suggestion
