@@ -3,7 +3,7 @@ log, whose soundness has a page of its own (log_page). All are for looking; a us
 out everywhere, each with a reason."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.db.models import OuterRef, Subquery
@@ -24,6 +24,26 @@ from audit.viewer import tenants_of, viewer_of
 from muniment.findings import counted
 
 
+class StateFilter(admin.SimpleListFilter):
+    """Users whose access was ended, by how it was."""
+
+    title = "how access ended"
+    parameter_name = "ended"
+    COLUMNS: ClassVar[dict[str, str]] = {
+        "blocked": "blocked_at", "deactivated": "deactivated_at", "signed-out": "signed_out_at", "erased": "erased_at",
+    }  # fmt: skip
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [
+            ("blocked", "Blocked by staff"), ("deactivated", "Deactivated by the identity provider"),
+            ("signed-out", "Signed out everywhere"), ("erased", "Erased"),
+        ]  # fmt: skip
+
+    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
+        column = self.COLUMNS.get(self.value() or "")
+        return queryset.filter(**{f"{column}__isnull": False}) if column else queryset
+
+
 @admin.register(Subject)
 class SubjectAdmin(ReadOnlyAdmin):
     """Users by uid. Identifiers are personal data and are not shown."""
@@ -34,6 +54,7 @@ class SubjectAdmin(ReadOnlyAdmin):
     )
     empty = "Nobody has called yet. A user appears at the first call whose token is genuine."
     list_display = ["uid", "issuer", "seen", "active", "state"]
+    list_filter = [StateFilter]
     search_fields = ["uid__exact"]
     search_help_text = "A whole uid: usr_…"
     ordering = ["-first_seen"]
@@ -49,7 +70,8 @@ class SubjectAdmin(ReadOnlyAdmin):
         ),
         Action(
             "sign-out", "Sign out everywhere",
-            "Every token that was issued before now is refused; the user signs in again in each client.",
+            "Every token that was issued before now is refused, so that this user is signed out of every AI client, and"
+            " signs in again in each.",
             "sign_out", lambda s: s.erased_at is None, danger=True,
         ),
     ]  # fmt: skip

@@ -223,7 +223,16 @@ def state(user: Subject | None) -> str:
     if user.erased_at:
         return f"This user was erased on {_day(user.erased_at)}: who it was cannot be read any more."
     known = f"Known since {_day(user.first_seen)}."
-    return f"{known} Blocked since {_day(user.blocked_at)}." if user.blocked_at else known
+    ended = [
+        f"{words} {_day(at)}."
+        for words, at in (
+            ("Blocked since", user.blocked_at),
+            ("Deactivated by the identity provider since", user.deactivated_at),
+            ("Signed out everywhere on", user.signed_out_at),
+        )
+        if at is not None
+    ]
+    return " ".join([known, *ended])
 
 
 def _day(at: datetime) -> str:

@@ -67,6 +67,9 @@ def _stopped(wanted: Proposal) -> Iterator[Problem]:
         yield Problem("tool_suspended", f"{tool} is {tool.status}: it is refused until somebody approves it.")
     if subject is not None and subject.blocked_at is not None and wanted.effect != "deny":
         yield Problem("subject_blocked", "This user is blocked: every call is refused, whatever is granted.")
+    elif subject is not None and subject.deactivated_at is not None and wanted.effect != "deny":
+        words = "The identity provider deactivated this user: every call is refused, whatever is granted."
+        yield Problem("subject_deactivated", words)
 
 
 def _pointless_scopes(wanted: Proposal, close: Closure) -> Iterator[Problem]:

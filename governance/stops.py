@@ -26,6 +26,8 @@ from tools import approval
 from tools.models import Backend, Tool
 
 MOST, MOST_NAMED = 100, 4  # of a kind on the page; in all on the banner
+MOST_DEACTIVATED = 20
+AS_WELL = "The identity provider deactivated this user as well: after a resume they stay refused."
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ BANNER = {
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Something that is stopped. `key` names it in a URL, `row` is its id as the log has it; `since` is known here for
-    users only: of the others the log knows."""
+    users only: of the others the log knows. `note` is what a resume would leave as it is."""
 
     kind: str
     noun: str
@@ -89,6 +91,7 @@ class Stop:
     name: str
     row: str
     since: datetime | None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,22 @@ def now_stopped(user: Any) -> list[Stop]:
 def as_stop(switch: Switch, row: Any) -> Stop:
     """One row of a kind, as what is or could be stopped."""
     since = row.blocked_at if switch.kind == "user" else None
-    return Stop(switch.kind, switch.noun, key_of(switch, row), name_of(switch, row), str(row.pk), since)
+    note = AS_WELL if switch.kind == "user" and row.deactivated_at is not None else ""
+    return Stop(switch.kind, switch.noun, key_of(switch, row), name_of(switch, row), str(row.pk), since, note)
+
+
+def deactivated(user: Any) -> list[Stop]:
+    """The users whom their identity provider deactivated last, of all that the member of staff may see, and whom staff
+    did not stop besides; at most 20. They are stopped, and nobody here can resume them. They are in no banner: of an
+    organisation whose people leave there are always more."""
+    switch = SWITCHES["user"]
+    if not user.has_perm(switch.view):
+        return []
+    found = tenants.users(tenants_of(user)).filter(deactivated_at__isnull=False, blocked_at=None, erased_at=None)
+    return [
+        Stop("user", switch.noun, row.uid, short_uid(row.uid), row.uid, row.deactivated_at)
+        for row in found.order_by("-deactivated_at")[:MOST_DEACTIVATED]
+    ]
 
 
 def key_of(switch: Switch, row: Any) -> str:
@@ -211,6 +229,8 @@ def objection(kind: str, row: Any, stopping: bool) -> str | None:
         return "This user was erased; nothing is left to stop."
     if kind == "tool" and (words := _tool_objection(row, stopping)) is not None:
         return words
+    if kind == "user" and not stopping and row.blocked_at is None and row.deactivated_at is not None:
+        return "The identity provider deactivated this user, and it alone can take that back."
     if is_stopped(kind, row) == stopping:
         return "It is stopped already." if stopping else "It is not stopped."
     return None

@@ -111,6 +111,7 @@ class StopViews:
             **self.site.each_context(request), "title": "Kill switches", "wrong": wrong,
             "lines": [line(request.user, stop, known.get(stop)) for stop in found],
             "choosers": choosers(request.user), "stopped": None,
+            "deactivated": [(user, page_of(user)) for user in stops.deactivated(request.user)],
         }  # fmt: skip
         return TemplateResponse(request, "admin/stops.html", context, status=400 if wrong else 200)
 
@@ -147,11 +148,15 @@ class StopViews:
         return HttpResponseRedirect(reverse("admin:access_stops"))
 
 
+def page_of(stop: Stop) -> str:
+    """Where what is stopped has its own page."""
+    return reverse(PAGES[stop.kind], args=[quote(stop.row)])
+
+
 def line(user: Any, stop: Stop, known: Told | None) -> Line:
     """One line of the list."""
-    page = reverse(PAGES[stop.kind], args=[quote(stop.row)])
     since = stop.since or (known.at if known else None)
-    return Line(stop, page, known, since, stops.may_change(user, stop.kind, stop.row))
+    return Line(stop, page_of(stop), known, since, stops.may_change(user, stop.kind, stop.row))
 
 
 def asked_about(request: HttpRequest, switch: Switch, row: Any, stopping: bool) -> dict[str, Any]:
@@ -168,6 +173,9 @@ def asked_about(request: HttpRequest, switch: Switch, row: Any, stopping: bool) 
         "hits": hits(viewer, stop.kind, row) if stopping else None,
         "told": None if stopping else told(viewer, [stop]).get(stop),
         "of_clients": "clients" if stop.kind == "tool" else "tools",
+        "sign_out": reverse("admin:audit_subject_act", args=[stop.row, "sign-out"])
+        if stopping and stop.kind == "user"
+        else None,
     }
 
 

@@ -83,6 +83,20 @@ class Migration(migrations.Migration):
             ),
         ),
         migrations.AddIndex(
+            model_name="subject",
+            index=models.Index(
+                condition=models.Q(("deactivated_at__isnull", False)),
+                fields=["deactivated_at"],
+                name="subject_deactivated",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="subject",
+            index=models.Index(
+                condition=models.Q(("signed_out_at__isnull", False)), fields=["first_seen"], name="subject_signed_out"
+            ),
+        ),
+        migrations.AddIndex(
             model_name="subjecttenant",
             index=models.Index(fields=["tenant", "subject"], name="subject_by_tenant"),
         ),

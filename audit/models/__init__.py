@@ -1,6 +1,6 @@
 """What evidence is made of. Nothing here has a foreign key to what it describes: evidence outlives its subjects.
 
-`log` is the log and what is made from it, `keeping` how long it is kept, `handing` how it is handed over.
+`log` is the log and what is made from it, `subjects` who the users are, `keeping` how long it is kept, `handing` how it is handed over.
 """
 
 from audit.models.handing import (
@@ -27,7 +27,6 @@ from audit.models.log import (
     AnchorState,
     Batch,
     Checkpoint,
-    DataKey,
     Head,
     Log,
     Outbox,
@@ -38,12 +37,11 @@ from audit.models.log import (
     SavedSearch,
     SealerStatus,
     Sighting,
-    Subject,
-    SubjectTenant,
     Tile,
     Verification,
     plain_time,
 )
+from audit.models.subjects import DataKey, Subject, SubjectTenant
 
 __all__ = [
     "EARLIEST",

@@ -1,8 +1,7 @@
 """The log, and what is made from it.
 
-`Head` is the one row that everything recorded passes through; `Batch` and `Record` are the log; `DataKey` holds the
-wrapped keys under which personal data in records is protected; `Outbox` is where every process other than a web writer,
-and every change of policy, leaves what must be recorded. `Log`, `Tile` and `Checkpoint` are the Merkle trees that the
+`Head` is the one row that everything recorded passes through; `Batch` and `Record` are the log; `Outbox` is where every
+process other than a web writer, and every change of policy, leaves what must be recorded. `Log`, `Tile` and `Checkpoint` are the Merkle trees that the
 sealer builds over the records; `Anchoring` is what of them is held elsewhere.
 """
 
@@ -104,77 +103,6 @@ class Record(models.Model):
 
     def __str__(self) -> str:
         return str(self.id)
-
-
-class DataKey(models.Model):
-    """A key under which personal data of one holder is protected, wrapped by a key outside the database
-    (AES-256-GCM, AAD: the holder). Destroying the row is what erasure is."""
-
-    holder = models.CharField(
-        primary_key=True, max_length=120, help_text="usr_..., backend:<slug>:<day>, staff:<id> or system"
-    )
-    wrapped = models.BinaryField()
-    created_at = models.DateTimeField(auto_now_add=True)
-
-    class Meta:
-        verbose_name = "data key"
-
-    def __str__(self) -> str:
-        return self.holder
-
-
-class Subject(models.Model):
-    """A user as one issuer knows them. Identifiers are protected under the subject's own data key (AAD: uid and
-    column) and found by keyed hash; outside Muniment only the random uid is used."""
-
-    uid = models.CharField(primary_key=True, max_length=40)
-    issuer = models.CharField(max_length=255)
-    identity_key = models.BinaryField(null=True, unique=True, help_text="keyed hash of iss and sub; finds a caller")
-    sub = models.BinaryField(null=True, help_text="protected")
-    email = models.BinaryField(null=True, help_text="protected")
-    email_key = models.BinaryField(null=True, help_text="keyed hash of the e-mail address, lower case")
-    first_seen = models.DateTimeField(auto_now_add=True)
-    blocked_at = models.DateTimeField(null=True, blank=True)
-    signed_out_at = models.DateTimeField(null=True, blank=True, help_text="tokens issued before this are refused")
-    deactivated_at = models.DateTimeField(
-        null=True, blank=True, help_text="by the identity provider; it alone takes that back"
-    )
-    erased_at = models.DateTimeField(null=True, blank=True)
-
-    class Meta:
-        verbose_name = "user"
-        permissions = [("view_personal", "Can see who a user is, and other personal data")]
-        indexes = [
-            models.Index(fields=["email_key"], name="subject_by_email"),  # query: audit.subjects.find_by_email
-            # query: governance.stops, for the banner of every page of the admin
-            models.Index(fields=["blocked_at"], name="subject_blocked", condition=Q(blocked_at__isnull=False)),
-        ]
-        constraints = [
-            plain_time("blocked_at", "subject_blocked_at"),
-            plain_time("signed_out_at", "subject_signed_out_at"),
-            plain_time("deactivated_at", "subject_deactivated_at"),
-            plain_time("erased_at", "subject_erased_at"),
-        ]
-
-    def __str__(self) -> str:
-        return self.uid
-
-
-class SubjectTenant(models.Model):
-    """A tenant that a user's tokens have named: whose staff, where staff are confined to tenants, may see the user."""
-
-    subject = models.CharField(max_length=40, help_text="uid")
-    tenant = models.CharField(max_length=255)
-    first_seen = models.DateTimeField(auto_now_add=True)
-
-    class Meta:
-        verbose_name = "tenant of a user"
-        default_permissions = ()
-        constraints = [models.UniqueConstraint(fields=["subject", "tenant"], name="subject_tenant_once")]
-        indexes = [models.Index(fields=["tenant", "subject"], name="subject_by_tenant")]  # query: a tenant's users
-
-    def __str__(self) -> str:
-        return f"{self.subject} in {self.tenant}"
 
 
 class Outbox(models.Model):

@@ -9,7 +9,8 @@ from django.test import Client as HttpClient
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from audit.models import PublishedKey, Subject
+from audit.models import Head, PublishedKey, Subject
+from audit.person_report import state
 from audit.subjects import resolve
 from tests.staff import administrator, member, newest
 from tests.world import World, build
@@ -127,3 +128,35 @@ def test_an_id_that_reads_like_an_escape_leads_to_its_own_page(world: World, htt
             assert one.status_code == 200 and has in one.content.decode(), link
     assert "act/unblock/" in http.get(page_of(uid)).content.decode()
     assert act(http, uid, "unblock") == 302
+
+
+def test_a_sign_out_needs_a_reason_a_post_and_the_permission(world: World, http: HttpClient, uid: str) -> None:
+    viewer = member("vera", "audit.view_subject")
+    for status in (act(http, uid, "sign-out", reason=" "), act(viewer, uid, "sign-out")):
+        assert status in (200, 403)
+    assert http.get(f"/admin/audit/subject/{uid}/act/sign-out/").status_code == 200
+    assert Subject.objects.get().signed_out_at is None
+    before = Head.objects.get().policy
+    assert act(http, uid, "sign-out") == 302
+    told = newest("staff")
+    assert (told["action"], told["subject"], told["actor"]) == ("subject.sign_out", uid, "staff:1")
+    assert Head.objects.get().policy == before, "a sign-out is no policy"
+
+
+def test_how_access_ended_is_said_and_can_be_listed(world: World, http: HttpClient, uid: str) -> None:
+    other = resolve("https://other.example/", "other")
+    now = timezone.now()
+    for column, value, words in (
+        ("blocked_at", "blocked", "Blocked by staff"),
+        ("deactivated_at", "deactivated", "Deactivated by the identity provider"),
+        ("signed_out_at", "signed-out", "Signed out everywhere"),
+    ):
+        Subject.objects.filter(uid=uid).update(**{column: now})
+        listed = http.get(f"/admin/audit/subject/?ended={value}").content.decode()
+        assert uid in listed and other not in listed
+        assert words in http.get(f"/admin/timeline/user/{uid}/").content.decode()
+    said = state(Subject.objects.get(uid=uid))
+    assert all(words in said for words in ("Blocked since", "Deactivated by", "Signed out everywhere on"))
+    assert state(Subject.objects.get(uid=other)).startswith("Known since") and "Signed" not in state(
+        Subject.objects.get(uid=other)
+    )

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.contrib.admin.utils import quote
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
 from django.db import connection
@@ -401,3 +402,37 @@ def test_the_line_is_one_query_that_an_index_answers_among_many_users(
         found = stops.banner(user)
     assert found is not None and sorted(found.named) == [("user", "usr_100000"), ("user", "usr_50000")]
     assert Issuer.objects.filter(enabled=True).exists()
+
+
+class TestWhoTheIdentityProviderDeactivated:
+    def test_is_shown_and_cannot_be_resumed_here(self, world: World, http: HttpClient, uid: str) -> None:
+        Subject.objects.update(deactivated_at=timezone.now())
+        text = http.get(URL).content.decode()
+        assert "Deactivated by their identity provider" in text and quote(uid) in text and "Resume" not in text
+        assert banner(http) == ""
+        answer = http.post(RESUME, what("user", uid) | {"reason": "they asked"}, follow=True)
+        assert "it alone can take that back" in answer.content.decode()
+        assert Subject.objects.get().deactivated_at is not None and answer.status_code == 200
+        actor = ("staff:1", "Mara")
+        with pytest.raises(Refused, match="it alone can take that back"):
+            stops.resume(get_user_model().objects.get(), actor, "user", uid, "they asked")
+
+    def test_stays_refused_after_staff_resumed_what_they_stopped(
+        self, world: World, http: HttpClient, uid: str
+    ) -> None:
+        Subject.objects.update(deactivated_at=timezone.now())
+        http.post(STOP, what("user", uid) | {"reason": "an incident"})
+        assert stops.AS_WELL in http.get(URL).content.decode()
+        http.post(RESUME, what("user", uid) | {"reason": "it is over"})
+        assert answer(world) == (200, "subject_blocked")
+
+    def test_is_shown_to_those_who_see_users(self, world: World, uid: str) -> None:
+        Subject.objects.update(deactivated_at=timezone.now())
+        assert quote(uid) not in member("otto", "clients.view_client").get(URL).content.decode()
+
+
+def test_before_a_user_is_stopped_signing_out_is_offered(world: World, http: HttpClient, uid: str) -> None:
+    page = f"/admin/audit/subject/{uid}/act/sign-out/"
+    assert page in http.get(STOP, what("user", uid)).content.decode()
+    assert page not in http.get(STOP, what("client", uid)).content.decode()
+    assert "signed out of every AI client" in http.get(page).content.decode()
