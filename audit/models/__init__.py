@@ -1,6 +1,7 @@
 """What evidence is made of. Nothing here has a foreign key to what it describes: evidence outlives its subjects.
 
-`log` is the log and what is made from it, `subjects` who the users are, `keeping` how long it is kept, `handing` how it is handed over.
+`log` is the log and what is made from it, `subjects` who the users are, `keeping` how long it is kept,
+`handing` how it is handed over.
 """
 
 from audit.models.handing import (
