@@ -40,7 +40,7 @@ STAFF_ACTIONS = {
     "subject.block": "blocked user {subject}", "subject.unblock": "unblocked user {subject}",
     "subject.sign_out": "signed user {subject} out everywhere",
     "subject.deactivate": "deactivated user {subject}", "subject.reactivate": "reactivated user {subject}",
-    "scim.created": "began to manage user {subject}", "scim.updated": "told anew who user {subject} is",
+    "scim.created": "began to manage user {subject}", "scim.updated": "changed what it says of user {subject}",
     "signal.received": "reported {event}: {effect}",
     "scim.moved": "manages user {subject} in the place of another", "scim.deleted": "ended managing user {subject}",
     "person.lookup": "looked for a user by {by}", "personal.view": "looked at protected details of {subject}",

@@ -12,6 +12,7 @@ from django.template.response import TemplateResponse
 from django.utils.html import format_html
 
 from audit.admin_base import Action, PolicyAdmin, PolicyForm
+from audit.record_words import amount
 from audit.templatetags.muniment import when
 from clients.models import ScimConnection
 from clients.scim import tokens
@@ -110,9 +111,9 @@ class ScimConnectionAdmin(PolicyAdmin):
     def state(self, connection: ScimConnection) -> str:
         return pill("enabled" if connection.enabled else "disabled")
 
-    @admin.display(description="users managed")
+    @admin.display(description="manages")
     def managed(self, connection: Any) -> str:
-        return f"{connection.number:,}"
+        return amount(connection.number, "user")
 
     @admin.display(description="token made", ordering="token_set_at")
     def made(self, connection: ScimConnection) -> str:
