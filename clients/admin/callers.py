@@ -82,11 +82,16 @@ class IssuerAdmin(WithBench, WithPresets, PolicyAdmin):
         return ["issuer"] if obj else []
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        return super().get_queryset(request).select_related("key_set")
+        return super().get_queryset(request).select_related("key_set", "introspection")
 
     @admin.display(description="state", ordering="enabled")
     def state(self, issuer: Issuer) -> str:
-        return pill("enabled" if issuer.enabled else "disabled")
+        asked = getattr(issuer, "introspection", None)
+        said = pill("enabled" if issuer.enabled else "disabled")
+        if not issuer.enabled or asked is None:
+            return said
+        words = pill("does not answer", "deny") if asked.error else pill("introspection", "plain")
+        return format_html("{} {}", said, words)
 
     @admin.display(description="signs with")
     def signs(self, issuer: Issuer) -> str:
