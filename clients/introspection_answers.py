@@ -4,6 +4,7 @@ An issuer that answers, and answers wrongly, says nothing of the token: that is 
 denial of the token itself.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -16,6 +17,7 @@ from clients.tokens import Refused, UnknownKey, check_signature, refuse_other_ki
 PLAIN: Final = "application/json"
 SIGNED: Final = "application/token-introspection+jwt"
 MAX_ANSWER: Final = 64 * 1024  # bytes
+MAX_NAMED: Final = 12 * 1024  # bytes of scopes and roles: what the longest token can carry, so that a record has room
 MAX_AGE: Final = 60  # seconds since a signed answer was made, besides the issuer's leeway
 
 # An issuer tells of its other tokens too (RFC 7662 section 2.1), and some by one of these members only. None of them
@@ -59,6 +61,8 @@ def identity_of(
     _refuse_other_tokens(claims)
     usual = {"iss": issuer.issuer, "exp": min(int(asked_at) + max(1, bound), MAX_DATE)}
     identity = read_parsed_claims(usual | dict(claims), issuer, audiences, now)
+    if len(json.dumps([identity.scopes, identity.roles], ensure_ascii=False).encode()) > MAX_NAMED:
+        raise Refused("token_invalid", f"its scopes and roles are more than {MAX_NAMED} bytes")
     return replace(identity, good_until=min(identity.expires_at, asked_at + bound))
 
 

@@ -159,6 +159,19 @@ def test_what_is_wrong_with_the_claims_refuses_the_token(changes: dict[str, Any]
     assert refused.value.reason == reason
 
 
+def test_scopes_and_roles_are_as_many_as_a_token_can_carry() -> None:
+    """More would not fit into a record, and what cannot be recorded is an outage to the backend."""
+    fits = " ".join(f"scope-{number:03}" for number in range(500))
+    assert len(read(scope=fits).scopes) == 500
+    for scope in (
+        " ".join(f"{number:03}{'x' * 200}" for number in range(300)),
+        " ".join(f"s{n:09}" for n in range(999)),
+    ):
+        with pytest.raises(Refused) as refused:
+            read(scope=scope)
+        assert refused.value.reason == "token_invalid"
+
+
 @pytest.mark.parametrize("kind", ["Bearer", "DPoP", "bearer", "access_token", "N_A"])
 def test_the_types_of_access_tokens_pass(kind: str) -> None:
     assert read(token_type=kind).sub == "alice"
