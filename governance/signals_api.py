@@ -70,7 +70,7 @@ class SignalsView(BackendView):
         that has no effect here."""
         row = authenticated(request, stream)
         try:
-            if request.content_type.lower() != EVENT_TYPE:
+            if (request.content_type or "").lower() != EVENT_TYPE:
                 raise SetRefused("invalid_request", f"Content-Type is not {EVENT_TYPE}")
             event = keys.verified(row, body_of(request), time.time())
             applying.take(row, event, time.time())
@@ -148,7 +148,7 @@ class LogoutView(BackendView):
 def verified_logout(request: HttpRequest) -> Logout:
     """Whose logout a request is about. Raises LogoutRefused, and Refused where the key is not known, or the issuer's
     keys cannot be had."""
-    if request.content_type.lower() != FORM:
+    if (request.content_type or "").lower() != FORM:
         raise LogoutRefused(f"Content-Type is not {FORM}")
     token = one_of(request, "logout_token")
     if token is None or len(token) > MAX_TOKEN:

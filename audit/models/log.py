@@ -2,7 +2,7 @@
 
 `Head` is the one row that everything recorded passes through; `Batch` and `Record` are the log; `Outbox` is where every
 process other than a web writer, and every change of policy, leaves what must be recorded. `Log`, `Tile` and
-`Checkpoint` are the Merkle trees that the sealer builds over the records; `Anchoring` is what of them is held elsewhere.
+`Checkpoint` are the trees that the sealer builds over the records; `Anchoring` is what of them is held elsewhere.
 """
 
 from datetime import UTC, datetime

@@ -125,7 +125,7 @@ class SignalStreamAdmin(PolicyAdmin):
     ]  # fmt: skip
     told = ["address", "state", "received", "verified", "polled", "keys_fetched", "problem"]
 
-    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Who may only look has no field for the token."""
         named = ["name", "issuer", "transmitter", "audience", "jwks_uri", "delivery", "poll_endpoint"]
         may = self.has_add_permission(request) if obj is None else self.has_change_permission(request, obj)
