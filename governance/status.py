@@ -182,4 +182,5 @@ def _redis(p: Pulse) -> Iterator[Line]:
         store().ping()
         yield Line(OK, "redis", "It answers.")
     except (RedisError, OSError):
-        yield Line(LOOK, "redis", "It does not answer: no background work, and retries of calls are decided anew.")
+        words = "It does not answer: no background work, no limits, and retries of calls are decided anew."
+        yield Line(LOOK, "redis", words)

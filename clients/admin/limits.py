@@ -26,23 +26,26 @@ from tools.models import Tool
 
 WHAT = ("per", "client", "tool", "tenant", "modes")  # what makes a limit another one
 MOST_SHOWN = 50
+OUTAGE = {"access": "destructive tools refused", "deny": "refused", "allow": "let through"}
 AWAY = "Calls cannot be counted now: Redis is away."
 
 
 class LimitForm(PolicyForm):
     """A limit, with what the writer of limits says of it at the field that it is about."""
 
-    client = ClientField(label="only through the client")
-    tool = ToolField(label="only of the tool")
+    client = ClientField(label="Only through the client")
+    tool = ToolField(label="Only of the tool")
     modes = ChoicesField(
-        MODES, label="only in the agent modes", required=False,
+        MODES, label="Only in the agent modes", required=False,
         help_text="None ticked: every mode, counted together. Each that is ticked is counted by itself.",
     )  # fmt: skip
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
+        if "burst" in self.fields:
+            self.fields["burst"].label = "At once"
         if "tenant" in self.fields:
-            self.fields["tenant"].label = "only in the tenant"
+            self.fields["tenant"].label = "Only in the tenant"
 
     def clean(self) -> dict[str, Any] | None:
         data = super().clean()
@@ -118,7 +121,7 @@ class LimitAdmin(PolicyAdmin):
 
     @admin.display(description="when calls cannot be counted")
     def outage(self, limit: Limit) -> str:
-        return str(limit.get_on_outage_display())
+        return OUTAGE[limit.on_outage]
 
     @admin.display(description="because")
     def because(self, limit: Limit) -> str:

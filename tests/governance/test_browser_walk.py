@@ -146,8 +146,8 @@ def of_evidence() -> Iterator[tuple[str, str]]:
 
 def of_forms() -> Iterator[tuple[str, str]]:
     """Forms that make something, and those about oneself."""
-    for name in ("clients_grant", "clients_limit", "clients_client", "clients_issuer", "clients_review", "tools_tool", "tools_scope",
-                 "tools_backend", "tools_backendkey", "governance_staffkey", "auth_user"):  # fmt: skip
+    for name in ("clients_grant", "clients_limit", "clients_client", "clients_issuer", "clients_review", "tools_tool",
+                 "tools_scope", "tools_backend", "tools_backendkey", "governance_staffkey", "auth_user"):  # fmt: skip
         yield f"{name.partition('_')[2]}-add", reverse(f"admin:{name}_add")
     yield "issuer-preset", reverse("admin:clients_issuer_add") + "?preset=entra"
     yield "issuer-claims", reverse("admin:clients_issuer_claims", args=[Issuer.objects.latest("pk").pk])
