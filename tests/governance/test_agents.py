@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.models import Record, Subject
-from clients.models import Grant, Limit
+from clients.models import Grant, Issuer, Limit
 from governance.decision import GrantPolicy, Policy, Question, SubjectState, decide
 from muniment.calls import Agent
 from tests.governance.test_decision import CAPTURE, CLIENT, NOW, OPEN, QUESTION, RECALL, grants
@@ -116,6 +116,19 @@ def test_eight_reported_and_eight_in_the_token_are_sixteen(world: World) -> None
     assert recorded(answer)["chain"] == [*reported, *(f"a{number}" for number in range(8, 0, -1))]
     deeper = world.post("/v1/verify", {"token": token(), "tool": "memory.recall", "agent": {"chain": [*reported, "r"]}})
     assert deeper.status_code == 400
+
+
+def test_the_longest_chains_fit_into_a_record_beside_all_else(world: World) -> None:
+    Issuer.objects.update(roles_claim="roles")
+    act: dict[str, Any] = {"sub": "a" * 255}
+    for _ in range(7):
+        act = {"sub": "a" * 255, "act": act}
+    longest = token(act=act, roles=[f"{number:03}{'r' * 250}" for number in range(35)])
+    assert 15_000 < len(longest) <= 16_384
+    handed = ["memory:read", *(f"{number:03}{'s' * 125}" for number in range(99))]
+    said = {"chain": [f"{number}{'c' * 127}" for number in range(8)], "scopes": handed}
+    answer = world.verify(token=longest, agent=said)
+    assert answer["reason"] == "granted" and len(recorded(answer)["chain"]) == 16
 
 
 @pytest.mark.parametrize("odd", [
