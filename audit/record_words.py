@@ -76,8 +76,8 @@ STAFF_ACTIONS = {
     "review.finish": "finished an access review of the {of} {reviewed}",
 }  # fmt: skip
 TABLES = {
-    "clients_issuer": "issuer", "clients_keyset": "key set", "clients_client": "client",
-    "clients_oauthclientid": "OAuth client id", "clients_acceptedissuer": "accepted issuer",
+    "clients_issuer": "issuer", "clients_claimmapping": "claim mapping", "clients_keyset": "key set",
+    "clients_client": "client", "clients_oauthclientid": "OAuth client id", "clients_acceptedissuer": "accepted issuer",
     "clients_grant": "grant", "clients_grant_scopes": "scope of a grant", "clients_limit": "limit",
     "tools_backend": "backend", "tools_backendmark": "mark of a backend", "tools_route": "route of a backend",
     "tools_backendkey": "backend key", "tools_scope": "scope", "tools_scope_implies": "implication of a scope",

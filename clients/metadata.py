@@ -39,11 +39,14 @@ class MetadataError(ValueError):
 
 
 def refresh() -> int:
-    """Fetch what is due, and forget what nobody's client id is any more; how many documents were had.
+    """Fetch what is due, and forget what nobody's client id is any more; how many documents were had. Nothing where
+    MUNIMENT_CLIENT_METADATA is off.
 
     Raises RuntimeError inside a transaction, whose locks would last for as long as a stranger's server likes."""
     if connection.in_atomic_block:
         raise RuntimeError("documents are fetched outside transactions only")
+    if not settings.MUNIMENT_CLIENT_METADATA:
+        return 0
     wanted = _wanted()
     ClientMetadata.objects.exclude(url__in=wanted).delete()
     claimed = [row for url in _due(wanted, timezone.now()) if (row := _claim(url)) is not None]

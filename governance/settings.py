@@ -356,6 +356,8 @@ SPECTACULAR_SETTINGS = {
 DATA_UPLOAD_MAX_MEMORY_SIZE = MUNIMENT_MAX_BODY = 256 * 1024
 MUNIMENT_JWKS_COOLDOWN = env.int("MUNIMENT_JWKS_COOLDOWN", 30)
 MUNIMENT_JWKS_MAX_STALE = env.int("MUNIMENT_JWKS_MAX_STALE", 24 * 3600)
+# Whether the worker reads what is published about clients whose id is a URL. From the demo nothing is asked elsewhere.
+MUNIMENT_CLIENT_METADATA = env.bool("MUNIMENT_CLIENT_METADATA", not MUNIMENT_DEMO)
 # Seconds between two polls of a transmitter of security events.
 MUNIMENT_SIGNAL_POLL_SECONDS = env.float("MUNIMENT_SIGNAL_POLL_SECONDS", 5.0)
 if not 1 <= MUNIMENT_SIGNAL_POLL_SECONDS <= 3600:

@@ -202,7 +202,7 @@ def test_an_address_that_is_not_public_is_not_connected_to(tmp_path: Any, monkey
 
 @pytest.fixture
 def world(db: None, settings: Any) -> World:
-    settings.MUNIMENT_DEMO = True  # loopback hosts are for development only
+    settings.MUNIMENT_DEMO = settings.MUNIMENT_CLIENT_METADATA = True  # loopback hosts are for development only
     return build()
 
 
@@ -235,6 +235,12 @@ def test_registered_and_seen_clients_are_fetched_and_again_each_day(world: World
     assert metadata.refresh() == 0
     age(hours=25)
     assert metadata.refresh() == 1 and site.server.hits["/client"] == 2
+
+
+def test_nothing_is_fetched_where_the_operator_says_so(world: World, site: Site, settings: Any) -> None:
+    register(site.url)
+    settings.MUNIMENT_CLIENT_METADATA = False
+    assert metadata.refresh() == 0 and not site.server.hits
 
 
 def test_what_nobody_named_by_a_genuine_token_or_staff_ignore_is_not_fetched(world: World, site: Site) -> None:
