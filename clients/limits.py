@@ -174,12 +174,16 @@ class Counter:
 
     def store(self) -> redis.Redis:
         """The connection pool. Nothing is tried twice: a script that ran, and whose answer got lost, has counted."""
-        if self._store is None:
-            self._store = redis.Redis.from_url(
-                self.url(), socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
-            )
-            self._take, self._back = self._store.register_script(_TAKE), self._store.register_script(_GIVE_BACK)
-        return self._store
+        if (held := self._store) is not None:
+            return held
+        with self._lock:
+            if self._store is None:
+                made = redis.Redis.from_url(
+                    self.url(), socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
+                )
+                self._take, self._back = made.register_script(_TAKE), made.register_script(_GIVE_BACK)
+                self._store = made  # last: others use the scripts as soon as it is there
+            return self._store
 
     def take(self, calls: Sequence[Sequence[Bucket]], now: int = 0) -> list[Payment | Refusal]:
         """Take one from each bucket of each call, in their order; a call that one bucket refuses takes from none. `now`

@@ -13,7 +13,9 @@ import httpx2
 import pytest
 
 from audit.models import Record
+from clients.models import Limit
 from muniment import Denied, Misconfigured, Muniment, current_caller, touched
+from muniment.adapters.http import refusal
 from muniment.receipts import ReceiptError
 from tests import world as worlds
 from tests.served import platform
@@ -49,6 +51,17 @@ def test_a_decision_says_who_calls(guard: Muniment) -> None:
     assert decision and decision.allowed
     assert caller.uid.startswith("usr_") and caller.sub == "alice" and caller.client == "claude"
     assert caller.scopes == ("memory:read",) and caller.record == decision.record
+
+
+def test_a_limit_that_is_used_up_is_a_429_with_when_to_come_back(guard: Muniment) -> None:
+    Limit.objects.create(per="subject", count=1, period="hour", reason="r")
+    assert guard.verify(token(), tool="memory.recall").allowed
+    with pytest.raises(Denied) as refused:
+        guard.verify(token(), tool="memory.recall").require()
+    answer = refusal(refused.value, guard)
+    assert answer.status == 429 and 3_500 < int(answer.headers["Retry-After"]) <= 3_600
+    assert refused.value.reason == "rate_limited" and "WWW-Authenticate" not in answer.headers
+    assert b"Each user may call once an hour" in answer.body
 
 
 def test_a_denial_is_false_and_carries_what_the_backend_answers(guard: Muniment) -> None:
