@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 MAX_TOKEN: Final = 16 * 1024  # characters
+MAX_PARTS: Final = 5  # of a JWE (RFC 7516 section 3.1)
 
 # The signature may be empty here, so that an unsecured token is refused for its algorithm, not for its form.
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
@@ -98,19 +99,19 @@ def identify(token: str | None, issuers: Mapping[str, IssuerPolicy], audiences: 
 
 def _issuer_of_opaque(token: str | None, issuers: Mapping[str, IssuerPolicy]) -> IssuerPolicy | None:
     """The issuer to ask about what is no JWS: an opaque token names none, so there must be exactly one that is set to
-    introspection. What begins like a JWS or JWE is none: it may be of another issuer, to which alone it may be shown.
-    """
+    introspection. What looks like a JWS or JWE is none: it may be of another issuer, to which alone it may be shown."""
     asked = [issuer for issuer in issuers.values() if issuer.introspection is not None]
     if len(asked) != 1 or not isinstance(token, str) or len(token) > MAX_TOKEN or not _BEARER.fullmatch(token):
         return None
-    return None if _begins_like_jose(token) else asked[0]
+    return None if any(map(_is_object, token.split(".", MAX_PARTS)[:MAX_PARTS])) else asked[0]
 
 
-def _begins_like_jose(token: str) -> bool:
-    """Whether the part before the first dot is a JSON object in base64 of either alphabet, padded or not."""
-    first = token.partition(".")[0].rstrip("=").replace("+", "-").replace("/", "_")
+def _is_object(part: str) -> bool:
+    """Whether this is a JSON object in base64 of either alphabet, padded or not: a header or payload, also of a token
+    that was damaged elsewhere."""
+    plain = part.rstrip("=").replace("+", "-").replace("/", "_")
     try:
-        return isinstance(json.loads(b64decode(first + "=" * (-len(first) % 4), b"-_")), dict)
+        return isinstance(json.loads(b64decode(plain + "=" * (-len(plain) % 4), b"-_")), dict)
     except (ValueError, RecursionError):
         return False
 

@@ -13,15 +13,17 @@ from django.utils import timezone
 from audit.models import Record
 from audit.protection import token_digest
 from clients.introspected import desk
-from clients.models import Grant, Introspection, Issuer, KeySet, OAuthClientId
+from clients.models import Grant, Introspection, Issuer, IssuerBinding, KeySet, OAuthClientId
 from governance.budgets import budgets
 from tests.clients.introspecting import SECRET, Server, active, introspecting, register
 from tests.clients.keys import SigningKey, fake_issuer, signing_key
+from tests.clients.proving import URL, holder
 from tests.staff import drained, statement
 from tests.world import World, build, jwks, token
 from tools.models import Route
 
 TOKEN = "op_" + "Zx8~" * 8
+HOLDER = holder()
 KEY, NEW = signing_key("ES256", "k1"), signing_key("ES256", "k2", number=1)
 
 
@@ -67,25 +69,24 @@ class TestVerify:
         assert said["token"] == token_digest(TOKEN).hex() and said["issuer"] == server.url
 
     @pytest.mark.parametrize(
-        ("said", "code", "status"),
+        ("changes", "code", "status"),
         [
             ({"active": False}, "token_invalid", 401),
-            (active(aud="https://other.example"), "audience_mismatch", 401),
-            (active(aud=None), "audience_mismatch", 401),
-            (active(exp=1), "token_expired", 401),
-            (active(sub=None), "token_invalid", 401),
-            (active(iss="https://id.example/"), "issuer_unknown", 401),  # of an issuer that is known, and was not asked
-            (active(token_type="refresh_token"), "token_invalid", 401),
-            (active(cnf={"jkt": "A" * 43}), "proof_required", 401),
-            (active(client_id="somebody"), "client_unknown", 403),
-            (active(scope="other"), "insufficient_scope", 403),
+            ({"aud": "https://other.example"}, "audience_mismatch", 401),
+            ({"aud": None}, "audience_mismatch", 401),
+            ({"exp": 1}, "token_expired", 401),
+            ({"sub": None}, "token_invalid", 401),
+            ({"iss": "https://id.example/"}, "issuer_unknown", 401),  # of an issuer that is known, and was not asked
+            ({"token_type": "refresh_token"}, "token_invalid", 401),
+            ({"client_id": "somebody"}, "client_unknown", 403),
+            ({"scope": "other"}, "insufficient_scope", 403),
         ],
     )
     def test_what_its_issuer_says_decides(
-        self, world: World, server: Server, said: dict[str, Any], code: str, status: int
+        self, world: World, server: Server, changes: dict[str, Any], code: str, status: int
     ) -> None:
         accept(world, server)
-        server.tokens[TOKEN] = said
+        server.tokens[TOKEN] = active(**changes)
         answer = world.verify(token=TOKEN)
         assert (answer["decision"], answer["reason"], answer["status"]) == ("deny", code, status)
 
@@ -136,23 +137,19 @@ class TestVerify:
 
 
 class TestWhichTokens:
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "a b", "a\n", "ü", "a=b", "=", "\x00", "x" * (16 * 1024 + 1), 'a"b', "a,b",
+    def test_what_is_no_access_token_at_all_is_shown_to_nobody(self, world: World, server: Server) -> None:
+        accept(world, server)
+        for text in (
+            "a b", "a\n", "ü", "a=b", "=", "\x00", "x" * (16 * 1024 + 1), 'a"b', "a,b", f"Bearer {TOKEN}",
             "e30.e30.e30.e30.e30",  # begins like a JWE, and may be of another issuer
-            token() + "=", token().replace(".", "..", 1), "Bearer " + TOKEN,
-        ],
-        ids=lambda text: repr(text[:20]),
-    )  # fmt: skip
-    def test_what_is_no_access_token_at_all_is_shown_to_nobody(self, world: World, server: Server, text: str) -> None:
-        accept(world, server)
-        assert reason(world, text) == "token_malformed" and server.forms == []
+            f"{token()}=", token().replace(".", "..", 1), token().replace("e", "+", 1) + "/",
+        ):  # fmt: skip
+            assert reason(world, text) == "token_malformed" and server.forms == [], text
 
-    @pytest.mark.parametrize("text", ["x", "v4.public.eyJzdWIi", "a.b", "ya29.a0Af_~+/-", "x" * (16 * 1024), "a=="])
-    def test_what_may_be_an_opaque_token_is_asked_about(self, world: World, server: Server, text: str) -> None:
+    def test_what_may_be_an_opaque_token_is_asked_about(self, world: World, server: Server) -> None:
         accept(world, server)
-        assert reason(world, text) == "token_invalid" and server.asked(text) == 1
+        for text in ("x", "v4.public.eyJzdWIi", "a.b", "ya29.a0Af_~+/-", "x" * (16 * 1024), "a=="):
+            assert reason(world, text) == "token_invalid" and server.asked(text) == 1, text
 
     def test_a_backend_without_an_issuer_to_ask_takes_none(self, world: World) -> None:
         assert reason(world) == "token_malformed"
@@ -211,6 +208,26 @@ class TestSignedAnswers:
             signing(server, issuer, KEY)
             server.key = NEW
             assert reason(world) == "granted" and published.hits["/jwks"] == 1
+
+
+class TestBoundTokens:
+    def test_what_the_issuer_says_that_a_token_is_bound_to_must_be_proved(self, world: World, server: Server) -> None:
+        accept(world, server)
+        server.tokens[TOKEN] = active(cnf={"jkt": HOLDER.jkt}, token_type="DPoP")
+        thumbprint = "A" * 43
+        server.tokens["mtls"] = active(cnf={"x5t#S256": thumbprint})
+
+        def proved(text: str) -> str:
+            dpop = {"proof": HOLDER.proof(text), "method": "POST", "url": URL}
+            return str(world.verify(token=TOKEN, dpop=dpop)["reason"])
+
+        assert (reason(world), proved(TOKEN), proved("another")) == ("proof_required", "granted", "proof_invalid")
+        certified = [world.verify(token="mtls", mtls={"x5t#S256": one})["reason"] for one in (thumbprint, "B" * 43)]
+        assert certified == ["granted", "proof_invalid"] and server.asked("mtls") == 1
+
+    def test_an_issuer_that_must_bind_its_tokens_must_bind_opaque_ones_too(self, world: World, server: Server) -> None:
+        IssuerBinding.objects.create(issuer=accept(world, server), require="dpop")
+        assert reason(world) == "proof_required"
 
 
 class TestTheOtherEndpoints:
