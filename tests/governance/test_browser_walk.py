@@ -19,7 +19,7 @@ from audit.models import DeadLetter, Record, Sighting, Stream, Subject
 from clients import requests, reviews
 from clients.buckets import MICROSECONDS, Bucket, Counted
 from clients.limits import counter
-from clients.models import Client, Grant, Issuer, Limit, OAuthClientId
+from clients.models import Client, Grant, Issuer, Limit, OAuthClientId, ScimConnection
 from clients.proposals import Proposal
 from governance import demo, navigation
 from tests.audit.sealers import sealed, sealing
@@ -91,6 +91,7 @@ def long_names() -> None:
     source, seen = "https://" + "i" * 200, timezone.now()
     Sighting.objects.create(kind="client", source=source, name="n" * 250, count=10**9, last_seen=seen)
     Sighting.objects.create(kind="tool", source=backend.slug, name="n" * 120, count=1, last_seen=seen)
+    ScimConnection.objects.create(name="x" * 63, issuer=Issuer.objects.get())
     stream("s" * 64, place="https://" + "h" * 240, error="e" * 240)
 
 
@@ -146,8 +147,9 @@ def of_evidence() -> Iterator[tuple[str, str]]:
 
 def of_forms() -> Iterator[tuple[str, str]]:
     """Forms that make something, and those about oneself."""
-    for name in ("clients_grant", "clients_limit", "clients_client", "clients_issuer", "clients_review", "tools_tool",
-                 "tools_scope", "tools_backend", "tools_backendkey", "governance_staffkey", "auth_user"):  # fmt: skip
+    for name in ("clients_grant", "clients_limit", "clients_client", "clients_issuer", "clients_review",
+                 "clients_scimconnection", "tools_tool", "tools_scope", "tools_backend", "tools_backendkey",
+                 "governance_staffkey", "auth_user"):  # fmt: skip
         yield f"{name.partition('_')[2]}-add", reverse(f"admin:{name}_add")
     yield "issuer-preset", reverse("admin:clients_issuer_add") + "?preset=entra"
     yield "issuer-claims", reverse("admin:clients_issuer_claims", args=[Issuer.objects.latest("pk").pk])
