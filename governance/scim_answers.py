@@ -141,7 +141,8 @@ def _found(connection: ScimConnection, asked: Mapping[str, Any]) -> HttpResponse
     whole = ListResponse[User](
         total_results=total, start_index=query.start + 1, items_per_page=len(users), resources=users
     )
-    return _json(whole.model_dump(scim_ctx=Context.RESOURCE_QUERY_RESPONSE, response_parameters=query.wanted))
+    body = whole.model_dump(scim_ctx=Context.RESOURCE_QUERY_RESPONSE, response_parameters=query.wanted)
+    return _json({"Resources": [], **body})  # providers look for it also where nothing was found
 
 
 def _one(request: HttpRequest, connection: ScimConnection, stored: Stored, context: Context) -> HttpResponse:

@@ -36,8 +36,8 @@ class ConnectionForm(PolicyForm):
         super().__init__(*given, **more)
         if "subject_attribute" in self.fields:
             self.fields["subject_attribute"].help_text = (
-                "Look into a token of the issuer: what it has as sub must be what the provider sends as this, to the"
-                " letter. It cannot be changed."
+                "What users are known by in tokens of the issuer (Try claims… on its page shows it) must be what the"
+                " provider sends as this, to the letter. It cannot be changed."
             )
 
 

@@ -3,7 +3,10 @@ what providers send, and the errors that they get."""
 
 import json
 import threading
+import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from clients.scim import store, tokens
 from governance import scim_api
 from governance.budgets import Budgets
 from tests import scim, staff, world
+from tests.live import until
 from tests.scim import MEDIA, USER, Provider
 from tests.world import ISSUER, World, token
 
@@ -54,6 +58,21 @@ def signals() -> list[tuple[str, str]]:
     return [(one["action"], one["actor"]) for one in found]
 
 
+def together(okta: Provider, calls: list[tuple[Callable[[Provider, Any], int], Any]]) -> list[int]:
+    """What calls are answered that a provider makes at the same time, sorted."""
+    gate = threading.Barrier(len(calls))
+
+    def call(made: tuple[Callable[[Provider, Any], int], Any]) -> int:
+        try:
+            gate.wait(10)
+            return made[0](Provider(okta.connection, okta.token), made[1])
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return sorted(pool.map(call, calls))
+
+
 class TestAccess:
     def test_who_is_deactivated_is_refused_at_the_next_call_and_reactivated_allowed(
         self, made: World, okta: Provider
@@ -72,6 +91,34 @@ class TestAccess:
             ("scim.created", "scim:okta"), ("subject.deactivate", "scim:okta"), ("scim.updated", "scim:okta"),
             ("subject.reactivate", "scim:okta"), ("scim.updated", "scim:okta"),
         ]  # fmt: skip
+
+    def test_no_call_that_starts_after_the_answer_is_allowed(self, made: World, okta: Provider) -> None:
+        number, bearer = okta.made(), token()
+        answered, calls = float("inf"), list[tuple[float, str]]()
+        over = threading.Event()
+
+        def call() -> None:
+            try:
+                while not over.is_set():
+                    began = time.monotonic()
+                    body = World(made.key, made.backend, made.client, made.grant).verify(token=bearer)
+                    calls.append((began, body["decision"]))
+            finally:
+                connections.close_all()
+
+        with ThreadPoolExecutor(3) as pool:
+            running = [pool.submit(call) for _ in range(3)]
+            try:
+                until(lambda: len(calls) > 5, 20)
+                assert okta.set(number, active=False).status_code == 200
+                answered, before = time.monotonic(), len(calls)
+                until(lambda: len(calls) > before + 10, 20)
+            finally:
+                over.set()
+            for one in running:
+                one.result(20)
+        later = {decision for began, decision in calls if began > answered}
+        assert later == {"deny"} and {decision for _, decision in calls} == {"allow", "deny"}
 
     def test_who_never_called_is_known_and_refused_before_the_first_call(self, made: World, okta: Provider) -> None:
         okta.made("carol", active=False, emails=[{"value": "carol@corp.local", "primary": True}])
@@ -194,8 +241,8 @@ class TestUsers:
             body = answer.json()
             posted = okta.call("POST", "/Users/.search", {"filter": text}).json()
             assert body == posted == okta.call("POST", "/.search", {"filter": text}).json()
-            assert body["totalResults"] == len(body.get("Resources", [])) == body["itemsPerPage"]
-            return [user["id"] for user in body.get("Resources", [])]
+            assert body["totalResults"] == len(body["Resources"]) == body["itemsPerPage"]
+            return [user["id"] for user in body["Resources"]]
 
         for text in (
             'userName eq "alice@CORP.example"', 'USERNAME Eq "Alice@Corp.example"', f'id eq "{number}"',
@@ -214,7 +261,7 @@ class TestUsers:
 
         def page(query: str) -> tuple[list[str], int, int]:
             body = okta.call("GET", f"/Users?{query}").json()
-            return [one["id"] for one in body.get("Resources", [])], body["totalResults"], body["startIndex"]
+            return [one["id"] for one in body["Resources"]], body["totalResults"], body["startIndex"]
 
         assert page("") == (made, 5, 1)
         assert page("startIndex=2&count=2") == (made[1:3], 5, 2)
@@ -248,23 +295,23 @@ class TestUsers:
         assert signals() == [("scim.created", "scim:okta"), ("scim.updated", "scim:okta")]
 
     def test_of_two_who_are_made_at_once_one_is(self, okta: Provider) -> None:
-        answers: list[int] = []
-        gate = threading.Barrier(4)
+        def add(provider: Provider, name: str) -> int:
+            return int(provider.add(name).status_code)
 
-        def add() -> None:
-            try:
-                provider = Provider(okta.connection, okta.token)
-                gate.wait(10)
-                answers.append(provider.add("alice").status_code)
-            finally:
-                connections.close_all()
-
-        threads = [threading.Thread(target=add) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
+        answers = together(okta, [(add, "alice")] * 4)
         assert sorted(answers) == [201, 409, 409, 409] and ScimUser.objects.count() == Subject.objects.count() == 1
+
+    def test_changes_at_once_are_all_kept(self, okta: Provider) -> None:
+        number = okta.made()
+        changes = [{"displayName": "A"}, {"name": {"givenName": "A"}}, {"emails": [{"value": "a@x.example"}]}]
+
+        def change(provider: Provider, members: dict[str, Any]) -> int:
+            return int(provider.set(number, **members).status_code)
+
+        assert together(okta, [(change, members) for members in changes]) == [200, 200, 200]
+        body = okta.call("GET", f"/Users/{number}").json()
+        assert all(body[name] == value for members in changes for name, value in members.items())
+        assert body["meta"]["version"] == 'W/"4"'
 
     def test_another_connections_user_is_not_there(self, okta: Provider) -> None:
         number, other = okta.made(), scim.connect("entra")
@@ -280,7 +327,7 @@ class TestUsers:
         row = ScimUser.objects.get()
         ScimUser.objects.filter(pk=row.pk).update(content=bytes(row.content)[:-1] + b"\0")
         assert problem(okta.call("GET", f"/Users/{number}")) == (404, None)
-        assert okta.call("GET", "/Users").json().get("Resources", []) == []
+        assert okta.call("GET", "/Users").json()["Resources"] == []
 
 
 class TestWhoCalls:
