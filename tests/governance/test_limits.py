@@ -15,7 +15,9 @@ from clients.models import Client, Grant, Issuer, Limit, OAuthClientId
 from governance import verification
 from governance.process import recorder
 from muniment import statements
-from tests.world import World, build, token
+from tests.audit import chain
+from tests.staff import administrator, drained
+from tests.world import ISSUER, World, build, token
 from tools.models import Tool
 
 
@@ -204,13 +206,32 @@ def test_a_limit_that_is_made_looser_does_so_at_once(world: World) -> None:
     assert reasons(world, {}) == ["granted"]
 
 
-def test_asking_without_a_call_takes_nothing(world: World) -> None:
-    limit(count=1)
+def test_asking_without_a_call_takes_nothing_and_says_nothing_of_limits(world: World) -> None:
+    limit(count=2)
     question = {
-        "subject": {"type": "user", "id": "alice", "properties": {"issuer": "https://id.example/"}},
-        "action": {"name": "memory.recall"}, "resource": {"type": "tool", "id": "memory.recall"},
+        "subject": {"type": "user", "id": "alice", "properties": {"issuer": ISSUER}},
+        "action": {"name": "tools/call"}, "resource": {"type": "tool", "id": "memory.recall"},
         "context": {"agent": "claude-app"},
     }  # fmt: skip
+    form = "token=" + token()
+    kind, key = "application/x-www-form-urlencoded", {"Authorization": f"Bearer {world.key}"}
+    assert reasons(world, {}) == ["granted"], "the user is known"
     for _ in range(3):
-        assert world.post("/access/v1/evaluation", question).status_code == 200
-    assert reasons(world, {}) == ["granted"]
+        assert world.post("/access/v1/evaluation", question).json()["decision"] is True
+        looked = world.http.post("/v1/introspect", form, content_type=kind, headers=key)
+        assert looked.json()["active"] is True
+    assert reasons(world, {}, {}) == ["granted", "rate_limited"]
+    assert world.post("/access/v1/evaluation", question).json()["decision"] is True
+
+
+def test_the_log_is_whole_and_its_pages_say_which_limit(world: World, owner_url: str) -> None:
+    held = limit(count=1)
+    world.verify()
+    denied = world.verify()
+    drained()
+    assert chain.findings(owner_url) == []
+    http = administrator()
+    page = http.get(f"/admin/records/{denied['record']}/").content.decode()
+    assert f"Limit {held.pk} lets no more calls through for now." in page
+    policy = Record.objects.filter(type="policy").latest("index")
+    assert "added limit" in http.get(f"/admin/records/{policy.pk}/").content.decode()
