@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 from django.contrib.sessions.models import Session
 from django.test import Client as HttpClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from audit.models import Outbox, Record
+from clients.claims import Refused, read_parsed_claims
 from clients.claims_trial import MAX_TEXT, Trial, tried, without_signature
 from clients.jwks import ClaimRules
 from clients.models import ClaimMapping, Client, Issuer, IssuerBinding
+from clients.tokens import refuse_other_kinds
 from tests.clients.keys import AUDIENCE, ISSUER, NOW, b64, dump, policy, signing_key, usual_claims
 from tests.staff import administrator, drained, member
 from tests.world import World, build, token
@@ -124,6 +128,55 @@ def test_hostile_claims_are_refused_and_not_repeated() -> None:
     assert set(reasons(found)) == {"user", "roles", "actors", "times"}
     shown = repr(found.findings)
     assert "\\u202e" not in shown and "ud800" not in shown and "<b>" not in shown
+
+
+VALUES = st.sampled_from(
+    [
+        None,
+        "",
+        "x",
+        "a b",
+        0,
+        -1,
+        10**12,
+        1.5,
+        True,
+        [],
+        ["x"],
+        [5],
+        [["x"]],
+        {},
+        {"sub": "x"},
+        {"act": {}},
+        "\u202e",
+        AUDIENCE,
+    ]
+)
+NAMES = ["iss", "aud", "exp", "iat", "nbf", "sub", "oid", "scope", "scp", "client_id", "azp", "roles", "org", "email",
+         "email_verified", "act", "jti", "cnf", "nonce", "typ", "token_use", "at_hash"]  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4), st.sets(st.sampled_from(NAMES), max_size=2))
+@settings(max_examples=300, deadline=None)
+def test_the_first_refusal_is_that_of_a_call(changes: dict[str, Any], left_out: set[str]) -> None:
+    claims = usual_claims() | {"oid": "u1"} | changes
+    claims = {name: value for name, value in claims.items() if name not in left_out}
+    issuer = policy(claims=ClaimRules(subject="oid"), tenant_claim="org", roles_claim="roles")[ISSUER]
+    expected: tuple[str, str] | None = None
+    try:
+        refuse_other_kinds({}, claims)
+        identity = read_parsed_claims(claims, issuer, frozenset({AUDIENCE}), NOW)
+    except Refused as refused:
+        expected = refused.reason, refused.detail
+    found = tried(json.dumps(claims), issuer, frozenset({AUDIENCE}), True, NOW)
+    if expected is None:
+        assert not found.refusals
+        assert found.values("user") == (identity.sub,) and found.values("scopes") == identity.scopes
+        assert found.values("roles") == identity.roles and found.values("actors") == identity.actors
+    elif claims.get("iss") != ISSUER:
+        assert found.refusals[0].reason == "issuer_unknown"
+    else:
+        assert (found.refusals[0].reason, found.refusals[0].detail) == expected
 
 
 # The page

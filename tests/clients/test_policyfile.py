@@ -287,6 +287,11 @@ text = st.text(st.characters(categories=["L", "N", "P", "S"], include_characters
 moments = st.datetimes(datetime(2990, 1, 1), datetime(2999, 1, 1), timezones=st.just(UTC))
 some = st.lists(st.sampled_from(["s:1", "s:2", "s:3"]), unique=True, max_size=3)
 
+_several = st.lists(st.sampled_from(["can", "access.can", "https://a.example/can"]), unique=True, max_size=3)
+_claims = st.fixed_dictionaries(
+    {}, optional={"subject": st.just("oid"), "email": st.just("mail"), "scopes": _several, "client_id": _several}
+)
+
 
 @st.composite
 def policies(draw: st.DrawFn) -> dict[str, Any]:
@@ -294,7 +299,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
     issuers = [
         {"issuer": f"https://{name}.example/", "algorithms": draw(st.sampled_from([["ES256"], ["RS256", "EdDSA"]])),
          "tenant_claim": draw(st.none() | st.just("org.id")), "leeway": draw(st.integers(0, 300)),
-         "enabled": draw(st.booleans())}
+         "claims": draw(st.none() | _claims), "enabled": draw(st.booleans())}
         for name in NAMES
     ]  # fmt: skip
     urls = [entry["issuer"] for entry in issuers]
