@@ -19,6 +19,7 @@ from audit.journal import Journal
 from audit.journal_watch import Watch
 from audit.recording import Recorder
 from clients.limits import counter
+from clients.signals import polling
 from governance import metrics
 from governance.budgets import budgets
 from governance.failed_sign_ins import failures
@@ -29,6 +30,7 @@ DJANGO_ALONE = {"cursor_factory", "context", "prepare_threshold", "options"}
 
 _recorder: Recorder | None = None
 _watch: Watch | None = None
+_polling: Event | None = None
 _starting = Lock()
 
 
@@ -114,9 +116,18 @@ def begin(may: Callable[[], bool], every: float = 2.0, ended: Event | None = Non
     return thread
 
 
+def poll(may: Callable[[], bool]) -> Thread:
+    """Poll transmitters of security events from now on, whenever `may` says so, until `stop_recorder`."""
+    global _polling
+    _polling = Event()
+    return polling.begin(may, _polling)
+
+
 def stop_recorder() -> None:
-    """Write what is queued and stop."""
+    """Write what is queued and stop; poll no more."""
     global _recorder, _watch
+    if _polling is not None:
+        _polling.set()
     if _recorder is not None:
         _recorder.stop()
         with suppress(Error):  # without a database the counts of the last second are lost

@@ -8,8 +8,7 @@ from django.urls import get_resolver
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "governance.settings")
 django_application = get_wsgi_application()
-from clients.signals import polling  # noqa: E402 - their models need the settings
-from governance import process  # noqa: E402
+from governance import process  # noqa: E402 - their models need the settings
 from governance.erasure_gate import Gate  # noqa: E402
 
 application = Gate(django_application)
@@ -19,4 +18,4 @@ get_resolver().check()
 gc.collect()
 gc.freeze()
 process.begin(application.opens)
-polling.begin(application.opens)
+process.poll(application.opens)

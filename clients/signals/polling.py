@@ -151,6 +151,8 @@ def begin(may: Callable[[], bool], ended: Event | None = None) -> Thread:
             try:
                 if may() and poll_due(settings.MUNIMENT_SIGNAL_POLL_SECONDS):
                     wait = settings.MUNIMENT_SIGNAL_POLL_SECONDS
+                else:
+                    connections.close_all()  # most instances have no stream, and so need no connection for them
             except Error:  # /readyz says that the database is away
                 connections.close_all()
             except Exception:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -19,60 +18,16 @@ from clients.fetching import FetchError
 from clients.models import SignalReceipt, SignalStream
 from clients.signals import applying, credentials, polling
 from tests.governance.test_signals import ALICE, OTHER, event, made
+from tests.transmitter import Transmitter, running
 from tests.world import World, build
 
 TOKEN = "poll-token-7"
 
 
-class Transmitter:
-    """What it holds and what it was told."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.held: dict[str, Any] = {}
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.errors: dict[str, Any] = {}
-        self.status = 200
-        self.body: bytes | None = None  # instead of what it holds
-        self.page = 20
-
-    def answer(self, asked: dict[str, Any]) -> bytes:
-        """RFC 8936 section 2.5."""
-        self.asked.append(asked)
-        self.errors |= asked.get("setErrs", {})
-        for name in [*asked.get("ack", []), *asked.get("setErrs", {})]:
-            self.held.pop(name, None)
-        if self.body is not None:
-            return self.body
-        most = min(asked["maxEvents"], self.page)
-        sent = dict(list(self.held.items())[:most])
-        return json.dumps({"sets": sent, "moreAvailable": len(self.held) > len(sent)}).encode()
-
-
 @pytest.fixture
 def transmitter() -> Iterator[Transmitter]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            found.headers.append(dict(self.headers))
-            body = found.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(found.status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found = Transmitter(f"http://127.0.0.1:{server.server_port}/poll")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join(5)
+    with running() as found:
+        yield found
 
 
 @pytest.fixture
