@@ -19,11 +19,15 @@ from django.urls import URLPattern, URLResolver, resolve
 from django.urls.resolvers import RoutePattern
 
 from audit.record_words import short_uid
-from governance import staff_keys
+from audit.viewer import viewer_of
+from clients.models import Client
+from clients.proposals import Proposal
+from governance import impact, staff_keys
 from governance.roles import ROLES
 from tests.governance.confined import ACME, GLOBEX, Scene, account, build_scene
 from tests.governance.walking import BY_KIND, PART, USUAL, contents
 from tests.staff import signed_in
+from tools.models import Scope
 
 pytestmark = pytest.mark.timeout(300)
 MOST = 600  # pages of one crawl
@@ -300,6 +304,20 @@ def test_the_api_tells_a_confined_owner_nothing_of_it(scene: Scene) -> None:
         for record in (scene.records[GLOBEX][0], NO_RECORD)
     ]
     assert [one.status_code for one in gone] == [404, 404] and gone[0].content == gone[1].content
+
+
+def test_what_a_change_would_do_is_counted_over_calls_of_their_tenants(scene: Scene) -> None:
+    """Of a block for everybody, which they could not make, too."""
+    client, scopes = Client.objects.get(slug="claude"), tuple(Scope.objects.all())
+    wanted = Proposal("grant", "deny", client, scopes)
+    told = {}
+    for name, user in (("theirs", confined("weigher", *ROLES)), ("all", account("free-weigher", "Auditor"))):
+        told[name] = impact.of(wanted, viewer_of(user)).replay
+    theirs, every = told["theirs"], told["all"]
+    assert theirs is not None and every is not None and theirs.read == 4 < every.read
+    assert {str(one) for turn in theirs.turns for one, _ in turn.examples} <= set(scene.records[ACME])
+    assert {uid for turn in theirs.turns for uid in turn.users} <= {scene.uids["alice"], scene.uids["sam"]}
+    assert scene.uids["gwen"] in {uid for turn in every.turns for uid in turn.users}
 
 
 # --- changing --------------------------------------------------------------------------------------------------
