@@ -188,6 +188,7 @@ def test_without_redis_no_proof_is_accepted_and_others_are_served(
     text = bound()
     nobody = redis.Redis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=0.2)
     monkeypatch.setattr(replays, "store", lambda: nobody)
+    monkeypatch.setattr(replays, "_away_until", 0.0)
     body = {"token": text, "tool": "memory.recall", "dpop": dpop(text)}
     answer = world.post("/v1/verify", body, **{"Idempotency-Key": "k1"}).json()
     assert told(answer) == ("proof_unavailable", 503, "retry_later") and answer["retry_after"] == 1
@@ -198,7 +199,6 @@ def test_without_redis_no_proof_is_accepted_and_others_are_served(
     assert found == ["proof_unavailable", "proof_invalid", "granted"]
     # It is back: the retry is decided, by the proof that nobody could use.
     monkeypatch.undo()
-    replays._away_until = 0.0
     assert world.post("/v1/verify", body, **{"Idempotency-Key": "k1"}).json()["decision"] == "allow"
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from audit.models import Record
-from clients.models import KeySet
+from clients.models import Issuer, IssuerBinding, KeySet
+from tests.clients.proving import holder
 from tests.live import Web, free_port, until, web
 from tests.reset import reset
 from tests.world import World, build, token
@@ -210,6 +211,27 @@ def test_a_denial_reaches_the_client_with_its_challenge(stage: Stage) -> None:
     assert 'error="insufficient_scope"' in headers["www-authenticate"] and "memory:write" in headers["www-authenticate"]
     status, headers, _ = stage.call("/memories/secret")
     assert status == 403 and "www-authenticate" not in headers and not Inner.seen
+
+
+def test_a_bound_token_is_served_with_its_proof_once_and_nonces_reach_the_client(stage: Stage) -> None:
+    alice = holder()
+    text = token(cnf={"jkt": alice.jkt})
+
+    def call(**claims: Any) -> tuple[int, Any]:
+        proof = alice.proof(text, "GET", "https://inner.example/memories/7", **claims)
+        headers = [("Authorization", f"DPoP {text}"), ("DPoP", proof)]
+        return stage.call("/memories/7?q=1", bearer=None, headers=headers)[:2]
+
+    assert [call(jti="once")[0], call(jti="once")[0]] == [200, 401]
+    assert not Inner.seen
+    assert stage.call("/memories/7", bearer=text)[0] == 401 and not Inner.seen
+    binding = IssuerBinding.objects.create(issuer=Issuer.objects.get(), require="", dpop_nonce=True)
+    try:
+        status, headers = call()
+        assert status == 401 and 'DPoP error="use_dpop_nonce"' in headers["www-authenticate"]
+        assert call(nonce=headers["dpop-nonce"])[0] == 200
+    finally:
+        binding.delete()
 
 
 @pytest.mark.parametrize(
