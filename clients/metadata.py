@@ -111,7 +111,11 @@ def _due(wanted: list[str], now: datetime) -> list[str]:
 def _is_due(row: ClientMetadata, now: datetime) -> bool:
     if row.attempted_at is None:
         return True
-    wait = FRESH if not row.failures else min(FRESH, FIRST_RETRY * 2 ** min(row.failures - 1, 10))
+    if row.failures:
+        wait = min(FRESH, FIRST_RETRY * 2 ** min(row.failures - 1, 10))
+    else:
+        # An attempt of which nothing came was a process's last.
+        wait = FRESH if row.fetched_at and row.fetched_at >= row.attempted_at else FIRST_RETRY
     return bool(now - row.attempted_at >= wait)
 
 

@@ -305,6 +305,15 @@ def test_two_runs_at_once_fetch_it_once(world: World, site: Site) -> None:
     assert metadata.refresh() == 0 and not site.server.hits
 
 
+def test_an_attempt_of_a_process_that_died_is_made_again_soon(world: World, site: Site) -> None:
+    register(site.url)
+    assert metadata._claim(site.url) is not None
+    age(minutes=14)
+    assert metadata.refresh() == 0
+    age(minutes=16)
+    assert metadata.refresh() == 1
+
+
 def test_documents_are_not_fetched_inside_a_transaction(world: World) -> None:
     with transaction.atomic(), pytest.raises(RuntimeError):
         metadata.refresh()
