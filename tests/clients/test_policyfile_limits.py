@@ -62,21 +62,21 @@ def test_what_is_exported_can_be_applied_and_changes_nothing() -> None:
     assert "rate: 20/hour" in text and lines(text, prune=True) == []
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{per: subject, rate: 0/minute}", "limits[0].rate: must be"),
-        ("{per: subject, rate: 60/minute, burst: 61}", "limits[0]: From 1 to 60"),
-        ("{per: subject, rate: 9999999999/day}", "limits[0]: From 1 to 1,000,000,000"),
-        ("{per: subject, rate: 1/day, client: nobody}", "limits[0].client: there is no client nobody"),
-        ("{per: subject, rate: 1/day, tool: {backend: inner, name: x}}", "limits[0].tool: there is no tool inner/x"),
-        ('{per: subject, rate: 1/day, tenant: "a\\tb"}', "limits[0]: The tenant must be printable"),
-        ("{per: tool, rate: 1/day}, {per: tool, rate: 2/day}", "limits[1]: counts the same as limits[0]"),
-        ('{per: tool, rate: 1/day, reason: " "}', "limits[0]: A reason is needed."),
-    ],
-)
-def test_a_wrong_limit_changes_nothing_and_is_said(text: str, words: str) -> None:
-    with pytest.raises(PolicyFileError) as error:
-        lines(f"limits: [{text}]")
-    assert words in str(error.value) and "\n" not in str(error.value)
-    assert not Limit.objects.exists()
+WRONG = [
+    ("{per: subject, rate: 0/minute}", "limits[0].rate: must be"),
+    ("{per: subject, rate: 60/minute, burst: 61}", "limits[0]: From 1 to 60"),
+    ("{per: subject, rate: 9999999999/day}", "limits[0]: From 1 to 1,000,000,000"),
+    ("{per: subject, rate: 1/day, client: nobody}", "limits[0].client: there is no client nobody"),
+    ("{per: subject, rate: 1/day, tool: {backend: inner, name: x}}", "limits[0].tool: there is no tool inner/x"),
+    ('{per: subject, rate: 1/day, tenant: "a\\tb"}', "limits[0]: The tenant must be printable"),
+    ("{per: tool, rate: 1/day}, {per: tool, rate: 2/day}", "limits[1]: counts the same as limits[0]"),
+    ('{per: tool, rate: 1/day, reason: " "}', "limits[0]: A reason is needed."),
+]
+
+
+def test_a_wrong_limit_changes_nothing_and_is_said() -> None:
+    for text, words in WRONG:
+        with pytest.raises(PolicyFileError) as error:
+            lines(f"limits: [{text}]")
+        assert words in str(error.value) and "\n" not in str(error.value)
+        assert not Limit.objects.exists(), text

@@ -67,15 +67,25 @@ class Server:
         self.socket.unlink(missing_ok=True)
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def one() -> Iterator[Server]:
     made = Server()
     try:
         yield made
     finally:
-        made.process.send_signal(signal.SIGCONT)
         made.stop()
         shutil.rmtree(made.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def server(one: Server) -> Iterator[Server]:
+    """It runs, and is empty."""
+    if one.process.poll() is not None:
+        one.start()
+    with redis.Redis.from_url(one.url) as client:
+        client.flushall()
+    yield one
+    one.process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture
