@@ -1,11 +1,12 @@
 """Asking an issuer about its opaque tokens, on the issuer's page. The secret goes in and is never shown."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest
+from django.utils.html import format_html
 
 from audit.admin_base import LabelledFormSet, PlainModelForm
 from audit.templatetags.muniment import when
@@ -39,13 +40,15 @@ class IntrospectionForm(PlainModelForm):
     class Meta:
         model = Introspection
         fields = ["endpoint", "method", "client_id", "signed", "cache_seconds"]
+        labels: ClassVar = {"signed": "Signed answers only", "cache_seconds": "An answer is good for, in seconds"}
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
         if "new_secret" in self.fields:
-            at = self.instance.secret_set_at
-            stays = f"Set {when(at)}, and not shown. Empty: it stays." if at else "Kept encrypted, and never shown."
-            self.fields["new_secret"].help_text = stays
+            told = "Kept encrypted, and never shown."
+            if at := self.instance.secret_set_at:
+                told = format_html("Set {}, and not shown. Empty: it stays.", when(at))
+            self.fields["new_secret"].help_text = told
 
     def clean_endpoint(self) -> str:
         endpoint: str = self.cleaned_data["endpoint"]
@@ -99,7 +102,7 @@ class IntrospectionInline(IssuerPart):
     model = Introspection
     form = IntrospectionForm
     formset = IntrospectionFormSet
-    verbose_name_plural = "introspection of opaque tokens"
+    verbose_name = verbose_name_plural = "introspection of opaque tokens"
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Who may only look has no field for the secret, and sees that one is set."""
@@ -118,8 +121,9 @@ class IntrospectionInline(IssuerPart):
     def went(self, row: Introspection) -> str:
         """How the newest question went, as far as it was noted."""
         if row.error:
-            return f"Failed {when(row.failed_at)}: {row.error}. Last answered: {when(row.answered_at, 'never')}."
-        return f"Answered {when(row.answered_at)}" if row.answered_at else "not yet"
+            failed, answered = when(row.failed_at), when(row.answered_at, "never")
+            return format_html("Failed {}: {}. Last answered: {}.", failed, row.error, answered)
+        return format_html("Answered {}", when(row.answered_at)) if row.answered_at else "not yet"
 
 
 class AcceptedIssuerFormSet(LabelledFormSet):
