@@ -57,3 +57,12 @@ def connect(name: str = "okta", attribute: str = "externalId", issuer: Issuer | 
         connection = ScimConnection.objects.create(name=name, issuer=found, subject_attribute=attribute)
         token = tokens.renew(connection)
     return Provider(connection, token)
+
+
+def problem(answer: Any) -> tuple[int, str | None]:
+    """Status and scimType of an error, which is one of SCIM."""
+    assert answer["Content-Type"] == MEDIA, answer.content
+    body = answer.json()
+    assert body["schemas"] == ["urn:ietf:params:scim:api:messages:2.0:Error"]
+    assert body["status"] == str(answer.status_code) and body["detail"]
+    return answer.status_code, body.get("scimType")
