@@ -114,7 +114,8 @@ class MunimentMiddleware:
 
     def _url_of(self, scope: Scope) -> str:
         """Without its query, which no proof is of; a WebSocket is asked for by HTTP (RFC 6455 section 4.1)."""
-        scheme = {"ws": "http", "wss": "https"}.get(scope.get("scheme", "http"), scope.get("scheme", "http"))
+        named: str = scope.get("scheme", "http")
+        scheme = {"ws": "http", "wss": "https"}.get(named, named)
         raw = scope.get("raw_path")
         path = raw.decode("latin-1") if raw else quote(scope["path"])
         return url_of(self.guard, scheme, first(header(scope, b"host")) or "", path)
