@@ -28,7 +28,7 @@ def main() -> None:
     print(f"Python {machine.python_version()}, {machine.machine()}, {seconds:g} s a measurement\n")
     with platform.servers():
         # Django is set up now, so what uses its models can be imported.
-        from bench import deciding, guarding, introspecting, limiting, proofs, revoking, sealing, verifying
+        from bench import deciding, guarding, introspecting, limiting, proofs, proving, revoking, sealing, verifying
         from tests.world import build
 
         world = build()
@@ -36,6 +36,7 @@ def main() -> None:
             verifying.measure(world, seconds)
             limiting.measure(world, seconds)
             introspecting.measure(world, seconds)
+            proving.measure(world, seconds)
             guarding.measure(world)
             revoking.measure(world, seconds)
         sealing.measure(world)
@@ -43,6 +44,7 @@ def main() -> None:
         deciding.measure(world)
         limiting.alone(world)
         introspecting.alone(world)
+        proving.alone(world)
         retention.measure(world)
     # It fills an empty database, and so has one of its own.
     subprocess.run([sys.executable, "-m", "bench", "export", str(exporting.FEW)], check=True)
