@@ -105,6 +105,7 @@ def test_a_grant_of_another_tenant_is_not_there_and_one_of_no_tenant_is_only_loo
         page = scene.http.get(f"{LIST}{one.pk}/change/")
         text = page.content.decode()
         assert page.status_code == 200 and "/act/" not in text and "extends=" not in text
+        assert "only who sees them all can change it" in text
         for verb in ("extend", "revoke"):
             assert scene.http.post(f"{LIST}{one.pk}/act/{verb}/", {"reason": "x", "ends": "30"}).status_code == 403
         assert scene.http.get(f"{ASK}?extends={one.pk}").status_code == 403
