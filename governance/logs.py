@@ -38,7 +38,7 @@ PATTERNS = [
          re.I),
         (r"(\b(?:bearer|basic|dpop)\s+)[A-Za-z0-9._~+/=-]{8,}", re.I),
         (r"((?:set-)?cookie['\"]?\s*:\s*['\"]?)[^\r\n'\"]+", re.I),
-        (r"(\b(?:mk|sk|scim_[0-9]{1,18})_)[A-Za-z0-9_-]{4,}", 0),
+        (r"(\b(?:mk|sk|ss|scim_[0-9]{1,18})_)[A-Za-z0-9_-]{4,}", 0),
         (r"(eyJ)[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)*", 0),
         (r"(\b[a-z][a-z0-9+.-]{0,30}://)[^\s/@'\"]*@", re.I),
         (r"(\b(?:password|passwd|pwd|secret|client_secret|api_key|apikey|access_token|refresh_token|id_token|token|"

@@ -52,6 +52,7 @@ SAID = {  # what is logged, and what of it must not be there
     "an opaque token alone": ("bearer 8xLOxBtZp8kkkk", "8xLOxBtZp8kkkk"),
     "a backend's key": ("key mk_AbCd1234_secretsecretsecret", "secretsecret"),
     "a staff key": ("sk_AbCd1234_secretsecretsecret was used", "secretsecret"),
+    "the push token of a stream": ("ss_AbCd1234secretsecretsecret was used", "secretsecret"),
     "a URL with a password": ("cannot reach postgresql://muniment:hunter2hunter2@db/muniment", "hunter2"),
     "a URL with a user": ("sftp://AKIAIOSFODNN7EXAMPLE@host/x", "AKIAIOSFODNN7EXAMPLE"),
     "a DSN": ("host=db user=muniment password=hunter2hunter2 port=5", "hunter2"),
