@@ -12,12 +12,14 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
-from audit.models import Outbox, Record, Subject
+from audit import verification
+from audit.models import Outbox, PublishedKey, Record, Subject
 from audit.outbox import acting
-from clients.models import Issuer, ScimConnection, ScimUser
+from clients.models import ClaimMapping, Issuer, ScimConnection, ScimUser
 from clients.scim import tokens
 from governance import scim_api
 from governance.budgets import Budgets
+from muniment.keys import Trust
 from tests import scim, staff, world
 from tests.live import until
 from tests.scim import USER, Provider, problem
@@ -380,6 +382,16 @@ def test_signals_say_which_connection_and_whom_and_nothing_personal(made: World,
     text = json.dumps(told)
     assert not any(name in text for name in ("zq-alice", "Marguerite", "Gretchen"))
     assert not Outbox.objects.filter(kind="signal", record_index=None).exists()
+    writer = PublishedKey.objects.get(use="writer")
+    assert verification.verify(trust=Trust(writers={writer.key_id: bytes(writer.public)}, logs={})).findings == []
+
+
+def test_users_are_those_of_the_claim_that_the_issuers_mapping_takes(made: World, okta: Provider) -> None:
+    with acting("staff:1"):
+        ClaimMapping.objects.create(issuer=okta.connection.issuer, subject_claim="oid")
+    okta.made("6907-22be", active=False)
+    answers = [made.verify(token=token("pairwise", oid=oid))["reason"] for oid in ("6907-22be", "another")]
+    assert answers == ["subject_blocked", "granted"]
 
 
 def test_an_issuer_that_is_disabled_still_ends_access(made: World, okta: Provider) -> None:
