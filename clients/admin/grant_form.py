@@ -140,7 +140,7 @@ class GrantForm(EndsForm):
         super().__init__(*given, **more)
         self.tenants = tenants
         if tenants is not None:
-            theirs = [(name, name) for name in sorted(tenants)]
+            theirs = [("", "choose a tenant")] * (len(tenants) != 1) + [(name, name) for name in sorted(tenants)]
             self.fields["tenant"] = forms.ChoiceField(label=self.fields["tenant"].label, choices=theirs)
         self.fields["ends"].label, self.fields["expires_at"].label = "ending", "at (UTC)"
         self.fields["reason"].label = "because"

@@ -126,6 +126,7 @@ def test_they_grant_in_their_tenants_alone(scene: Scene) -> None:
     scene.confine("acme", "acme two")
     form = scene.http.get(f"{ADD}?tenant=acme+two").content.decode()
     assert '<option value="acme two" selected>' in form and "<details open>" in form and "globex" not in form
+    assert '<option value="">choose a tenant</option>' in scene.http.get(f"{ADD}?tenant=globex").content.decode()
     for wrong in ("globex", "", "acme "):
         page = preview(scene.http, given("memory:read", tenant=wrong))
         assert page.context["form"].errors["tenant"], wrong
