@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 MICROSECONDS = 1_000_000
 NEAR = 0.8  # of a window's calls: from there on staff are shown it
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _STORED = re.compile(r"(\d{1,16}) (\d{1,16}) (\d{1,10})")
 
 
@@ -22,7 +23,7 @@ class Counted(NamedTuple):
     @property
     def member(self) -> str:
         """Its name in Redis: JSON in ASCII, so that no two are alike whatever a tenant is called."""
-        return json.dumps(self, separators=(",", ":"))
+        return _encode(self)
 
     @classmethod
     def read(cls, member: bytes | str) -> "Counted | None":
@@ -51,9 +52,10 @@ class Bucket:
         waits out the old one."""
         return f"{prefix(self.limit, self.count, self.seconds, self.burst)}:{self.counted.member}"
 
-    @property
+    @cached_property
     def near_key(self) -> str:
-        """Where the buckets of the limit are named that are nearly used up."""
+        """Where the buckets of the limit are named that are nearly used up. As long as what `key` has before the name
+        of the bucket, from which the script takes it."""
         return f"{prefix(self.limit, self.count, self.seconds, self.burst)}!"
 
     @property

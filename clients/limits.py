@@ -36,22 +36,29 @@ PROBE = "limit-probe"
 MOST_NEAR = 1000  # buckets of one limit that are remembered as nearly used up
 ALERT = "limits-uncounted"
 
-# KEYS: for each bucket where its figures are, and where it is named when it is nearly used up.
-# ARGV: the time in microseconds (0: Redis' own); for each bucket interval, burst * interval, period, count, from how
-# many calls on it is named, and its name; then for each call how many buckets, and their numbers.
+# KEYS: for each limit where its buckets are named that are nearly used up; then for each bucket where its figures are.
+# ARGV: the time in microseconds (0: Redis' own), and how many limits; for each limit interval, burst * interval,
+# period, count, and from how many calls on a bucket is named; for each bucket the number of its limit; for each call
+# how many buckets, and their numbers.
 # Answer: for each call {0, the window's begin for each bucket}, or {microseconds to wait, the places of those that
 # refuse}. A call takes from all of its buckets or from none, and sees what the calls before it took.
 _TAKE = """
 local now = tonumber(ARGV[1])
 if now == 0 then local time = redis.call('TIME'); now = time[1] * 1000000 + time[2] end
+local number_of_limits = tonumber(ARGV[2])
+local limits = {}
+for l = 1, number_of_limits do
+    local a = 5 * l - 2
+    limits[l] = {near = KEYS[l], interval = tonumber(ARGV[a]), room = tonumber(ARGV[a + 1]),
+        period = tonumber(ARGV[a + 2]), count = tonumber(ARGV[a + 3]), from = tonumber(ARGV[a + 4])}
+end
+local at = 5 * number_of_limits + 3
 local buckets = {}
-local at = 2
-for b = 1, #KEYS / 2 do
-    local one = {key = KEYS[2 * b - 1], near = KEYS[2 * b],
-        interval = tonumber(ARGV[at]), room = tonumber(ARGV[at + 1]),
-        period = tonumber(ARGV[at + 2]), count = tonumber(ARGV[at + 3]), from = tonumber(ARGV[at + 4]),
-        name = ARGV[at + 5], arrival = 0, start = 0, used = 0, wait = 0}
-    at = at + 6
+for b = 1, #KEYS - number_of_limits do
+    local limit = limits[tonumber(ARGV[at])]
+    at = at + 1
+    local one = {key = KEYS[number_of_limits + b], near = limit.near, interval = limit.interval, room = limit.room,
+        period = limit.period, count = limit.count, from = limit.from, arrival = 0, start = 0, used = 0, wait = 0}
     local stored = redis.pcall('GET', one.key)
     if type(stored) == 'string' then
         local arrival, start, used = string.match(stored, '^(%d+) (%d+) (%d+)$')
@@ -110,7 +117,9 @@ for _, one in ipairs(buckets) do
         if type(redis.pcall('ZREMRANGEBYSCORE', one.near, '-inf', string.format('%.0f', now))) == 'table' then
             redis.call('DEL', one.near)
         end
-        redis.call('ZADD', one.near, string.format('%.0f', math.max(ends, now + one.wait)), one.name)
+        -- Both names begin alike, up to one character.
+        local name = string.sub(one.key, #one.near + 1)
+        redis.call('ZADD', one.near, string.format('%.0f', math.max(ends, now + one.wait)), name)
         redis.call('ZREMRANGEBYRANK', one.near, 0, MOST)
         redis.call('PEXPIRE', one.near, string.format('%.0f', math.ceil(one.period / 1000) + 1000))
     end
@@ -188,17 +197,20 @@ class Counter:
     def take(self, calls: Sequence[Sequence[Bucket]], now: int = 0) -> list[Payment | Refusal]:
         """Take one from each bucket of each call, in their order; a call that one bucket refuses takes from none. `now`
         is in microseconds, 0: the clock of Redis. Raises Away."""
+        limits: dict[str, Bucket] = {}
         numbers: dict[Bucket, int] = {}
         for buckets in calls:
             for bucket in buckets:
+                limits.setdefault(bucket.near_key, bucket)
                 numbers.setdefault(bucket, len(numbers) + 1)
-        keys = [key for bucket in numbers for key in (bucket.key, bucket.near_key)]
-        values: list[Any] = [now]
-        for bucket in numbers:
-            values += [bucket.interval, bucket.burst * bucket.interval, bucket.period, bucket.count]
-            values += [math.ceil(bucket.count * NEAR), bucket.counted.member]
+        values: list[Any] = [now, len(limits)]
+        for one in limits.values():
+            values += [one.interval, one.burst * one.interval, one.period, one.count, math.ceil(one.count * NEAR)]
+        places = {name: place for place, name in enumerate(limits, 1)}
+        values += [places[bucket.near_key] for bucket in numbers]
         for buckets in calls:
             values += [len(buckets), *(numbers[bucket] for bucket in buckets)]
+        keys = [*limits, *(bucket.key for bucket in numbers)]
         answers = self.ask(lambda: self._take(keys=keys, args=values))
         return [_read(buckets, answer) for buckets, answer in zip(calls, answers, strict=True)]
 
