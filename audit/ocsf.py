@@ -223,7 +223,7 @@ def _unmapped(kind: str, said: Mapping[str, Any], leaf: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "type": kind, "leaf": leaf, "decision": get("decision"), "reason": get("reason"), "flagged": get("flagged"),
         "sensitive": get("sensitive"), "scopes": get("required"), "grants": get("grants"),
-        "limits": get("limits"),
+        "limits": get("limits"), "bound": get("bound"),
         "mode": agent.get("mode") if type(agent) is dict else None,
         "policy_version": policy.get("version") if type(policy) is dict else None,
         "outcome": get("outcome"), "counts": get("counts"), "cause": get("cause"),

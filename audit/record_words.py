@@ -376,7 +376,11 @@ def rules(statement: Statement, names: Mapping[str, str]) -> list[tuple[str, str
     handed = agent.get("scopes")
     asserted = question_words.rules(statement, client_words(statement, names), _user(statement))
     found = [
-        ("token", f"The token is genuine: issued by {get('issuer')}, made for {get('backend')}, in its time"),
+        (
+            "token",
+            f"The token is genuine: issued by {get('issuer')}, made for {get('backend')}, in its time"
+            + (f"; the proof of its {' and of its '.join(get('bound') or [])} came with it" if get("bound") else ""),
+        ),
         ("client", f"It was issued to {client}, an active client"),
         ("subject", f"The user is {short_uid(str(get('subject')))}, not blocked"),
         ("tenant", f"The user belongs to tenant {get('tenant')}" if get("tenant") else ""),

@@ -18,6 +18,11 @@ class Bound:
     certificate: str | None = None
 
     @property
+    def ways(self) -> tuple[str, ...]:
+        """To what, by the names of these two."""
+        return tuple(name for name, value in (("key", self.key), ("certificate", self.certificate)) if value)
+
+    @property
     def claim(self) -> dict[str, str]:
         """The `cnf` that says so."""
         return {name: value for name, value in ((_KEY, self.key), (_CERTIFICATE, self.certificate)) if value}

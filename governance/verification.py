@@ -290,7 +290,14 @@ def statement(verdict: Verdict) -> dict[str, Any]:
         "flagged": decision.flagged,
         "token": verdict.digest.hex() if verdict.digest else None,
         "parent": None,
-    } | ({"limits": list(decision.limits[:MOST_LIMITS])} if decision.limits else {})
+    } | more(verdict)
+
+
+def more(verdict: Verdict) -> dict[str, Any]:
+    """The members that only some statements have: the limits that refused a call, and of a token that was bound, and so
+    came with its proof, to what (`key`, `certificate`); never to which."""
+    bound, limits = verdict.identity and verdict.identity.bound, verdict.decision.limits[:MOST_LIMITS]
+    return ({"limits": list(limits)} if limits else {}) | ({"bound": list(bound.ways)} if bound else {})
 
 
 def within(effective: tuple[str, ...], required: tuple[str, ...]) -> list[str]:

@@ -13,11 +13,13 @@ import redis
 
 from audit.models import Record, Subject
 from audit.protection import keyring
+from audit.record_words import rules
 from clients import replays
 from clients.models import Issuer, IssuerBinding
 from governance import possession
 from governance.budgets import budgets
 from tests.clients.proving import URL, Holder, holder
+from tests.staff import statement
 from tests.world import World, build, token
 
 ALICE, MALLORY = holder(), holder(number=1)
@@ -57,6 +59,19 @@ def test_a_bound_token_with_its_proof_is_as_good_as_any(world: World) -> None:
     assert "dpop_nonce" not in answer
     again = world.verify(token=text, dpop=dpop(text))  # the token is known now, the proof is another
     assert again["decision"] == "allow"
+
+
+def test_the_record_says_to_what_the_token_was_bound_and_never_to_which(world: World) -> None:
+    text = token(cnf={"jkt": ALICE.jkt, "x5t#S256": THUMBPRINT})
+    world.verify(token=text, dpop=dpop(text), mtls={"x5t#S256": THUMBPRINT})
+    world.verify()
+    bound_one, plain = (statement(record) for record in Record.objects.filter(type="decision").order_by("index"))
+    assert bound_one["bound"] == ["key", "certificate"] and "bound" not in plain
+    for secret in (ALICE.jkt, THUMBPRINT):
+        assert secret not in json.dumps(bound_one)
+    first, *_ = rules(bound_one, {})
+    assert first[1].endswith("in its time; the proof of its key and of its certificate came with it")
+    assert rules(plain, {})[0][1].endswith("in its time")
 
 
 def test_without_its_proof_it_is_refused_known_or_not(world: World) -> None:
@@ -102,10 +117,10 @@ def test_every_wrong_proof_is_refused_and_recorded(world: World) -> None:
     kept = Record.objects.filter(type="decision").order_by("index")
     assert [one.reason for one in kept] == ["proof_invalid"] * len(WRONG)
     for one in kept:
-        statement = bytes(one.statement).decode()
-        assert json.loads(statement)["subject"] is None and json.loads(statement)["client_id"] is None
+        said = bytes(one.statement).decode()
+        assert json.loads(said)["subject"] is None and json.loads(said)["client_id"] is None
         for secret in (ALICE.jkt, MALLORY.jkt, ALICE.jwk["x"], "jwk", "alice"):
-            assert secret not in statement
+            assert secret not in said
 
 
 def test_a_proof_serves_one_request(world: World) -> None:
