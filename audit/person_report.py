@@ -291,9 +291,9 @@ def limits(viewer: Viewer, user: Subject | None, counted: Counted, deleted: str)
     if user is not None:
         said.append(f"The same person, known by another issuer than {user.issuer}, is another user with a report of"
                     " their own.")  # fmt: skip
-    first = search.visible(viewer, BEGINNING, timezone.now()).order_by("at").values_list("at", flat=True).first()
-    if first is not None:
-        said.append(f"What was before {_day(first)} is not in the log, or was deleted when its time was over.")
+    first = search.matches(viewer, search.Query(BEGINNING, timezone.now()), 1, newest=False).found
+    if first:
+        said.append(f"What was before {_day(first[0])} is not in the log, or was deleted when its time was over.")
     if deleted:
         said.insert(0, deleted)
     if counted.reach:

@@ -106,7 +106,9 @@ def of_staff(statement: Mapping[str, Any]) -> list[Link]:
 
 def policy_record(viewer: Viewer, version: int, at: datetime) -> Record | None:
     """The record of a policy version, looked for around a decision that was made under it. At most 55 records are
-    read; None where it is not among them."""
+    read; None where it is not among them, and for who is confined to tenants, of which no policy is."""
+    if viewer.tenants is not None:
+        return None
     before = search.visible(viewer, at - search.WINDOWS["1y"], at).filter(type="policy").order_by("-at")[:BEFORE]
     after = search.visible(viewer, at, at + NEAR).filter(type="policy").order_by("at")[:AFTER]
     return next((record for records in (before, after) for record in records if version_of(record) == version), None)

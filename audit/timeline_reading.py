@@ -61,12 +61,27 @@ def look(
 
     A tool is looked for by its name alone, which is what the index has; another backend's of the same name are taken
     out here, so that they cannot make the query long."""
+    if viewer.tenants is not None and who.kind != "user":
+        return _look_as_search(viewer, who, since, until, most, oldest_first)
     records = _newest(viewer, who, since, until)
     found = list((records.order_by("at") if oldest_first else records).values_list(*COLUMNS)[:most])
     backend = who.filters.get("backend")
     rows = [(_seen(*rest), number) for number, *rest in found if backend in (None, rest[5])]
     last = found[-1][1] if found else None
     return Looked(rows[::-1] if oldest_first else rows, len(found) == most, last)
+
+
+def _look_as_search(
+    viewer: Viewer, who: Who, since: datetime, until: datetime, most: int, oldest_first: bool
+) -> Looked:
+    """The same for who sees some tenants alone: by the index of those, since along that of a client or tool there may
+    be any number of others' records between two of theirs."""
+    query = search.Query(since, until, dict(who.filters))
+    seen = search.matches(viewer, query, most, newest=not oldest_first)
+    records = search.visible(viewer, since, until).filter(at__in=seen.found).order_by("-at")
+    rows = [(_seen(*rest), number) for number, *rest in records.values_list(*COLUMNS)]
+    last = seen.reached or (seen.found[-1] if seen.found else None)
+    return Looked(rows, seen.reached is not None or len(seen.found) == most, last)
 
 
 def _newest(viewer: Viewer, who: Who, since: datetime, until: datetime) -> QuerySet[Record]:
@@ -120,6 +135,9 @@ def earlier(viewer: Viewer, who: Who, context: Looked | Page) -> Earlier:
     rows = context.rows if isinstance(context, Looked) else context.context
     if not rows:
         return Earlier()
+    if viewer.tenants is not None and who.kind != "user":
+        found = _look_as_search(viewer, who, BEGINNING, rows[-1][0].at, OLDER, False)
+        return learned([row for row, _ in found.rows], not found.cut, len(found.rows))
     older = _newest(viewer, who, BEGINNING, rows[-1][0].at).values_list(*OLD_COLUMNS)[:OLDER]
     backend = who.filters.get("backend")
     seen = [_seen(at, kind, None, False, *rest) for at, kind, *rest in older if backend in (None, rest[1])]

@@ -108,3 +108,23 @@ def test_a_count_that_is_kept_for_all_tenants_together_is_refused_to_who_sees_so
     since, until = START - DAY, START + 30 * DAY
     with pytest.raises(TooMany):
         rollups.groups(NOOR, ["backend", "tool", "decision"], since, until, "1d", client="claude")
+
+
+def test_a_timeline_is_looked_for_among_their_records_however_many_others_there_are(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_scan, "BUDGET", 40)
+    logs(300)
+    since, until = START - 30 * DAY, START + 60 * DAY
+    for who in (Who("client", "claude"), Who("tool", "inner/a")):
+        times, before = [], until
+        for _ in range(20):
+            found = timeline_reading.look(NOOR, who, since, before, most=9)
+            times += [row.at for row, _ in found.rows]
+            if not found.cut or found.last is None:
+                break
+            before = found.last
+        wanted = search.visible(NOOR, since, until).filter(**who.filters).order_by("-at")
+        assert times == list(wanted.values_list("at", flat=True)) and len(times) > 9
+        oldest = timeline_reading.look(NOOR, who, since, until, most=9, oldest_first=True)
+        assert [row.at for row, _ in oldest.rows][::-1] == times[::-1][: len(oldest.rows)]
