@@ -91,7 +91,7 @@ class StaffBackend(ConfinedBackend, OIDCAuthenticationBackend):
             return CALLBACK
         return default[0] if default else None
 
-    def authenticate(
+    def authenticate(  # type: ignore[override]  # Django calls those backends alone whose signature fits
         self, request: HttpRequest | None, *, nonce: str, code_verifier: str, again: Again | None = None
     ) -> User | None:
         """The member of staff whom the provider's answer in `request.GET` establishes. Raises Refused."""

@@ -11,7 +11,7 @@ from governance.tenant_names import check
 
 def held_by(user: User) -> list[str]:
     """What somebody is confined to, in order; empty for every tenant."""
-    return sorted(row.tenant for row in user.tenants.all())  # type: ignore[attr-defined]  # as fetched for a whole list
+    return sorted(row.tenant for row in user.tenants.all())  # as fetched for a whole list
 
 
 def give(user: User, names: Iterable[str]) -> None:
