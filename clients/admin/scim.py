@@ -12,6 +12,7 @@ from django.template.response import TemplateResponse
 from django.utils.html import format_html
 
 from audit.admin_base import Action, PolicyAdmin, PolicyForm
+from audit.recent_sign_in import ask_again, is_recent
 from audit.record_words import amount
 from audit.templatetags.muniment import when
 from clients.models import ScimConnection
@@ -89,8 +90,17 @@ class ScimConnectionAdmin(PolicyAdmin):
         """The token, in the answer to the very request that made it."""
         return self._shown(request, obj)
 
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        """Only for who has just shown who they are: with a token one reads what is kept of people."""
+        if self.has_add_permission(request) and not is_recent(request):
+            return ask_again(request, request.path)
+        return super().add_view(request, form_url, extra_context)
+
     def act_view(self, request: HttpRequest, object_id: str, action: str) -> HttpResponse:
-        """As always, but that another token is shown at once: a message would keep it."""
+        """As always, but that another token is for who has just shown who they are, and is shown at once: a message
+        would keep it."""
+        if action == "token" and self.may(request, "change") and not is_recent(request):
+            return ask_again(request, request.path)
         answer = super().act_view(request, object_id, action)
         if not hasattr(request, SHOWN):
             return answer

@@ -2,12 +2,14 @@
 those who may; and what a user's page says of who manages them."""
 
 import re
+import time
 from typing import Any
 
 import pytest
 from django.test import Client as HttpClient
 
 from audit.models import Outbox, Record, Subject
+from audit.recent_sign_in import SIGNED_IN_AT
 from clients.models import Issuer, ScimConnection
 from tests import scim, staff, world
 from tests.scim import Provider
@@ -27,7 +29,15 @@ def made(db: None) -> World:
 
 @pytest.fixture
 def http(made: World) -> HttpClient:
-    return member("mara", *MAY)
+    return recent(member("mara", *MAY))
+
+
+def recent(http: HttpClient, ago: int = 0) -> HttpClient:
+    """The browser of somebody who showed so many seconds ago who they are."""
+    session = http.session
+    session[SIGNED_IN_AT] = int(time.time()) - ago
+    session.save()
+    return http
 
 
 def shown(answer: Any) -> str:
@@ -71,6 +81,18 @@ def test_another_token_ends_the_old_one(http: HttpClient) -> None:
     assert Provider(row, old).call("GET", "/Users").status_code == 401
     assert Provider(row, new).call("GET", "/Users").status_code == 200
     assert new not in http.get(LIST).content.decode(), "it is in no message"
+
+
+def test_a_token_is_for_who_has_just_shown_who_they_are(http: HttpClient) -> None:
+    provider = scim.connect("entra")
+    act = f"{LIST}{provider.connection.pk}/act/"
+    recent(http, ago=3600)
+    for answer in (add(http), http.get(f"{LIST}add/"), http.post(f"{act}token/", {"reason": "x"})):
+        assert answer.status_code == 302 and "/admin/sign-in/again/" in answer["Location"]
+    assert ScimConnection.objects.count() == 1 and provider.call("GET", "/Users").status_code == 200
+    # To switch one off in an emergency takes no more than the right to.
+    assert http.post(f"{act}disable/", {"reason": "x"})["Location"] == f"{LIST}{provider.connection.pk}/change/"
+    assert provider.call("GET", "/Users").status_code == 403
 
 
 def test_it_is_switched_off_and_on(http: HttpClient) -> None:
