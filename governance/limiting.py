@@ -161,12 +161,13 @@ class Outage:
                 self._let_through += len(refused) - sum(refused)
 
     def notices(self) -> list[Entry]:
-        """What there is to record since the last look."""
+        """What there is to record since the last look. Calls that end after the outage did, or one so short that no
+        look fell into it, are told as well."""
         away = counter.away
-        if away == self._told:
-            return []
         said: dict[str, object] = {"type": "notice", "action": "limits.unavailable" if away else "limits.available"}
         with self._lock:
+            if away == self._told and (away or not (self._let_through or self._refused)):
+                return []
             self._told = away
             if not away:
                 said |= {"uncounted": self._let_through, "refused": self._refused}

@@ -156,6 +156,8 @@ def test_who_is_near_is_shown_with_how_far_and_nobody_by_name(world: World) -> N
     assert text.index(uids["over"]) < text.index(uids["near"]) and uids["free"] not in text
     assert "4 of 5" in text and "5 of 5" in text and "near@example" not in text
     assert reverse("admin:timeline", args=["user", uids["near"]]) in text
+    assert "?window=7d&amp;reason=rate_limited" in text
+    assert "Too many calls" in page(http, "/admin/records/?window=7d&reason=rate_limited")
     assert "1 at the limit, 1 near it" in page(http, LIST)
     assert "Each user may call 5 times an hour" in page(http, "/admin/")
 

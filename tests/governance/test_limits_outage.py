@@ -17,6 +17,7 @@ from audit.models import Alert, Record
 from clients import limits
 from clients.limits import ALERT, counter
 from clients.models import Limit
+from governance import limiting
 from governance.embedded_redis import binary
 from muniment import statements
 from tests.live import until
@@ -153,6 +154,16 @@ def test_an_outage_is_on_record_with_how_many_and_ends_by_itself(world: World, s
     assert (said["uncounted"], said["refused"]) == (3, 2)
     until(lambda: not Alert.objects.filter(kind=ALERT, cleared_at=None).exists(), 20)
     assert reasons(world, 3) == ["granted", "granted", "rate_limited"], "counts begin anew: it was emptied"
+
+
+def test_calls_that_end_after_the_outage_did_are_told_too(world: World) -> None:
+    assert limiting.outage.notices() == []
+    limiting.outage.met([True, False, False])
+    [told] = limiting.outage.notices()
+    assert (told.statement["action"], told.statement["uncounted"], told.statement["refused"]) == (
+        "limits.available", 2, 1,
+    )  # fmt: skip
+    assert limiting.outage.notices() == []
 
 
 def test_nobody_waits_for_a_redis_that_hangs(world: World, server: Server) -> None:
