@@ -8,9 +8,11 @@ Neither a token nor the secret of ours gets into a log, an error or the database
 import logging
 import time
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from threading import Event, Lock
+from threading import Event, Lock, local
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote_plus, urlencode
 
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT: Final = 3.0  # seconds for one question, all in all
 CONCURRENT: Final = 8  # questions to one issuer at once; a web process has 16 threads
+PATIENCE: Final = 10.0  # seconds after which a batch of calls asks no more
 PAUSE: Final = 2.0  # seconds in which an issuer that did not answer is left alone
 NEGATIVE: Final = 3  # seconds for which "not active" is kept, at most
 MAX_KEPT: Final = 10_000
@@ -169,6 +172,18 @@ def _set() -> Event:
 
 
 desk = _Desk()
+_patience = local()
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """For calls that are decided together: a slow issuer does not keep this thread for their number times its answer.
+    What is beyond PATIENCE is an outage."""
+    _patience.ends = time.monotonic() + PATIENCE
+    try:
+        yield
+    finally:
+        _patience.__dict__.pop("ends", None)
 
 
 def identify(
@@ -189,6 +204,8 @@ def identify(
 
 def _asked(key: _Key, token: str, issuer: IssuerPolicy, now: float) -> _Said:
     """The answer to one question, whoever asks it. Raises Refused."""
+    if time.monotonic() > getattr(_patience, "ends", float("inf")):
+        raise Refused("issuer_unavailable", "The issuer is too slow for so many tokens at once.")
     question, mine = desk.begin(key, now)
     if mine:
         _ask(key, question, token, issuer)

@@ -95,7 +95,8 @@ def verify(
     found: list[Verdict | None] = [None] * len(calls)
     purse, proofs = Purse(), Proofs(requests or [request_name() for _ in calls])
     try:
-        return _verified(credential, calls, fits, proofs, purse, found)
+        with introspected.patience():
+            return _verified(credential, calls, fits, proofs, purse, found)
     finally:
         purse.close([place for place, verdict in enumerate(found) if verdict is None or verdict.receipt is None])
 

@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from audit.models import Record
 from audit.protection import token_digest
+from clients import introspected
 from clients.introspected import desk
 from clients.models import Grant, Introspection, Issuer, IssuerBinding, KeySet, OAuthClientId
 from governance.budgets import budgets
@@ -125,6 +126,18 @@ class TestVerify:
         answers = world.post("/v1/verify/batch", {"items": items}).json()["items"]
         assert [one["reason"] for one in answers] == ["granted", "token_invalid", "granted", "granted", "granted"]
         assert (server.asked(TOKEN), server.asked("junk"), len(server.forms)) == (1, 1, 2)
+
+    def test_a_batch_does_not_wait_for_a_slow_issuer_as_often_as_it_has_tokens(
+        self, world: World, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(introspected, "PATIENCE", 0.3)
+        accept(world, server)
+        assert reason(world) == "granted"
+        server.delay = 0.2
+        items = [{"token": one, "tool": "memory.recall"} for one in ("a", "b", "c", "d", TOKEN)]
+        answers = world.post("/v1/verify/batch", {"items": items}).json()["items"]
+        found = [one["reason"] for one in answers]
+        assert found[0] == "token_invalid" and found[2:] == ["issuer_unavailable"] * 2 + ["granted"]
 
     def test_a_user_who_was_signed_out_needs_a_token_of_later(self, world: World, server: Server) -> None:
         accept(world, server)
