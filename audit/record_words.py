@@ -77,6 +77,7 @@ STAFF_ACTIONS = {
 }  # fmt: skip
 TABLES = {
     "clients_issuer": "issuer", "clients_claimmapping": "claim mapping", "clients_keyset": "key set",
+    "clients_introspection": "introspection of an issuer",
     "clients_client": "client", "clients_oauthclientid": "OAuth client id", "clients_acceptedissuer": "accepted issuer",
     "clients_grant": "grant", "clients_grant_scopes": "scope of a grant", "clients_limit": "limit",
     "tools_backend": "backend", "tools_backendmark": "mark of a backend", "tools_route": "route of a backend",
