@@ -14,6 +14,7 @@ from django.template.loader import render_to_string
 from django.urls import Resolver404, resolve
 
 from governance import navigation, problems
+from governance.confined import KEPT, is_confined
 
 CSRF = {
     "title": "That did not reach us as your own",
@@ -48,6 +49,11 @@ NOT_ALLOWED = {
     "words": "It takes what a form sends, and shows nothing by itself. Nothing was changed.",
     "next": "Go back to where the form is.",
 }
+CONFINED = {
+    "title": "You may not see this",
+    "words": "You see some tenants alone, and this is about all of them, or about what they share.",
+    "next": "Ask somebody who is not confined to tenants.",
+}
 VERBS = {"add": "add", "change": "view", "changelist": "view", "act": "change"}
 
 
@@ -71,8 +77,12 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def denied(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Django's handler403: with the roles that may see what this viewer may not."""
+    """Django's handler403: with the roles that may see what this viewer may not; no role would help who is confined to
+    tenants, where confinement takes the permission away."""
     needed = permission_of(request)
+    user = getattr(request, "user", None)
+    if user is not None and user.is_authenticated and needed not in KEPT and is_confined(user):
+        return _page(request, 403, CONFINED)
     roles = roles_with(needed) if needed else []
     about = {
         "title": "You may not see this", "roles": roles,

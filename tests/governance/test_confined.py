@@ -133,6 +133,9 @@ CLOSED = (
 def test_what_tells_of_the_platform_is_closed_to_every_role(scene: Scene, http: dict[str, HttpClient]) -> None:
     for role in (AUDITOR, PRIVACY):
         assert {path: http[role].get(path).status_code for path in CLOSED} == dict.fromkeys(CLOSED, 403), role
+    for path in ("/admin/log/", "/admin/holds/", "/admin/auth/user/"):
+        assert "some tenants alone" in http[AUDITOR].get(path).content.decode()
+    assert "some tenants" not in http[AUDITOR].get("/admin/clients/grant/add/").content.decode(), "a role would help"
     assert http["free"].get("/admin/log/").status_code == 200, "else it could not fail"
 
 
