@@ -203,6 +203,8 @@ class SignalStreamAdmin(PolicyAdmin):
 
     @admin.display(description="keys fetched")
     def keys_fetched(self, stream: SignalStream) -> str:
+        if stream.keys_fetched_at is None:
+            return "not yet"
         number = len((stream.jwks or {}).get("keys", []))
         return format_html("{}, {}", when(stream.keys_fetched_at, "never"), f"{number} in use")
 
