@@ -1,5 +1,8 @@
 """Limits in the policy file: made, changed, kept, pruned and exported; what a file cannot say is one line."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from clients.models import Limit
@@ -60,6 +63,12 @@ def test_what_is_exported_can_be_applied_and_changes_nothing() -> None:
     lines(WHOLE)
     text = export()
     assert "rate: 20/hour" in text and lines(text, prune=True) == []
+
+
+def test_the_example_of_the_documentation_can_be_applied() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/limits.md").read_text()
+    [example] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(lines(example)) == 3 and lines(example) == []
 
 
 WRONG = [

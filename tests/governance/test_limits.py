@@ -3,14 +3,18 @@ what was not let through is given back."""
 
 import time
 from collections.abc import Sequence
+from threading import Thread
 from typing import Any
 
 import pytest
+from django.db import connections
 from django.utils import timezone
 
 from audit.entries import Entry
 from audit.models import Record, Subject
 from audit.recording import Stale, Unavailable
+from clients.buckets import Bucket, Counted
+from clients.limits import counter
 from clients.models import Client, Grant, Issuer, Limit, OAuthClientId
 from governance import verification
 from governance.process import recorder
@@ -179,6 +183,37 @@ def test_what_could_not_be_recorded_gets_back_what_it_paid(world: World, monkeyp
         broken.setattr(verification, "recorder", Broken)
         assert world.post("/v1/verify", {"token": token(), "tool": "memory.recall"}).status_code == 503
     assert reasons(world, {}, {}) == ["granted", "rate_limited"]
+
+
+def test_what_is_counted_is_what_was_allowed_however_policy_and_user_change_meanwhile(world: World) -> None:
+    held, uid = limit(count=1000), world.verify()["subject"]["uid"]
+    body, faults = {"token": token(), "tool": "memory.recall"}, list[BaseException]()
+
+    def call() -> None:
+        try:
+            for _ in range(15):
+                world.post("/v1/verify/batch", {"items": [body] * 3})
+        except BaseException as error:
+            faults.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for turn in range(10_000):
+        if not any(thread.is_alive() for thread in threads):
+            break
+        Tool.objects.filter(name="memory.recall").update(status="active" if turn % 2 else "suspended")
+        Subject.objects.filter(uid=uid).update(blocked_at=None if turn % 3 else timezone.now())
+    for thread in threads:
+        thread.join(30)
+    assert not faults
+    allowed = Record.objects.filter(type="decision", subject=uid, decision="allow").count()
+    stored = counter.store().get(Bucket(held.pk, 1000, 3600, 1000, Counted(uid, None, None)).key)
+    assert isinstance(stored, bytes) and int(stored.split()[2]) == allowed > 0
+    others = set(Record.objects.filter(type="decision", decision="deny").values_list("reason", flat=True))
+    assert others <= {"tool_suspended", "subject_blocked"} and others
 
 
 def test_a_retry_with_the_same_key_gets_the_first_answer_and_pays_nothing(world: World) -> None:
