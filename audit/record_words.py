@@ -42,6 +42,7 @@ STAFF_ACTIONS = {
     "subject.deactivate": "deactivated user {subject}", "subject.reactivate": "reactivated user {subject}",
     "scim.created": "began to manage user {subject}", "scim.updated": "changed what it says of user {subject}",
     "signal.received": "reported {event}: {effect}",
+    "scim.released": "let the {count} users of SCIM connection {connection} go",
     "scim.moved": "manages user {subject} in the place of another", "scim.deleted": "ended managing user {subject}",
     "person.lookup": "looked for a user by {by}", "personal.view": "looked at protected details of {subject}",
     "records.csv": "took a page of {count} records out as a file",
@@ -95,7 +96,7 @@ TURNED_AWAY = {code: reason.title for code, reason in REASONS.items()} | {
     "no_route": "A path without a route", "path_ambiguous": "A path that can be read in two ways",
     "proxy_misconfigured": "A proxy that is not set up",
 }  # fmt: skip
-ONE_OF_MANY = re.compile(r"\b1 (record|recipient|dead letter)s\b")
+ONE_OF_MANY = re.compile(r"\b1 (record|recipient|dead letter|user)s\b")
 OPERATIONS = {"insert": "added", "update": "changed", "delete": "removed"}
 # Reasons of the rows 1 to 8 of the decision table: who calls could not be established.
 NOT_ESTABLISHED = frozenset(

@@ -11,11 +11,12 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.html import format_html
 
-from audit.admin_base import Action, PolicyAdmin, PolicyForm
+from audit.admin_base import Action, PolicyAdmin, PolicyForm, actor_of
 from audit.recent_sign_in import ask_again, is_recent
 from audit.record_words import amount
+from audit.staff_log import tell
 from audit.templatetags.muniment import when
-from clients.models import ScimConnection
+from clients.models import ScimConnection, ScimUser
 from clients.scim import tokens
 from tools.admin import pill
 
@@ -60,6 +61,9 @@ class ScimConnectionAdmin(PolicyAdmin):
         Action("enable", "Switch on", "Its calls are answered again.", "enable", lambda c: not c.enabled),
         Action("token", "New token", "The token that the provider has now stops working at once. Its users stay as"
                " they are.", "renew", danger=True),
+        Action("release", "Let its users go", "What is kept of them here goes, and another connection may manage them."
+               " Access stays as it is: who is active stays active, and who is deactivated stays so until another"
+               " connection has them as active.", "release", lambda c: not c.enabled and c.users.exists(), danger=True),
     ]  # fmt: skip
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -144,6 +148,12 @@ class ScimConnectionAdmin(PolicyAdmin):
         connection.enabled = True
         connection.save(update_fields=["enabled"])
         return f"{connection} is switched on."
+
+    def release(self, request: HttpRequest, connection: ScimConnection, data: dict[str, Any]) -> str:
+        """For a provider that was given up: one that is in use would make them anew."""
+        count, _ = ScimUser.objects.filter(connection=connection).delete()
+        tell(*actor_of(request), "scim.released", {"reason": data["reason"]}, connection=connection.name, count=count)
+        return f"{connection} manages nobody any more."
 
     def renew(self, request: HttpRequest, connection: ScimConnection, data: dict[str, Any]) -> str:
         """Another token; the old one is refused from the next call on."""

@@ -10,7 +10,7 @@ from django.test import Client as HttpClient
 
 from audit.models import Outbox, Record, Subject
 from audit.recent_sign_in import SIGNED_IN_AT
-from clients.models import Issuer, ScimConnection
+from clients.models import Issuer, ScimConnection, ScimUser
 from tests import scim, staff, world
 from tests.scim import Provider
 from tests.staff import member
@@ -104,6 +104,23 @@ def test_it_is_switched_off_and_on(http: HttpClient) -> None:
     assert provider.call("GET", "/Users").status_code == 200
     assert http.get(f"{act}token/").status_code == 200, "asking changes nothing"
     assert provider.call("GET", "/Users").status_code == 200
+
+
+def test_the_users_of_a_provider_that_was_given_up_are_let_go(made: World, http: HttpClient) -> None:
+    old, new = scim.connect("old"), scim.connect("new")
+    old.made("alice")
+    old.made("bob", active=False)
+    act = f"{LIST}{old.connection.pk}/act/"
+    assert new.add("bob").status_code == 409
+    http.post(f"{act}release/", {"reason": "x"})
+    assert ScimUser.objects.count() == 2, "not while it is in use"
+    http.post(f"{act}disable/", {"reason": "we moved"})
+    assert http.post(f"{act}release/", {"reason": "we moved"}).status_code == 302
+    assert not ScimUser.objects.exists()
+    told = staff.newest("staff")
+    assert (told["action"], told["connection"], told["count"]) == ("scim.released", "old", 2)
+    assert Subject.objects.exclude(deactivated_at=None).count() == 1, "access stays as it was"
+    assert new.add("bob").status_code == 201 and not Subject.objects.exclude(deactivated_at=None).exists()
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,17 @@ class TestAccess:
             ("subject.reactivate", "scim:okta"), ("scim.updated", "scim:okta"),
         ]  # fmt: skip
 
+    def test_an_allow_that_was_kept_for_a_retry_is_not_given_again(self, made: World, okta: Provider) -> None:
+        body = {"token": token(), "tool": "memory.recall"}
+
+        def retry() -> str:
+            return str(made.post("/v1/verify", body, **{"Idempotency-Key": "once"}).json()["reason"])
+
+        number = okta.made()
+        assert [retry(), retry()] == ["granted", "granted"]
+        okta.set(number, active=False)
+        assert retry() == "subject_blocked"
+
     def test_no_call_that_starts_after_the_answer_is_allowed(self, made: World, okta: Provider) -> None:
         number, bearer = okta.made(), token()
         answered, calls = float("inf"), list[tuple[float, str]]()
