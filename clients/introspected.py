@@ -22,7 +22,7 @@ from django.db import connection
 
 from audit.protection import KeyDestroyed, KeyRing, reveal
 from clients import introspection_answers as answers
-from clients.claims import Identity, Refused
+from clients.claims import MAX_DATE, Identity, Refused
 from clients.fetching import FORM, FetchError, post
 from clients.introspection_answers import BadAnswer
 from clients.jwks import IntrospectionPolicy, IssuerPolicy
@@ -268,7 +268,8 @@ def _seconds(claims: dict[str, Any] | None, asked_at: float, bound: int) -> floa
     if claims is None:
         return min(bound, NEGATIVE)
     exp = claims.get("exp")
-    return min(bound, exp - asked_at) if isinstance(exp, int | float) else bound
+    # What is no date is refused when the claims are read; it may be a number that no float holds.
+    return min(bound, exp - asked_at) if isinstance(exp, int | float) and 0 <= exp <= MAX_DATE else bound
 
 
 def _authenticated(how: IntrospectionPolicy, fields: dict[str, str]) -> str | None:

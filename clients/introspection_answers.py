@@ -61,6 +61,9 @@ def identity_of(
     _refuse_other_tokens(claims)
     usual = {"iss": issuer.issuer, "exp": min(int(asked_at) + max(1, bound), MAX_DATE)}
     identity = read_parsed_claims(usual | dict(claims), issuer, audiences, now)
+    key = identity.bound.key if identity.bound else None
+    if key is None and str(claims.get("token_type")).lower() == "dpop":
+        raise Refused("proof_required", "the token is bound to a key (DPoP), and the issuer does not say to which")
     if len(json.dumps([identity.scopes, identity.roles], ensure_ascii=False).encode()) > MAX_NAMED:
         raise Refused("token_invalid", f"its scopes and roles are more than {MAX_NAMED} bytes")
     return replace(identity, good_until=min(identity.expires_at, asked_at + bound))

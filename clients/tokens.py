@@ -37,6 +37,8 @@ MAX_PARTS: Final = 5  # of a JWE (RFC 7516 section 3.1)
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
 # RFC 6750 section 2.1: what any access token may be made of.
 _BEARER: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+# What Muniment itself gives out (tools.credentials, clients.signals, clients.scim), whole or nearly so.
+_OURS: Final = re.compile(r"(?:mk|sk)_[A-Za-z0-9]{12}_[A-Za-z0-9_-]{20}|(?:ss|scim_[0-9]{1,18})_[A-Za-z0-9_-]{40}")
 # What the last of 1, 2 or 3 characters left over may be.
 _LAST: Final = {1: "", 2: "AQgw", 3: "AEIMQUYcgkosw048"}
 # RFC 9068 section 2.1; media types are compared without regard to case (RFC 7515 section 4.1.9).
@@ -99,9 +101,12 @@ def identify(token: str | None, issuers: Mapping[str, IssuerPolicy], audiences: 
 
 def _issuer_of_opaque(token: str | None, issuers: Mapping[str, IssuerPolicy]) -> IssuerPolicy | None:
     """The issuer to ask about what is no JWS: an opaque token names none, so there must be exactly one that is set to
-    introspection. What looks like a JWS or JWE is none: it may be of another issuer, to which alone it may be shown."""
+    introspection. What looks like a JWS or JWE is none: it may be of another issuer, to which alone it may be shown;
+    and a key of ours that came by mistake is nobody else's to see."""
     asked = [issuer for issuer in issuers.values() if issuer.introspection is not None]
     if len(asked) != 1 or not isinstance(token, str) or len(token) > MAX_TOKEN or not _BEARER.fullmatch(token):
+        return None
+    if _OURS.match(token):
         return None
     return None if any(map(_is_object, token.split(".", MAX_PARTS)[:MAX_PARTS])) else asked[0]
 

@@ -16,6 +16,7 @@ HOW = IntrospectionPolicy(f"{ISSUER}introspect", "client_secret_basic", "munimen
 SIGNS = IntrospectionPolicy(f"{ISSUER}introspect", "client_secret_basic", "muniment", b"", "introspection:7", True, 60)
 SAID = {"active": True, "sub": "alice", "aud": AUDIENCE, "scope": "memory:read", "client_id": "claude-app"}
 LIFE = {"iat": int(NOW) - 5, "exp": int(NOW) + 300}
+JKT = "A" * 43  # a thumbprint
 
 
 def issuer(how: IntrospectionPolicy = HOW, **changes: Any) -> IssuerPolicy:
@@ -151,6 +152,8 @@ def test_the_claims_are_read_as_those_of_a_token() -> None:
         ({"token_type": ["Bearer"]}, "token_invalid"), ({"at_hash": "x"}, "token_invalid"),
         ({"events": {}}, "token_invalid"), ({"scope": 7}, "token_invalid"),
         ({"iat": int(NOW) - 86_401, "exp": None}, "token_invalid"),  # has lived for too long
+        ({"token_type": "DPoP"}, "proof_required"),  # to which key is not said
+        ({"token_type": "dpop", "cnf": {"x5t#S256": JKT}}, "proof_required"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_the_claims_refuses_the_token(changes: dict[str, Any], reason: str) -> None:
@@ -174,7 +177,7 @@ def test_scopes_and_roles_are_as_many_as_a_token_can_carry() -> None:
 
 @pytest.mark.parametrize("kind", ["Bearer", "DPoP", "bearer", "access_token", "N_A"])
 def test_the_types_of_access_tokens_pass(kind: str) -> None:
-    assert read(token_type=kind).sub == "alice"
+    assert read(token_type=kind, cnf={"jkt": JKT}).sub == "alice"
 
 
 @pytest.mark.parametrize(

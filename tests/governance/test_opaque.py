@@ -91,6 +91,12 @@ class TestVerify:
         answer = world.verify(token=TOKEN)
         assert (answer["decision"], answer["reason"], answer["status"]) == ("deny", code, status)
 
+    @pytest.mark.parametrize("exp", ["1" + "0" * 400, "-1" + "0" * 400, "1e999"])
+    def test_an_expiry_that_is_no_date_refuses_the_token(self, world: World, server: Server, exp: str) -> None:
+        accept(world, server)
+        server.body = json.dumps(active(exp=0)).replace('"exp": 0', f'"exp": {exp}').encode()
+        assert [reason(world), reason(world)] == ["token_invalid", "token_invalid"]
+
     def test_an_outage_is_a_503_that_a_retry_may_help_and_no_failure_of_the_caller(
         self, world: World, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -158,6 +164,14 @@ class TestWhichTokens:
             f"{token()}=", token().replace(".", "..", 1), token().replace("e", "+", 1) + "/",
         ):  # fmt: skip
             assert reason(world, text) == "token_malformed" and server.forms == [], text
+
+    def test_a_key_of_our_own_that_came_as_a_token_is_shown_to_nobody(self, world: World, server: Server) -> None:
+        accept(world, server)
+        staff, pushing, scim = f"sk_{'a1' * 6}_{'b' * 43}", f"ss_{'-' * 43}", f"scim_7_{'_' * 43}"
+        for text in (world.key, world.key[:-1], f"{world.key}=", staff, pushing, scim):
+            assert reason(world, text) == "token_malformed" and server.forms == [], text
+        for text in ("mk_" + "a" * 43, "sk_live_" + "a" * 43, "ss_short", "xmk" + world.key[2:]):
+            assert reason(world, text) == "token_invalid" and server.asked(text) == 1, text  # not of their form
 
     def test_what_may_be_an_opaque_token_is_asked_about(self, world: World, server: Server) -> None:
         accept(world, server)
