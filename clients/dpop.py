@@ -45,7 +45,7 @@ class WrongProof(Refused):
 @dataclass(frozen=True, slots=True)
 class Proof:
     """A proof that holds. `name` is what it is known by, once (section 11.1): the thumbprint of its key, and its `jti`.
-    `until` is when it can be used no longer, in seconds since the epoch."""
+    `until` is when it can be used no longer, whatever the leeway, in seconds since the epoch."""
 
     name: str
     until: float
@@ -82,7 +82,8 @@ def check(proof: str, asked: Asked, now: float) -> Proof:
     # Last, so that who is told to use another nonce has done all else right.
     if asked.nonces is not None and not _is_one_of(parts.claims.get("nonce"), asked.nonces):
         raise WrongProof("the proof has no nonce that is good now", "use_dpop_nonce")
-    return Proof(f"{asked.key} {jti}", issued_at + LIFE + asked.skew)
+    # Whatever the skew is now: a proof that was used must be known as long as any setting would let it be used.
+    return Proof(f"{asked.key} {jti}", issued_at + LIFE + MAX_SKEW)
 
 
 def thumbprint(jwk: Mapping[str, Any]) -> str:

@@ -36,6 +36,8 @@ METHODS = (
 PATHS = ("HTTP_X_ORIGINAL_URI", "HTTP_X_FORWARDED_URI", "HTTP_X_ORIGINAL_URL", "HTTP_X_REWRITE_URL")
 ORIGINAL, FORWARDED = (METHODS[0], PATHS[0]), (METHODS[1], PATHS[1])
 PROXIES = {"nginx": ORIGINAL, "caddy": FORWARDED, "traefik": FORWARDED, "envoy": ("REQUEST_METHOD", PATHS[0])}
+# What Caddy leaves in place of the fingerprint where the client showed no certificate.
+CADDY_NONE = "{http.request.tls.client.fingerprint}"
 _HEX = re.compile(r"[0-9A-Fa-f]{64}")
 MOST_AUDIENCE, MOST_AGENT, MOST_ID = 256, 1024, 256
 # The first revision of MCP in which a server compares these headers with the body.
@@ -146,7 +148,7 @@ def proof(request: HttpRequest, question: Asked, audience: str) -> Dpop | None:
 def certificate(presented: str) -> ClientCertificate | None:
     """The client's certificate, as PEM that is percent-encoded (nginx, Traefik) or as its SHA-256 in hex (Caddy,
     Envoy); None where the client has none. Raises a 403 Problem for what is neither."""
-    if not presented:
+    if not presented or presented == CADDY_NONE:
         return None
     try:
         if _HEX.fullmatch(presented):

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
-    "Agent", "Caller", "Decision", "Denied", "Misconfigured", "Muniment", "MunimentError", "Refused", "Throttled",
-    "Unavailable", "current_caller", "touched",
+    "Agent", "Caller", "Decision", "Denied", "Dpop", "Misconfigured", "Muniment", "MunimentError", "Refused",
+    "Throttled", "Unavailable", "current_caller", "touched",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from muniment.calls import Agent, Caller, Decision, current_caller
+    from muniment.calls import Agent, Caller, Decision, Dpop, current_caller
     from muniment.errors import Denied, Misconfigured, MunimentError, Refused, Throttled, Unavailable
     from muniment.guard import Muniment
     from muniment.tools import touched
 
 _PLACES = {
     "guard": ("Muniment",),
-    "calls": ("Agent", "Caller", "Decision", "current_caller"),
+    "calls": ("Agent", "Caller", "Decision", "Dpop", "current_caller"),
     "errors": ("Denied", "Misconfigured", "MunimentError", "Refused", "Throttled", "Unavailable"),
     "tools": ("touched",),
 }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from jwt.algorithms import get_default_algorithms
 
-from clients.dpop import LIFE, MAX_JTI, MAX_PROOF, Asked, Proof, WrongProof, check, thumbprint
+from clients.dpop import LIFE, MAX_JTI, MAX_PROOF, MAX_SKEW, Asked, Proof, WrongProof, check, thumbprint
 from tests.clients.keys import NOW, b64, dump
 from tests.clients.proving import URL, Holder, holder
 
@@ -57,7 +57,9 @@ def test_the_thumbprint_is_that_of_rfc_7638() -> None:
 
 def test_a_proof_is_known_by_its_key_and_its_name() -> None:
     once = check(proof(jti="one"), asked(), NOW)
-    assert once == check(proof(jti="one", iat=int(NOW)), asked(), NOW) == Proof(f"{ALICE.jkt} one", NOW + LIFE + SKEW)
+    assert (
+        once == check(proof(jti="one", iat=int(NOW)), asked(), NOW) == Proof(f"{ALICE.jkt} one", NOW + LIFE + MAX_SKEW)
+    )
     assert once.name != check(proof(jti="two"), asked(), NOW).name
     assert once.name != check(proof(MALLORY, jti="one"), asked(key=MALLORY.jkt), NOW).name
 

@@ -123,6 +123,16 @@ def test_every_wrong_proof_is_refused_and_recorded(world: World) -> None:
             assert secret not in said
 
 
+def test_a_later_denial_is_challenged_by_the_scheme_that_the_client_speaks(world: World) -> None:
+    text = bound(scope="memory:read")
+    answer = world.verify("memory.capture", token=text, dpop=dpop(text))
+    assert answer["reason"] == "insufficient_scope"
+    assert answer["www_authenticate"].startswith('DPoP error="insufficient_scope", ')
+    assert 'scope="memory:write"' in answer["www_authenticate"] and "algs=" in answer["www_authenticate"]
+    text = token(exp=1, iat=0)
+    assert world.verify(token=text, dpop=dpop(text))["www_authenticate"].startswith('DPoP error="invalid_token"')
+
+
 def test_a_proof_serves_one_request(world: World) -> None:
     text = bound()
     proof = dpop(text)
@@ -222,7 +232,7 @@ def test_what_redis_keeps_tells_nothing_and_ends(world: World) -> None:
     world.verify(token=text, dpop=dpop(text, jti="a-name-of-alice"))
     keys = list(replays.store().scan_iter("dpop:*", count=1000))
     values = [replays.store().get(key) for key in keys]
-    assert keys and all(0 < replays.store().ttl(key) <= 60 + 30 + replays.MARGIN + 1 for key in keys)
+    assert keys and all(0 < replays.store().ttl(key) <= 60 + 60 + replays.MARGIN + 1 for key in keys)
     for one in (*keys, *values):
         assert b"alice" not in one and ALICE.jkt.encode() not in one
 

@@ -95,6 +95,9 @@ class TestForwardAuth:
         assert self.ask(world, text, scheme="Bearer", proxy=f"nginx; certificate={shown}").status_code == 200
         both = f'nginx; certificate={shown}; assertion="https://db.example"'
         assert self.ask(world, text, scheme="Bearer", proxy=both).headers["X-Muniment-Assertion"]
+        nothing = "caddy; certificate={http.request.tls.client.fingerprint}"
+        caddy = {"X-Forwarded-Method": "GET", "X-Forwarded-Uri": "/memories/7?q=x"}
+        assert self.ask(world, token(), scheme="Bearer", proxy=nothing, **caddy).status_code == 200
         for proxy in ("nginx", "nginx; certificate=", f"nginx; certificate={'00' * 32}"):
             spoofed = {"X-Muniment-Certificate": shown, "X-Client-Cert": shown, "X-Forwarded-Tls-Client-Cert": shown}
             assert self.ask(world, text, scheme="Bearer", proxy=proxy, **spoofed).status_code == 401
