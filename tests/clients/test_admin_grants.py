@@ -308,6 +308,7 @@ def test_what_gives_exactly_the_same_under_other_names_is_a_duplicate(world: Wor
         ({"client": "asleep"}, "Asleep is suspended"),
         ({"client": "asleep"}, "Asleep has no OAuth client id yet"),
         ({"subject": "alice"}, "This user is blocked"),
+        ({"subject": "alice", "ended": "deactivated_at"}, "The identity provider deactivated this user"),
         ({"tool": "memory.wait", "scopes": []}, "memory.wait is pending"),
     ],
 )
@@ -320,7 +321,7 @@ def test_what_is_odd_is_said(world: World, http: HttpClient, other: dict[str, An
     names = other.pop("scopes", ["memory:write"])
     if "subject" in other:
         other["subject"] = resolve(ISSUER, "alice")
-        Subject.objects.update(blocked_at=timezone.now())
+        Subject.objects.update(**{other.pop("ended", "blocked_at"): timezone.now()})
     if "tool" in other:
         other["tool"] = Tool.objects.get(name=other["tool"]).pk
     assert words in preview(http, given(*names, **other)).content.decode()
