@@ -16,13 +16,13 @@ from fastmcp import FastMCP
 from audit.models import Record
 from clients.models import Issuer, IssuerBinding
 from governance import process
-from muniment import Caller, Muniment, current_caller
+from muniment import Caller, Denied, Dpop, Muniment, current_caller
 from muniment.adapters import fastmcp as fastmcps
 from muniment.adapters.asgi import MunimentMiddleware
 from muniment.adapters.fastapi import guarded
 from muniment.adapters.http import proof, thumbprint
 from muniment.adapters.mcp import GuardedServer
-from muniment.calls import NO_PROOF, Dpop
+from muniment.calls import NO_PROOF
 from tests import world as worlds
 from tests.clients.proving import Holder, certificate, holder, in_hex
 from tests.reset import reset
@@ -246,6 +246,23 @@ class TestMcp:
         assert 'error="use_dpop_nonce"' in refused(first, "proof-invalid")
         headers = sent(text, "/mcp", "POST", nonce=first.headers["DPoP-Nonce"])
         assert mcp.post("/mcp", json=LIST, headers=headers).status_code == 200
+
+
+def test_a_backend_without_an_adapter_says_what_came_with_a_request(world: World, url: str) -> None:
+    text, where = bound(), f"{ORIGIN}/anywhere"
+    with guard_of(world, url, None) as guard:
+        recall = guard.tool("memory.recall", scopes="memory:read")(lambda: current_caller())
+        proved = Dpop(ALICE.proof(text, "POST", where), "POST", f"{where}?q=1")
+        with guard.request(text, dpop=proved):
+            assert [caller.sub for caller in (recall(), recall()) if caller] == ["alice", "alice"]
+        with guard.request(text, dpop=Dpop(proved.proof, "POST", where)), pytest.raises(Denied) as refused:
+            recall()
+        assert refused.value.reason == "proof_invalid" and refused.value.headers["WWW-Authenticate"].startswith("DPoP ")
+        decision = guard.verify(text, "memory.recall")
+        assert decision.reason == "proof_required" and decision.dpop_nonce is None
+        certified = token(cnf={"x5t#S256": thumbprint(PEM)})
+        assert guard.verify(certified, "memory.recall", certificate=thumbprint(PEM))
+        assert not guard.verify(certified, "memory.recall")
 
 
 class TestForms:
