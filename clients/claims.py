@@ -180,7 +180,7 @@ def _subject(claims: Mapping[str, Any], rules: ClaimRules) -> str:
     has it has a sound one."""
     sub = _text(claims, "sub")
     if rules.subject:
-        value = _configured(claims, rules.subject)
+        value = configured(claims, rules.subject)
         sub = None if value is None else _identifier(value, "the subject claim")
     if sub is None:
         raise Refused("token_invalid", f"{'the subject claim' if rules.subject else 'sub'} is missing")
@@ -190,14 +190,14 @@ def _subject(claims: Mapping[str, Any], rules: ClaimRules) -> str:
 def _client_id(claims: Mapping[str, Any], rules: ClaimRules) -> str | None:
     """The first of the claims that the token has."""
     for name in rules.client_id or CLIENT_ID_CLAIMS:
-        if (value := _configured(claims, name)) is not None:
+        if (value := configured(claims, name)) is not None:
             return _identifier(value, name)
     return None
 
 
 def _scopes(claims: Mapping[str, Any], rules: ClaimRules) -> tuple[str, ...]:
     """All scopes of the token. A string is split on spaces only; the members of an array are not split."""
-    names = [name for claim in rules.scopes or SCOPE_CLAIMS for name in _names(_configured(claims, claim), claim)]
+    names = [name for claim in rules.scopes or SCOPE_CLAIMS for name in _names(configured(claims, claim), claim)]
     # What is no scope-token (RFC 6749 section 3.3) can be no scope of ours: a tab does not separate two. To
     # leave it out only takes rights away.
     legal = {name for name in names if len(name) <= MAX_TEXT and _SCOPE_TOKEN.fullmatch(name)}
@@ -217,13 +217,13 @@ def _names(value: object, claim: str) -> list[str]:
 
 
 def _tenant(claims: Mapping[str, Any], claim: str | None) -> str | None:
-    value = _configured(claims, claim)
+    value = configured(claims, claim)
     return None if value is None else _identifier(value, "the tenant claim")
 
 
 def _roles(claims: Mapping[str, Any], claim: str | None) -> tuple[str, ...]:
     """A role is one string or an array of them; a string is one role, whatever spaces it holds."""
-    value = _configured(claims, claim)
+    value = configured(claims, claim)
     if value is None:
         return ()
     listed = value if isinstance(value, list) else [value]
@@ -233,7 +233,7 @@ def _roles(claims: Mapping[str, Any], claim: str | None) -> tuple[str, ...]:
     return tuple(sorted(roles))
 
 
-def _configured(claims: Mapping[str, Any], claim: str | None) -> object:
+def configured(claims: Mapping[str, Any], claim: str | None) -> object:
     """The claim that staff named: a member of that exact name ("https://example.com/roles"), else a path of
     members joined by dots ("realm_access.roles", Keycloak's); None where it is absent or null."""
     if not claim:
@@ -253,13 +253,13 @@ def _email(claims: Mapping[str, Any], rules: ClaimRules) -> str | None:
     One that the issuer says is not verified is left out too: anybody may have typed it (OIDC Core section
     5.7), and a backend that looks people up by address would take the typist for its owner.
     """
-    value = _configured(claims, rules.email or "email")
+    value = configured(claims, rules.email or "email")
     if rules.email and not isinstance(value, str | None):
         raise Refused("token_invalid", "the e-mail claim is not a string")
     if not isinstance(value, str) or not value.isprintable() or not 3 <= len(value) <= MAX_EMAIL:
         return None
     # Amazon Cognito sends the string. A claim of another name may have its own word beside it.
-    own = _configured(claims, f"{rules.email}_verified") if rules.email else None
+    own = configured(claims, f"{rules.email}_verified") if rules.email else None
     verified = claims.get("email_verified", True) in (True, "true") and own in (None, True, "true")
     return value if verified else None
 

@@ -129,12 +129,13 @@ class LogoutView(BackendView):
     def post(self, request: HttpRequest) -> HttpResponse:
         """200 once the user's older tokens are refused."""
         source = request.META.get("REMOTE_ADDR", "")
-        if budgets.spent(LOGOUT, source):
-            budgets.turned_away("", "logout_token")
-            raise too_many()
+        spent = budgets.spent(LOGOUT, source)
         try:
-            logout.sign_out(verified_logout(request))
+            logout.sign_out(verified_logout(request, look=not spent))
         except (LogoutRefused, Refused) as refused:
+            if spent:
+                budgets.turned_away("", "logout_token")
+                raise too_many() from None
             if isinstance(refused, Refused) and refused.reason == "issuer_unavailable":
                 raise overloaded("The issuer's keys cannot be had at the moment.") from None
             budgets.charge(LOGOUT, source)
@@ -145,14 +146,17 @@ class LogoutView(BackendView):
         return HttpResponse(status=200, headers=UNCACHED)
 
 
-def verified_logout(request: HttpRequest) -> Logout:
+def verified_logout(request: HttpRequest, look: bool = True) -> Logout:
     """Whose logout a request is about. Raises LogoutRefused, and Refused where the key is not known, or the issuer's
-    keys cannot be had."""
+    keys cannot be had. Anybody may send one: while wrong ones pour in, `look` is off, and nobody is asked anything for
+    one that does not hold by what this process knows; so they keep no genuine one out."""
     if (request.content_type or "").lower() != FORM:
         raise LogoutRefused(f"Content-Type is not {FORM}")
     token = one_of(request, "logout_token")
     if token is None or len(token) > MAX_TOKEN:
         raise LogoutRefused("logout_token is missing, there twice, or too long")
+    if not look:
+        read_logout(snapshots.current(), token)
     snapshot = snapshots.at_head()  # nothing is recorded that would refuse an issuer that was disabled a moment ago
     try:
         return read_logout(snapshot, token)

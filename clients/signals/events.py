@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from clients.signals.sets import MAX_TEXT, EventToken, SetRefused, seconds
+from clients.signals.sets import LEEWAY, MAX_TEXT, EventToken, SetRefused, seconds
 
 _CAEP: Final = "https://schemas.openid.net/secevent/caep/event-type/"
 _RISC: Final = "https://schemas.openid.net/secevent/risc/event-type/"
@@ -123,11 +123,11 @@ def _email(subject: Mapping[str, Any]) -> str:
 
 
 def _moment(token: EventToken, now: float) -> float:
-    """When it happened, never later than now. An event that does not say so in seconds ends more rather than less:
-    what was issued up to now."""
+    """When it happened, by the transmitter's clock, which also dates the tokens and may be ahead of ours. An event that
+    does not say so in seconds ends more rather than less: what was issued up to now. So does one of a time to come."""
     for said in (token.payload.get("event_timestamp"), token.happened_at):
         if (at := seconds(said)) is not None:
-            return min(at, now)
+            return at if at <= now + LEEWAY else now
     return now
 
 

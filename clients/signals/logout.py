@@ -12,6 +12,7 @@ from typing import Any, Final
 from audit import subjects
 from audit.models import Subject
 from audit.outbox import acting
+from clients.claims import configured
 from clients.jwks import IssuerPolicy
 from clients.signals.applying import ATTEMPTS, Vanished
 from clients.signals.sets import LEEWAY, MAX_TEXT, seconds
@@ -91,14 +92,14 @@ def _issued_at(claims: Mapping[str, Any], issuer: IssuerPolicy, now: float) -> f
     expires_at = seconds(claims["exp"]) if "exp" in claims else issued_at + MAX_AGE
     if expires_at is None or now >= expires_at + leeway:
         raise LogoutRefused("exp is no time, or in the past; without exp, iat is too long ago")
-    return min(issued_at, now)
+    return issued_at  # by the clock that dates the tokens, also where that is ahead of ours
 
 
 def _sub(claims: Mapping[str, Any], issuer: IssuerPolicy) -> str:
     """Who signs out, by the claim that says who the issuer's users are. A session alone (`sid`) is nobody here: no
     sessions are known."""
     name = issuer.claims.subject or "sub"
-    sub = claims.get(name)
+    sub = configured(claims, name)
     if sub is None:
         raise LogoutRefused(f"{name} is missing: Muniment knows users, and no sessions (sid)")
     if not isinstance(sub, str) or not sub.isprintable() or not sub.strip() or len(sub) > MAX_TEXT:

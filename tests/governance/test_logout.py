@@ -103,12 +103,24 @@ class TestALogout:
         newest("signal")
         assert Record.objects.filter(type="signal").count() == 1
 
+    def test_by_a_clock_that_is_ahead_refuses_what_that_clock_dated_before_it(self, world: World) -> None:
+        now = int(time.time())
+        ahead, later = token(iat=now + 20), token(iat=now + 26)
+        assert world.verify(token=ahead)["decision"] == "allow"
+        assert post(logout(iat=now + 25)).status_code == 200
+        assert world.verify(token=ahead)["reason"] == "token_expired"
+        assert world.verify(token=later)["decision"] == "allow"
+
     def test_names_users_by_the_claim_by_which_the_issuer_knows_them(self, world: World) -> None:
         ClaimMapping.objects.create(issuer=Issuer.objects.get(), subject_claim="oid")
         assert refused(logout()) == "oid is missing: Muniment knows users, and no sessions (sid)"
         assert world.verify(token=token(oid="o-1"))["decision"] == "allow"
         assert post(logout(oid="o-1")).status_code == 200
         assert world.verify(token=token(oid="o-1"))["reason"] == "token_expired"
+        ClaimMapping.objects.update(subject_claim="ext.id")  # a path, as in tokens
+        assert world.verify(token=token(ext={"id": "o-2"}))["decision"] == "allow"
+        assert post(logout(ext={"id": "o-2"})).status_code == 200
+        assert world.verify(token=token(ext={"id": "o-2"}))["reason"] == "token_expired"
 
 
 class TestIsRefused:
@@ -185,6 +197,10 @@ class TestIsRefused:
     def test_beyond_the_budget_of_its_source(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(signals_api, "budgets", Budgets(rate=0.001, burst=3))
         assert [post("x").status_code for _ in range(5)] == [400, 400, 400, 429, 429]
+        forged = logout(signing_key("RS256", "k1", number=3).private)
+        assert post(forged).status_code == 429 and world.verify()["decision"] == "allow"
+        assert post(logout()).status_code == 200  # what is wrong keeps no genuine one out
+        assert world.verify()["reason"] == "token_expired" and post("x").status_code == 429
 
 
 def test_keys_are_fetched_for_one_that_is_new_and_an_outage_is_no_refusal(world: World, settings: Any) -> None:
