@@ -28,6 +28,8 @@ from audit.viewer import Viewer
 STAFF = OF_STAFF - {"hold"}
 MOST = 5000  # records in one report, the newest
 CHUNK = 500
+NOBODY = "Nobody on the staff opened anything protected of this person in this period, or changed their state."
+UNTOLD = "What staff did belongs to no tenant, and whoever made this report sees some tenants alone: it is not told."
 FAULTS = {
     "forgotten": "What was kept of it under the person's key is forgotten: the key is destroyed.",
     "gone": "What was kept of it under the person's key is not there any more.",
@@ -79,7 +81,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it. `who` and `kept` are (name, value); `parts` are headings with (words, how many)."""
+    """All of it. `who` and `kept` are (name, value); `parts` are headings with (words, how many); `no_looks` is said
+    where there are no `looks`."""
 
     uid: str
     period: Period
@@ -93,6 +96,7 @@ class Report:
     counted: Counted
     proof: Sequence[str]
     limits: Sequence[str]
+    no_looks: str = NOBODY
 
 
 def count(viewer: Viewer, uid: str, period: Period) -> Counted:
@@ -138,6 +142,7 @@ def gather(viewer: Viewer, uid: str, period: Period, names: Mapping[str, str]) -
         parts=divided(records, names),
         lines=[_without(line, shown) for line in lines],
         looks=[(r.at, record_words.title(read(r), names)) for r in records if r.type in STAFF],
+        no_looks=NOBODY if viewer.tenants is None else UNTOLD,
         counted=counted,
         proof=proof(records),
         limits=limits(viewer, user, counted, gone.words(since, until)),
@@ -288,6 +293,9 @@ def limits(viewer: Viewer, user: Subject | None, counted: Counted, deleted: str)
         " was away, are here on its word alone, and count as no calls.",
         "Members of staff are named by number; the log has their names.",
     ]
+    if viewer.tenants is not None:
+        listed = ", ".join(sorted(viewer.tenants))
+        said.insert(0, f"It tells of calls for these tenants alone: {listed}. What was done for others is not in it.")
     if user is not None:
         said.append(f"The same person, known by another issuer than {user.issuer}, is another user with a report of"
                     " their own.")  # fmt: skip

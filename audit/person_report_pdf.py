@@ -121,7 +121,7 @@ def story(report: Report) -> list[Flowable]:
     for heading, counts in report.parts:
         told.append(write("text", ", ".join(f"{words} {number:,}" for words, number in counts), f"{heading}:"))
     told += _dated("What happened", "Nothing.", report.lines, lambda line: line.at, writer, _line)
-    told += _dated("Who on the staff looked", NOBODY, report.looks, lambda look: look[0], writer, _look)
+    told += _dated("Who on the staff looked", report.no_looks, report.looks, lambda look: look[0], writer, _look)
     for heading, sentences in (("What this report cannot say", report.limits), ("How it is proven", report.proof)):
         if sentences:
             told.append(write("heading", heading))
@@ -130,9 +130,6 @@ def story(report: Report) -> list[Flowable]:
     if notes:
         told += [write("heading", "How it is written"), *(write("text", words) for words in notes)]
     return [*told, Spacer(1, 1)]
-
-
-NOBODY = "Nobody on the staff opened anything protected of this person in this period, or changed their state."
 
 
 def _dated(

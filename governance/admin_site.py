@@ -7,6 +7,7 @@ from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver
 
+from audit.viewer import tenants_of
 from governance.confined import is_confined
 from governance.navigation import navigation
 
@@ -102,6 +103,7 @@ class MunimentAdminSite(AdminSite):
 
         context = super().each_context(request)
         if context["has_permission"]:
+            context["sees"] = sorted(tenants_of(request.user) or ())
             context["confined"] = is_confined(request.user)
             context["pulse"] = None if context["confined"] else pulse()
             context["stopped"] = stops.banner(request.user)

@@ -26,6 +26,10 @@ from governance.roles import ADMINISTRATOR, ROLES
 LAST = "You are the last one who can look after the staff. Make somebody else an administrator first."
 NOT_BOTH = "A superuser may do everything, so one cannot be confined to tenants, nor can who is confined become one."
 CONFINED_HELP = "One name a line, exactly as tokens have it. Empty: every tenant, and what belongs to none."
+CONFINING = (
+    "Counts from the next page on that they open. Whatever their roles give, they then see the records, users and grants"
+    " of these tenants alone, and no page that is about the platform as a whole."
+)
 admin.site.unregister(User)
 
 
@@ -135,9 +139,8 @@ def _actions() -> list[Action]:
     return [
         Action("roles", "Change roles", "The roles count from the next page on that they open.", "set_roles", is_local,
                RolesForm),
-        Action("tenants", "Confine to tenants", "Counts from the next page on that they open. Whatever their roles"
-               " give, they then see the records, users and grants of these tenants alone, and nothing of the whole"
-               " platform.", "set_tenants", lambda u: not u.is_superuser and is_confined_here(u), TenantsForm),
+        Action("tenants", "Confine to tenants", CONFINING, "set_tenants",
+               lambda u: not u.is_superuser and is_confined_here(u), TenantsForm),
         Action("password", "Set a new password", "Tell it to them yourself. Wherever they are signed in, that ends.",
                "set_password", lambda u: is_local(u) and settings.MUNIMENT_LOCAL_PASSWORDS, PasswordForm),
         Action("superuser", "Make superuser", "A superuser may do everything but change a record. Roles are enough for"

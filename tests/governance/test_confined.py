@@ -183,7 +183,9 @@ def test_home_says_nothing_of_the_log(scene: Scene, http: dict[str, HttpClient])
     page = http[AUDITOR].get("/admin/")
     assert "Health of the log" not in page.content.decode()
     assert not any(page.context.get(name) for name in ("head", "newest", "undrained", "pulse", "health", "notices"))
-    assert "Health of the log" in http["free"].get("/admin/").content.decode()
+    assert f"who sees <bdi>{ACME}</bdi> alone" in page.content.decode()
+    free = http["free"].get("/admin/").content.decode()
+    assert "Health of the log" in free and "who sees" not in free
 
 
 BY_USER = ("/admin/timeline/user/{}/", "/admin/records/?window=24h&subject={}", "/admin/people/{}/report/",
@@ -263,6 +265,9 @@ def test_a_report_on_a_user_of_both_tenants_tells_of_theirs(scene: Scene, http: 
     page = http[PRIVACY].post(path, form)
     assert page.status_code == 200 and page.context["report"].counted.calls == 1
     assert scene.found(page.content.decode()) == []
+    assert (
+        f"these tenants alone: {ACME}" in page.content.decode() and "Nobody on the staff" not in page.content.decode()
+    )
     assert http[PRIVACY].post(f"/admin/people/{scene.uids['gwen']}/report/", form).status_code == 404
 
 
