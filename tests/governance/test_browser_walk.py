@@ -19,7 +19,7 @@ from audit.models import DeadLetter, Record, Sighting, Stream, Subject
 from clients import requests, reviews
 from clients.buckets import MICROSECONDS, Bucket, Counted
 from clients.limits import counter
-from clients.models import Client, Grant, Issuer, Limit, OAuthClientId, ScimConnection
+from clients.models import Client, Grant, Issuer, Limit, OAuthClientId, ScimConnection, SignalStream
 from clients.proposals import Proposal
 from governance import demo, navigation
 from tests.audit.sealers import sealed, sealing
@@ -92,6 +92,13 @@ def long_names() -> None:
     Sighting.objects.create(kind="client", source=source, name="n" * 250, count=10**9, last_seen=seen)
     Sighting.objects.create(kind="tool", source=backend.slug, name="n" * 120, count=1, last_seen=seen)
     ScimConnection.objects.create(name="x" * 63, issuer=Issuer.objects.get())
+    SignalStream.objects.create(
+        name="y" * 63,
+        issuer=Issuer.objects.get(),
+        transmitter="https://" + "t" * 240,
+        audience="a" * 250,
+        error="e" * 240,
+    )
     stream("s" * 64, place="https://" + "h" * 240, error="e" * 240)
 
 
@@ -148,8 +155,8 @@ def of_evidence() -> Iterator[tuple[str, str]]:
 def of_forms() -> Iterator[tuple[str, str]]:
     """Forms that make something, and those about oneself."""
     for name in ("clients_grant", "clients_limit", "clients_client", "clients_issuer", "clients_review",
-                 "clients_scimconnection", "tools_tool", "tools_scope", "tools_backend", "tools_backendkey",
-                 "governance_staffkey", "auth_user"):  # fmt: skip
+                 "clients_scimconnection", "clients_signalstream", "tools_tool", "tools_scope", "tools_backend",
+                 "tools_backendkey", "governance_staffkey", "auth_user"):  # fmt: skip
         yield f"{name.partition('_')[2]}-add", reverse(f"admin:{name}_add")
     yield "issuer-preset", reverse("admin:clients_issuer_add") + "?preset=entra"
     yield "issuer-claims", reverse("admin:clients_issuer_claims", args=[Issuer.objects.latest("pk").pk])
