@@ -5,6 +5,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jwt.algorithms import get_default_algorithms
 
 from clients.dpop import LIFE, MAX_JTI, MAX_PROOF, MAX_SKEW, Asked, Proof, WrongProof, check, thumbprint
@@ -169,6 +171,30 @@ def test_a_spelling_of_the_url_and_its_query_do_not_matter() -> None:
 
 def test_a_backend_that_does_not_know_its_url_is_told_so() -> None:
     assert "the backend did not say" in refusal(proof(), url="/mcp").detail
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=5,
+)  # fmt: skip
+HEADER, CLAIMS = ("typ", "alg", "jwk", "crit", "kid", "nonce"), ("jti", "htm", "htu", "iat", "ath", "nonce", "exp")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(HEADER), JSON, max_size=2),
+    st.dictionaries(st.sampled_from([*ALICE.jwk, "d", "use", "key_ops", "alg"]), JSON, max_size=2),
+    st.dictionaries(st.sampled_from(CLAIMS), JSON, max_size=2),
+)
+def test_whatever_stands_in_a_proof_it_is_refused_or_holds(
+    header: dict[str, Any], jwk: dict[str, Any], claims: dict[str, Any]
+) -> None:
+    text = proof(header={"jwk": ALICE.jwk | jwk} | header, **claims)
+    try:
+        found = check(text, asked(nonces=("n1",)), NOW)
+    except WrongProof:
+        return
+    assert found.name.startswith(f"{ALICE.jkt} ") and claims.get("nonce") == "n1"
 
 
 class TestNonces:

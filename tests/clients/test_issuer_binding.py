@@ -40,6 +40,15 @@ def test_it_is_set_on_the_issuers_page_and_holds_at_the_next_call(world: World) 
     assert world.verify()["reason"] == "granted"
 
 
+@pytest.mark.parametrize("require", ["any", "dpop", "mtls"])
+def test_each_choice_is_a_change_of_an_issuer_that_demands_nothing(world: World, require: str) -> None:
+    http = administrator()
+    page = http.get(url()).content.decode()
+    assert '<option value="" selected>nothing</option>' in page
+    assert form(http, **{"binding-0-require": require}).status_code == 302
+    assert IssuerBinding.objects.get().require == require
+
+
 def test_a_page_that_says_nothing_of_it_sets_nothing(world: World) -> None:
     assert form(administrator()).status_code == 302
     assert not IssuerBinding.objects.exists()
