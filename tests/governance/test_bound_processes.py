@@ -2,7 +2,7 @@
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from audit.models import Record
 from clients.models import Issuer, IssuerBinding
+from governance import process
 from tests import live
 from tests import world as worlds
 from tests.clients.proving import URL, holder
@@ -17,6 +18,7 @@ from tests.reset import reset
 from tests.world import World, token
 
 ALICE = holder()
+Ask = Callable[[str, str], dict[str, Any]]
 ROUNDS, AT_ONCE = 6, 8
 
 
@@ -24,18 +26,25 @@ ROUNDS, AT_ONCE = 6, 8
 def world(migrated: None) -> Iterator[World]:
     reset()
     yield worlds.build()
+    process.stop_recorder()
 
 
 @pytest.fixture(scope="module")
-def ports(world: World) -> Iterator[list[int]]:
-    """Two web processes that share nothing but PostgreSQL and Redis."""
-    with live.web(servers=2, workers=1) as servers:
-        yield [server.port for server in servers]
+def askers(world: World) -> Iterator[list[Ask]]:
+    """Ways to verify: at this process, and at another that shares nothing with it but PostgreSQL and Redis."""
+    with live.web(workers=1) as [server]:
+        yield [
+            lambda text, proof: world.verify(**call(text, proof)),
+            lambda text, proof: ask(server.port, world, text, proof),
+        ]
+
+
+def call(text: str, proof: str) -> dict[str, Any]:
+    return {"token": text, "dpop": {"proof": proof, "method": "POST", "url": URL}}
 
 
 def ask(port: int, world: World, text: str, proof: str) -> dict[str, Any]:
-    dpop = {"proof": proof, "method": "POST", "url": URL}
-    body = json.dumps({"token": text, "tool": "memory.recall", "dpop": dpop})
+    body = json.dumps(call(text, proof) | {"tool": "memory.recall"})
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=live.TIMEOUT)
     try:
         connection.request("POST", "/v1/verify", body, {"Authorization": f"Bearer {world.key}"})
@@ -47,12 +56,12 @@ def ask(port: int, world: World, text: str, proof: str) -> dict[str, Any]:
         connection.close()
 
 
-def test_of_many_at_once_at_two_processes_one_is_served(world: World, ports: list[int]) -> None:
+def test_of_many_at_once_at_two_processes_one_is_served(world: World, askers: list[Ask]) -> None:
     text = token(cnf={"jkt": ALICE.jkt})
     with ThreadPoolExecutor(AT_ONCE) as threads:
         for _ in range(ROUNDS):
             proof = ALICE.proof(text)
-            asked = [threads.submit(ask, ports[n % 2], world, text, proof) for n in range(AT_ONCE)]
+            asked = [threads.submit(askers[n % 2], text, proof) for n in range(AT_ONCE)]
             reasons = [one.result()["reason"] for one in asked]
             assert sorted(reasons) == ["granted", *["proof_invalid"] * (AT_ONCE - 1)]
     kept = Record.objects.filter(type="decision")
@@ -60,16 +69,16 @@ def test_of_many_at_once_at_two_processes_one_is_served(world: World, ports: lis
     assert kept.filter(reason="proof_invalid").count() == ROUNDS * (AT_ONCE - 1)
 
 
-def test_a_proof_that_one_process_took_the_other_refuses(world: World, ports: list[int]) -> None:
+def test_a_proof_that_one_process_took_the_other_refuses(world: World, askers: list[Ask]) -> None:
     text = token(cnf={"jkt": ALICE.jkt})
-    for first, second in (ports, reversed(ports)):
+    for first, second in (askers, reversed(askers)):
         proof = ALICE.proof(text)
-        assert ask(first, world, text, proof)["decision"] == "allow"
-        assert ask(second, world, text, proof)["reason"] == "proof_invalid"
+        assert first(text, proof)["decision"] == "allow"
+        assert second(text, proof)["reason"] == "proof_invalid"
 
 
-def test_a_nonce_of_one_process_is_good_at_the_other(world: World, ports: list[int]) -> None:
+def test_a_nonce_of_one_process_is_good_at_the_other(world: World, askers: list[Ask]) -> None:
     IssuerBinding.objects.create(issuer=Issuer.objects.get(), require="dpop", dpop_nonce=True)
     text = token(cnf={"jkt": ALICE.jkt})
-    nonce = ask(ports[0], world, text, ALICE.proof(text))["dpop_nonce"]
-    assert ask(ports[1], world, text, ALICE.proof(text, nonce=nonce))["decision"] == "allow"
+    nonce = askers[0](text, ALICE.proof(text))["dpop_nonce"]
+    assert askers[1](text, ALICE.proof(text, nonce=nonce))["decision"] == "allow"
