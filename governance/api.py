@@ -16,6 +16,7 @@ from django.core.exceptions import SuspiciousOperation
 from django.http import HttpRequest, HttpResponse
 from rest_framework.views import APIView
 
+from audit import subjects
 from audit.reasons import REASONS
 from clients.replays import request_name
 from governance import idempotency, metrics, schema, waiting
@@ -24,7 +25,7 @@ from governance.budgets import budgets
 from governance.contract import Call, Calls
 from governance.problems import Problem, from_exception, method_not_allowed, not_authenticated, overloaded
 from governance.snapshot import BackendPolicy, snapshots
-from governance.verification import NotAuthenticated, PolicyMoved, Verdict, authenticate, judge, verify
+from governance.verification import UNTOUCHED, NotAuthenticated, PolicyMoved, Verdict, authenticate, judge, verify
 from tools import credentials
 from tools.credentials import Credential
 
@@ -293,6 +294,8 @@ def repeated(kept: dict[str, Any], credential: Credential, call: Call) -> dict[s
     try:
         snapshot, backend = authenticate(credential)
         verdict: Verdict = judge(snapshot, backend, call)
+        if verdict.uid is not None and (state := subjects.state(verdict.uid)) != UNTOUCHED and not state[2]:
+            verdict = judge(snapshot, backend, call, state)  # who was signed out once may be back since
     except NotAuthenticated:
         raise not_authenticated() from None
     except PolicyMoved:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from datetime import timedelta
 from typing import Any
 
 import jwt
@@ -69,6 +70,17 @@ def test_an_allow_is_decided_anew_when_the_user_was_blocked(world: World) -> Non
     assert call(world).json()["decision"] == "allow"
     Subject.objects.update(blocked_at=timezone.now())
     assert call(world).json()["reason"] == "subject_blocked"
+
+
+def test_of_a_user_who_came_back_after_a_sign_out_it_is_the_same_and_after_another_it_is_decided_anew(
+    world: World,
+) -> None:
+    world.verify()
+    Subject.objects.update(signed_out_at=timezone.now() - timedelta(days=3))
+    first, second = call(world).json(), call(world).json()
+    assert first == second and (first["decision"], decisions()) == ("allow", 2)
+    Subject.objects.update(signed_out_at=timezone.now())
+    assert call(world).json()["reason"] == "token_expired"
 
 
 def test_a_denial_is_returned_again(world: World) -> None:
