@@ -27,8 +27,8 @@ LAST = "You are the last one who can look after the staff. Make somebody else an
 NOT_BOTH = "A superuser may do everything, so one cannot be confined to tenants, nor can who is confined become one."
 CONFINED_HELP = "One name a line, exactly as tokens have it. Empty: every tenant, and what belongs to none."
 CONFINING = (
-    "Counts from the next page on that they open. Whatever their roles give, they then see the records, users and grants"
-    " of these tenants alone, and no page that is about the platform as a whole."
+    "Counts from the next page on that they open. Whatever their roles give, they then see the records, users and"
+    " grants of these tenants alone, and no page that is about the platform as a whole."
 )
 admin.site.unregister(User)
 

@@ -2,12 +2,15 @@
 how far a look got, the counts and the charts."""
 
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from audit import records_summary, rollups, search, search_scan, timeline_figures, timeline_reading
+from audit.models import SubjectTenant
 from audit.rollups import TooMany
 from audit.search import Query
 from audit.timeline_figures import Names
@@ -128,3 +131,13 @@ def test_a_timeline_is_looked_for_among_their_records_however_many_others_there_
         assert times == list(wanted.values_list("at", flat=True)) and len(times) > 9
         oldest = timeline_reading.look(NOOR, who, since, until, most=9, oldest_first=True)
         assert [row.at for row, _ in oldest.rows][::-1] == times[::-1][: len(oldest.rows)]
+
+
+def test_whose_tenants_the_log_knows_is_known_of_users_after_the_migration(db: None) -> None:
+    told = [("usr_a", "acme", "decision"), ("usr_a", "other", "decision"), ("usr_b", None, "decision"),
+            (None, "acme", "decision"), ("usr_c", "acme", "ungoverned"), ("usr_a", "acme", "decision")]  # fmt: skip
+    fill([{"subject": user, "tenant": tenant, "type": kind} for user, tenant, kind in told])
+    for _ in range(2):
+        with connection.cursor() as cursor:
+            cursor.execute(import_module("audit.migrations.0016_ends_of_access").SEEN)
+        assert set(SubjectTenant.objects.values_list("subject", "tenant")) == {("usr_a", "acme"), ("usr_a", "other")}
