@@ -169,7 +169,7 @@ def judge(snapshot: Snapshot, backend: BackendPolicy, call: Call, state: State) 
         proof, hint = possession.look(call, identity, backend, now)
     except Refused as refusal:
         return unestablished(call, snapshot, backend, digest, refusal)
-    uid = subjects.resolve(identity.issuer, identity.sub, identity.email)
+    uid = subjects.resolve(identity.issuer, identity.sub, identity.email, identity.tenant)
     question = Question(
         backend_id=backend.id, tool="", issuer=identity.issuer, client_id=identity.client_id, subject=uid,
         tenant=identity.tenant, roles=frozenset(identity.roles), token_scopes=identity.scopes,

@@ -1,6 +1,7 @@
 """Tenants of calls: the token's alone counts, and what is granted in one means nothing in another."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -96,5 +97,9 @@ def test_a_user_is_of_every_tenant_that_a_token_of_theirs_named(world: World) ->
     for tenant in ("acme", "globex", "acme", None):
         answer = world.verify(token=token(org_id=tenant))
     world.verify(token=token(org_id="third")[:-8] + "AAAAAAAA")
-    found = SubjectTenant.objects.filter(subject=answer["subject"]["uid"]).values_list("tenant", flat=True)
-    assert sorted(found) == ["acme", "globex"], "a forged token names none"
+    of_user = SubjectTenant.objects.filter(subject=answer["subject"]["uid"])
+    assert sorted(of_user.values_list("tenant", flat=True)) == ["acme", "globex"], "a forged token names none"
+    looked_at = urlencode({"token": token(org_id="initech")})
+    form, key = "application/x-www-form-urlencoded", {"Authorization": f"Bearer {world.key}"}
+    assert world.http.post("/v1/introspect", looked_at, content_type=form, headers=key).json()["active"]
+    assert of_user.filter(tenant="initech").exists(), "a token that is only looked at names one as well"
