@@ -79,3 +79,19 @@ def test_no_call_that_starts_after_the_answer_is_allowed(world: World) -> None:
 def test_nor_of_hundreds_of_users(world: World) -> None:
     with running() as transmitter:
         race(world, transmitter, [f"user{number}" for number in range(300)], 3)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(180)
+def test_a_process_that_is_killed_before_it_acknowledges_repeats_nothing(world: World) -> None:
+    """kill -9 while the transmitter reads the acknowledgement: the process that follows is sent the event again."""
+    with running() as transmitter, web(servers=1, workers=1) as [server]:
+        transmitter.before_ack = server.kill_worker
+        transmitter.held = {"e1": event("e1")}
+        made("polled", delivery="poll", poll_endpoint=transmitter.url)
+        until(lambda: transmitter.held == {}, 90)
+        acknowledged = [asked for asked in transmitter.asked if asked.get("ack")]
+        until(lambda: Record.objects.filter(type="signal").count() >= 2, 20)
+    assert transmitter.before_ack is None and len(acknowledged) == 2, "nothing was killed"
+    said = [statement(record) for record in Record.objects.filter(type="signal")]
+    assert sorted(one["action"] for one in said) == ["signal.received", "subject.sign_out"]
