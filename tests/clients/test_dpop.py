@@ -180,7 +180,7 @@ JSON = st.recursive(
 HEADER, CLAIMS = ("typ", "alg", "jwk", "crit", "kid", "nonce"), ("jti", "htm", "htu", "iat", "ath", "nonce", "exp")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(HEADER), JSON, max_size=2),
     st.dictionaries(st.sampled_from([*ALICE.jwk, "d", "use", "key_ops", "alg"]), JSON, max_size=2),

@@ -63,21 +63,17 @@ class TestForwardAuth:
         assert refused.status_code == 401
         assert 'scope="memory:read memory:write"' in refused.headers["WWW-Authenticate"]
 
-    @pytest.mark.parametrize(
-        ("scheme", "how", "reason"),
-        [
-            ("Bearer", {}, "proof_required"), ("DPoP", None, "proof_required"),
-            ("DPoP", {"who": MALLORY}, "proof_invalid"), ("DPoP", {"htm": "POST"}, "proof_invalid"),
-            ("DPoP", {"htu": "https://evil.example/memories/7"}, "proof_invalid"),
-            ("DPoP", {"htu": f"{ORIGIN}/v1/forward-auth"}, "proof_invalid"),
-        ],
-        ids=["bearer", "none", "key", "method", "host", "our own url"],
-    )  # fmt: skip
-    def test_a_bound_token_needs_it(self, world: World, scheme: str, how: Any, reason: str) -> None:
+    def test_a_bound_token_needs_it(self, world: World) -> None:
         text = bound()
-        more = {} if how is None else self.proof(text, **how)
-        response = self.ask(world, text, scheme=scheme, Host="testserver", **more)
-        assert (response.status_code, json.loads(response.content)["reason"]) == (401, reason)
+        wrong = [
+            {"who": MALLORY}, {"htm": "POST"}, {"htu": "https://evil.example/memories/7"},
+            {"htu": f"{ORIGIN}/v1/forward-auth"},
+        ]  # fmt: skip
+        asked = [("Bearer", self.proof(text), "proof_required"), ("DPoP", {}, "proof_required")]
+        asked += [("DPoP", self.proof(text, **how), "proof_invalid") for how in wrong]
+        for scheme, more, reason in asked:
+            response = self.ask(world, text, scheme=scheme, **more)
+            assert (response.status_code, json.loads(response.content)["reason"]) == (401, reason), more
 
     def test_a_client_is_given_a_nonce(self, world: World) -> None:
         IssuerBinding.objects.create(issuer=Issuer.objects.get(), require="", dpop_nonce=True)
@@ -87,28 +83,27 @@ class TestForwardAuth:
         nonce = first.headers["DPoP-Nonce"]
         assert self.ask(world, text, **self.proof(text, nonce=nonce)).status_code == 200
 
-    @pytest.mark.parametrize("form", [quote(PEM), "hex"])
-    def test_the_proxy_says_which_certificate_it_was_and_nobody_else(self, world: World, form: str) -> None:
-
-        shown = in_hex(PEM) if form == "hex" else form
+    def test_the_proxy_says_which_certificate_it_was_and_nobody_else(self, world: World) -> None:
         text = token(cnf={"x5t#S256": MINE})
-        assert self.ask(world, text, scheme="Bearer", proxy=f"nginx; certificate={shown}").status_code == 200
-        both = f'nginx; certificate={shown}; assertion="https://db.example"'
-        assert self.ask(world, text, scheme="Bearer", proxy=both).headers["X-Muniment-Assertion"]
+        for shown in (quote(PEM), in_hex(PEM)):
+            assert self.ask(world, text, scheme="Bearer", proxy=f"nginx; certificate={shown}").status_code == 200
+            both = f'nginx; certificate={shown}; assertion="https://db.example"'
+            assert self.ask(world, text, scheme="Bearer", proxy=both).headers["X-Muniment-Assertion"]
+            for proxy in ("nginx", "nginx; certificate=", f"nginx; certificate={'00' * 32}"):
+                spoofed = {"X-Muniment-Certificate": shown, "X-Client-Cert": shown}
+                assert self.ask(world, text, scheme="Bearer", proxy=proxy, **spoofed).status_code == 401
+        # What Caddy says where the client showed none.
         nothing = "caddy; certificate={http.request.tls.client.fingerprint}"
         caddy = {"X-Forwarded-Method": "GET", "X-Forwarded-Uri": "/memories/7?q=x"}
         assert self.ask(world, token(), scheme="Bearer", proxy=nothing, **caddy).status_code == 200
-        for proxy in ("nginx", "nginx; certificate=", f"nginx; certificate={'00' * 32}"):
-            spoofed = {"X-Muniment-Certificate": shown, "X-Client-Cert": shown, "X-Forwarded-Tls-Client-Cert": shown}
-            assert self.ask(world, text, scheme="Bearer", proxy=proxy, **spoofed).status_code == 401
+        assert self.ask(world, text, scheme="Bearer", proxy=nothing, **caddy).status_code == 401
 
-    @pytest.mark.parametrize(
-        "proxy", ["nginx; certificate=x", "nginx; certificate", "nginx; cert=x", "nginx; certificate=; certificate="]
-    )
-    def test_a_proxy_that_says_it_wrongly_is_not_set_up(self, world: World, proxy: str) -> None:
-        response = self.ask(world, token(), scheme="Bearer", proxy=proxy)
-        allowed = proxy.endswith("certificate")  # nothing after it: there was none
-        assert response.status_code == (200 if allowed else 403)
+    def test_a_proxy_that_says_it_wrongly_is_not_set_up(self, world: World) -> None:
+        for more in ("certificate=x", "cert=x", "certificate=; certificate="):
+            assert self.ask(world, token(), scheme="Bearer", proxy=f"nginx; {more}").status_code == 403
+        assert self.ask(world, token(), scheme="Bearer", proxy="nginx; certificate").status_code == 200, (
+            "there was none"
+        )
 
 
 class TestIntrospection:
@@ -162,10 +157,10 @@ class TestIntrospection:
         found = self.look(world, token())
         assert found["token_type"] == "Bearer" and "cnf" not in found
 
-    @pytest.mark.parametrize("more", [{"dpop_proof": "x"}, {"dpop_method": "GET"}, {"x5t#S256": "short"}])
-    def test_half_a_proof_is_a_400(self, world: World, more: dict[str, str]) -> None:
-        response = world.http.post(
-            "/v1/introspect", urlencode({"token": token()} | more), content_type="application/x-www-form-urlencoded",
-            headers={"Authorization": f"Bearer {world.key}"},
-        )  # fmt: skip
-        assert response.status_code == 400 and "dpop_proof" in response.json()["detail"]
+    def test_half_a_proof_is_a_400(self, world: World) -> None:
+        for more in ({"dpop_proof": "x"}, {"dpop_method": "GET"}, {"x5t#S256": "short"}):
+            response = world.http.post(
+                "/v1/introspect", urlencode({"token": token()} | more),
+                content_type="application/x-www-form-urlencoded", headers={"Authorization": f"Bearer {world.key}"},
+            )  # fmt: skip
+            assert response.status_code == 400 and "dpop_proof" in response.json()["detail"]
