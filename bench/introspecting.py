@@ -25,7 +25,7 @@ def measure(world: World, seconds: float) -> None:
         OAuthClientId.objects.create(client=world.client, issuer=issuer, oauth_id="claude-app")
         opaque = [request | {"body": _with(request, one)} for request, one in zip(jwts, tokens, strict=True)]
         platform.load(verifying.batches(world, opaque), 4, 12.0)  # each process has asked about each token
-        platform.load(jwts, CONNECTIONS, 1.0)
+        platform.load(verifying.batches(world, jwts), 4, 6.0)
         asked = len(server.forms)
         print(f"verify with opaque tokens whose answers are kept, {CONNECTIONS} connections, against JWTs")
         print(f"{'tokens':>12} {'verify/s':>9} {'ratio':>6} {'p50 ms':>8} {'p99 ms':>8}")
