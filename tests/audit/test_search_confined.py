@@ -73,7 +73,7 @@ def told(viewer: Viewer) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("budget", [12, 10_000])
+@pytest.mark.parametrize("budget", [12, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_what_others_do_changes_nothing_that_a_confined_viewer_is_told(
     db: None, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
