@@ -5,6 +5,7 @@ sends, passwords, telephone numbers and addresses first, is read over and never 
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Final
 
 from pydantic import ValidationError
@@ -36,7 +37,9 @@ from clients.strictjson import parse_object
 MAX_BODY: Final = 64 * 1024  # bytes of a request, and of what is kept of a user
 MAX_DEPTH: Final = 16
 MAX_NAME: Final = 255  # characters of userName and externalId, as of a token's `sub`
-MAX_OPERATIONS: Final = 100
+MAX_OPERATIONS: Final = 50
+MAX_VALUES: Final = 50  # of an attribute that has several: each operation of a patch looks at all of them
+MAX_NAMES: Final = 2048  # characters of the names of attributes that an answer is to have
 MAX_PAGE: Final = 100
 # What providers are known to send besides, and in other ways than the letter of the standard.
 POLICY: Final = ScimPolicy(
@@ -148,8 +151,11 @@ def patched(body: Mapping[str, Any]) -> Callable[[User, bool], User]:
 
     def change(user: User, _: bool) -> User:
         after = user.model_copy(deep=True)
-        _taken(lambda: patch.patch(after))
-        return checked(after)
+        for operation in patch.operations or []:  # one by one: what one adds, those behind it have to look at
+            single = patch.model_copy(update={"operations": [operation]})
+            _taken(partial(single.patch, after))
+            checked(after)
+        return after
 
     return change
 
@@ -159,6 +165,8 @@ def checked(user: User) -> User:
     for name, value in (("userName", user.user_name), ("externalId", user.external_id)):
         if value is not None and not (0 < len(value) <= MAX_NAME and value.isprintable()):
             raise InvalidValueException(detail=f"{name} is 1 to {MAX_NAME} printable characters.")
+    if max(len(user.emails or []), len(user.schemas or [])) > MAX_VALUES:
+        raise InvalidValueException(detail=f"An attribute has at most {MAX_VALUES} values.")
     text = _text(user)
     if not fits(text):
         raise InvalidValueException(detail="A value holds a character that is none.")
@@ -212,6 +220,8 @@ def written(user: User, context: Context, wanted: ResponseParameters[User] | Non
 def parameters(given: Mapping[str, Any]) -> ResponseParameters[User]:
     """Which attributes an answer is to have. Raises SCIMException for what cannot be read."""
     asked = {name: given[name] for name in ("attributes", "excludedAttributes") if name in given}
+    if any(len(json.dumps(names)) > MAX_NAMES for names in asked.values()):
+        raise InvalidValueException(detail=f"Names of attributes are at most {MAX_NAMES} characters together.")
     return _taken(lambda: ResponseParameters[User].model_validate(asked))
 
 

@@ -44,7 +44,10 @@ OPERATIONS: list[Any] = [
     [{"op": "replace", "path": "schemas", "value": ["urn:x"]}], [{"op": "remove", "path": "schemas"}],
     [{"op": "replace", "path": "meta.version", "value": "x"}], [{"op": "replace", "path": "name", "value": "x"}],
     [{"op": "add", "path": "emails", "value": [{"primary": True}, {"primary": True}]}],
-    [{"op": "replace", "path": "active", "value": False}] * 101,
+    [{"op": "replace", "path": "active", "value": False}] * 51,
+    [{"op": "add", "path": "emails", "value": [{"value": str(number)} for number in range(51)]}],
+    [{"op": "add", "path": "emails", "value": [{"value": str(number)} for number in range(3000)]},
+     {"op": "remove", "path": "emails"}],
     [{"op": "replace", "path": "externalId", "value": "a\u200b" * 300}],
 ]  # fmt: skip
 FILTERS = [
@@ -95,6 +98,8 @@ class TestHostileInput:
             assert problem(answer)[0] == 400, text[:80]
             answer = okta.call("POST", "/.search", {"filter": text})
             assert problem(answer)[0] == (400 if len(text) < 60_000 else 413), text[:80]
+        many = ",".join(["userName"] * 5000)
+        assert problem(okta.call("POST", "/.search", {"attributes": many}))[0] == 400
         for other in (7, [], {}, True):
             assert problem(okta.call("POST", "/.search", {"filter": other}))[0] == 400
 
