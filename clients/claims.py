@@ -181,10 +181,19 @@ def _subject(claims: Mapping[str, Any], rules: ClaimRules) -> str:
     sub = _text(claims, "sub")
     if rules.subject:
         value = configured(claims, rules.subject)
+        address = rules.subject == (rules.email or "email")
+        if not _vouched(claims, rules.subject) or (address and not _vouched(claims, "email")):
+            raise Refused("token_invalid", "the subject claim is one that the issuer has not verified")
         sub = None if value is None else _identifier(value, "the subject claim")
     if sub is None:
         raise Refused("token_invalid", f"{'the subject claim' if rules.subject else 'sub'} is missing")
     return sub
+
+
+def _vouched(claims: Mapping[str, Any], claim: str) -> bool:
+    """Whether the issuer does not say, in a claim of its own beside this one, that anybody may have typed it: who types
+    another's address or number must not become them."""
+    return configured(claims, f"{claim}_verified") in (None, True, "true")
 
 
 def _client_id(claims: Mapping[str, Any], rules: ClaimRules) -> str | None:
@@ -259,8 +268,8 @@ def _email(claims: Mapping[str, Any], rules: ClaimRules) -> str | None:
     if not isinstance(value, str) or not value.isprintable() or not 3 <= len(value) <= MAX_EMAIL:
         return None
     # Amazon Cognito sends the string. A claim of another name may have its own word beside it.
-    own = configured(claims, f"{rules.email}_verified") if rules.email else None
-    verified = claims.get("email_verified", True) in (True, "true") and own in (None, True, "true")
+    verified = claims.get("email_verified", True) in (True, "true")
+    verified = verified and (not rules.email or _vouched(claims, rules.email))
     return value if verified else None
 
 

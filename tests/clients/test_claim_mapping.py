@@ -53,6 +53,22 @@ def test_the_named_claim_keeps_the_rules_of_sub_and_so_does_sub(wrong: Any) -> N
     assert refusal(OID, oid="690222be", sub=wrong)[0] == "token_invalid"
 
 
+@pytest.mark.parametrize("said", [False, "false", 0, "", {}])
+def test_what_anybody_may_have_typed_makes_nobody_another(said: Any) -> None:
+    by_address, by_phone = ClaimRules(subject="email"), ClaimRules(subject="phone_number")
+    own = ClaimRules(subject="https://inner.example/email", email="https://inner.example/email")
+    wrong = ("token_invalid", "the subject claim is one that the issuer has not verified")
+    victim = {"email": "victim@example.com", "https://inner.example/email": "victim@example.com"}
+    assert refusal(by_address, **victim, email_verified=said) == wrong
+    assert refusal(by_phone, phone_number="+12065550100", phone_number_verified=said) == wrong
+    assert refusal(own, **victim, **{"https://inner.example/email_verified": said}) == wrong
+    assert refusal(own, **victim, email_verified=said) == wrong
+    assert refusal(ClaimRules(subject="u.mail"), u={"mail": "victim@example.com", "mail_verified": said}) == wrong
+    for good in ({}, {"email_verified": True}, {"email_verified": "true"}):
+        assert read(by_address, email="bob@example.com", **good).sub == "bob@example.com"
+    assert read(OID, oid="o-1", email_verified=said).sub == "o-1", "by other claims it does not matter"
+
+
 # E-mail
 
 MAIL = ClaimRules(email="https://inner.example/email")
