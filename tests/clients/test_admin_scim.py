@@ -123,14 +123,16 @@ def test_the_users_of_a_provider_that_was_given_up_are_let_go(made: World, http:
     assert new.add("bob").status_code == 201 and not Subject.objects.exclude(deactivated_at=None).exists()
 
 
-@pytest.mark.parametrize(
-    ("members", "field"),
-    [({"name": "No!"}, "name"), ({"name": ""}, "name"), ({"issuer": 99}, "issuer"),
-     ({"subject_attribute": "id"}, "subject_attribute"), ({"change_reason": ""}, "change_reason")],
-)  # fmt: skip
-def test_what_cannot_be_is_a_field_error(http: HttpClient, members: dict[str, Any], field: str) -> None:
-    answer = add(http, **members)
-    assert answer.status_code == 200 and list(answer.context["adminform"].form.errors) == [field]
+def test_what_cannot_be_is_a_field_error(http: HttpClient) -> None:
+    for field, value in (
+        ("name", "No!"),
+        ("name", ""),
+        ("issuer", 99),
+        ("subject_attribute", "id"),
+        ("change_reason", ""),
+    ):
+        answer = add(http, **{field: value})
+        assert answer.status_code == 200 and list(answer.context["adminform"].form.errors) == [field]
     assert not ScimConnection.objects.exists()
 
 
