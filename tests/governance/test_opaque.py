@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -215,14 +216,14 @@ class TestSignedAnswers:
     def test_keys_that_are_too_old_believe_nothing(self, world: World, server: Server, settings: Any) -> None:
         issuer = accept(world, server, signed=True)
         signing(server, issuer, KEY)
-        KeySet.objects.filter(issuer=issuer).update(fetched_at=timezone.now() - timezone.timedelta(days=30))
+        KeySet.objects.filter(issuer=issuer).update(fetched_at=timezone.now() - timedelta(days=30))
         assert reason(world) == "issuer_unavailable"
 
     def test_without_signed_answers_old_keys_do_not_matter(self, world: World, server: Server) -> None:
         issuer = accept(world, server)
         signing(server, issuer, KEY)
         server.key = None
-        KeySet.objects.filter(issuer=issuer).update(fetched_at=timezone.now() - timezone.timedelta(days=30))
+        KeySet.objects.filter(issuer=issuer).update(fetched_at=timezone.now() - timedelta(days=30))
         assert reason(world) == "granted"
 
     def test_a_new_key_is_fetched_at_the_first_answer_that_it_signs(self, world: World, server: Server) -> None:
