@@ -70,6 +70,7 @@ class Notification(models.Model):
     about = models.CharField(max_length=255, help_text="of which: never a name of a person")
     words = models.TextField()
     path = models.CharField(max_length=300, help_text="of the page that says more")
+    tenant = models.CharField(max_length=255, null=True, help_text="of which it is; of none, none who is confined sees")
     made_at = models.DateTimeField()
     over_at = models.DateTimeField(null=True)
 

@@ -14,6 +14,7 @@ from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 from django.utils import timezone
 
+from audit.viewer import tenants_of
 from governance.models import Notification, NotificationChoice, NotificationDelivery
 
 WEBHOOK = "webhook"
@@ -119,7 +120,7 @@ def _make(fresh: list[Found], now: datetime) -> None:
     audience = {kind: _audience(kind) for kind in {one.kind for one in fresh}}
     for one in fresh:
         made = Notification.objects.create(
-            kind=one.kind, about=one.about[:255], words=one.words, path=one.path, made_at=now
+            kind=one.kind, about=one.about[:255], words=one.words, path=one.path, made_at=now, tenant=one.tenant
         )
         told = {number for number, seen in audience[one.kind].items() if not seen or one.tenant in seen}
         numbers = (told | _owner(one)) - {one.but}
@@ -154,6 +155,13 @@ def kinds_for(user: Any) -> dict[str, Kind]:
     who may make one."""
     own = {"export"} if user.has_perm("audit.add_export") else set()
     return {code: kind for code, kind in KINDS.items() if code in own or any(map(user.has_perm, kind.permissions))}
+
+
+def may_see(user: Any, one: Notification) -> bool:
+    """Whether somebody sees what a notification is about by the tenants that they are confined to now: those of when
+    they were told may have been others. Of exports their own were told, which are of none."""
+    tenants = tenants_of(user)
+    return tenants is None or one.kind == "export" or one.tenant in tenants
 
 
 def choose(user: Any, wanted: Iterable[str]) -> list[str]:

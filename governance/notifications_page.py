@@ -9,6 +9,7 @@ from django.contrib import messages
 from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -17,7 +18,7 @@ from django.views.decorators.http import require_http_methods
 from audit.admin_base import PlainForm, actor_of
 from audit.record_page import Pill
 from audit.staff_log import tell
-from governance.confined import is_confined
+from audit.viewer import tenants_of
 from governance.models import Notification, NotificationChoice, NotificationDelivery
 from governance.notifications import KINDS, WEBHOOK, Kind, choose, kinds_for
 
@@ -96,8 +97,9 @@ class NotificationViews:
 def told(user: Any, able: dict[str, Kind]) -> list[Told]:
     """The newest notifications of the kinds that somebody can be told of."""
     about = Notification.objects.filter(kind__in=able)
-    if is_confined(user):  # what was sent to them, and was so of their tenants
-        about = about.filter(deliveries__to=f"staff:{user.pk}")
+    if (tenants := tenants_of(user)) is not None:  # what was sent to them, and is of tenants that they see by now
+        theirs = Q(tenant__in=tenants) | Q(kind="export")
+        about = about.filter(theirs, deliveries__to=f"staff:{user.pk}")
     found = list(about.order_by("-made_at", "-pk")[:SHOWN])
     if not user.has_perm("audit.change_export"):  # of exports their own alone, which were sent to them
         mine = set(_deliveries(found, f"staff:{user.pk}"))

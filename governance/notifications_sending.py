@@ -21,7 +21,7 @@ from audit.alone import alone
 from audit.exports.mail import MailAway, MailFailed, MailRefused, domain, hand_over
 from audit.webhooks import Address, AddressError, Unreachable
 from governance.models import NotificationDelivery
-from governance.notifications import KINDS, WEBHOOK, kinds_for
+from governance.notifications import KINDS, WEBHOOK, kinds_for, may_see
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _mail(batch: Sequence[NotificationDelivery]) -> str:
     if user is None or not user.email:
         return "They are no longer on the staff, or have no e-mail address."
     able = kinds_for(user)
-    told = [one for one in batch if one.notification.kind in able]
+    told = [one for one in batch if one.notification.kind in able and may_see(user, one.notification)]
     if not told:
         return "They may not see what it is about any more."
     hand_over(message(user, told))

@@ -101,6 +101,13 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
+        migrations.AddField(
+            model_name="notification",
+            name="tenant",
+            field=models.CharField(
+                help_text="of which it is; of none, none who is confined sees", max_length=255, null=True
+            ),
+        ),
         migrations.RunSQL("".join(watch(table, columns) for table, columns in NEW.items())),
         migrations.RunSQL(policy_rows(TABLES)),
         migrations.RunSQL(_told("secret_set_at", {"clients_introspection": "secret"})),

@@ -376,3 +376,22 @@ def test_notifications_of_requests_come_to_the_approvers_of_their_tenant(scene: 
     asked = {tenant: f"request {scene.made[tenant, 'request'].pk}" for tenant in (ACME, GLOBEX, None)}
     fresh = told["free"]  # some were told of before this test
     assert told["acme"] == fresh & {asked[ACME]} and told["globex"] == fresh & {asked[GLOBEX]}
+
+
+def test_who_is_confined_by_now_is_not_told_of_what_was_sent_to_them_before(
+    scene: Scene, mailoutbox: list[Any]
+) -> None:
+    from governance import notifications, notifications_sending
+
+    was_free = account("was-free", APPROVER, email="was-free@example.com")
+    asked = {tenant: f"Request {scene.made[tenant, 'request'].pk} " for tenant in (ACME, GLOBEX, None)}
+    notifications.Notification.objects.all().delete()
+    notifications.refresh()
+    browser = signed_in(was_free)
+    assert all(words in browser.get("/admin/notifications/").content.decode() for words in asked.values())
+    confine(was_free, ACME)
+    page = browser.get("/admin/notifications/").content.decode()
+    assert {tenant for tenant, words in asked.items() if words in page} == {ACME}
+    notifications_sending.send_due()
+    [mail] = [one for one in mailoutbox if one.to == ["was-free@example.com"]]
+    assert {tenant for tenant, words in asked.items() if words in mail.body} == {ACME}
