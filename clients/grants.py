@@ -28,7 +28,7 @@ from tools.models import Scope, Tool
 
 EFFECTS = ("allow", "flag", "deny")
 MAX_REASON = 500
-MAX_NAME = 128
+MAX_NAME = 255  # characters of a role or tenant, as in tokens (clients.claims): any of theirs can be blocked
 DECIDE = "clients.decide_accessrequest"
 FIELDS = {"start": "starts_at", "expiry": "expires_at"}
 

@@ -30,7 +30,7 @@ ToolName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_./:-]{1,128}\Z")]
 Label = Annotated[str, Meta(min_length=1, max_length=120, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 Identifier = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 Claim = Annotated[str, Meta(min_length=1, max_length=120)]
-Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Name = Annotated[str, Meta(min_length=1, max_length=255)]  # a role or tenant, as tokens may name it
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 RATE = re.compile("[1-9][0-9]{0,9}/(second|minute|hour|day)")
 Key = TypeVar("Key", bound=Hashable)

@@ -110,7 +110,7 @@ def test_a_revoked_or_expired_grant_does_not_stand_in_the_way(made: World) -> No
         ({"reason": "x" * 501, "scopes": ["memory:write"]}, "longer than"),
         ({"reason": "a\x00b", "scopes": ["memory:write"]}, "cannot be printed"),
         ({"modes": ["robot"], "scopes": ["memory:write"]}, "Agent modes"),
-        ({"role": "x" * 129, "scopes": ["memory:write"]}, "role"),
+        ({"role": "x" * 256, "scopes": ["memory:write"]}, "role"),
         ({"tenant": "  ", "scopes": ["memory:write"]}, "tenant"),
         ({"expires_at": datetime(2020, 1, 1, tzinfo=UTC), "scopes": ["memory:write"]}, "in the past"),
         ({"expires_at": datetime(2999, 1, 1), "scopes": ["memory:write"]}, "time zone"),

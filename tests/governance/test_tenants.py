@@ -8,6 +8,8 @@ import pytest
 from audit import details
 from audit.models import Record, SubjectTenant
 from audit.protection import KeyRing
+from clients import grants
+from clients.grants import Actor
 from clients.models import Grant, Issuer
 from tests.staff import statement
 from tests.world import World, build, token
@@ -91,6 +93,15 @@ def test_a_block_in_one_tenant_blocks_nobody_in_another(world: World) -> None:
         world.verify(token=token(**claims))["reason"] for claims in ({"org_id": "globex"}, {"org_id": "acme"}, {})
     ]
     assert reasons == ["grant_denied", "granted", "granted"]
+
+
+@pytest.mark.parametrize("what", ["tenant", "role"])
+def test_the_longest_name_that_a_token_may_have_can_be_blocked(world: World, what: str) -> None:
+    longest = "x" * 255
+    grants.create(actor=Actor("command:test", ""), reason="x", client=None, scopes=[], effect="deny", **{what: longest})
+    claims = {"org_id": longest} if what == "tenant" else {"roles": [longest]}
+    assert world.verify(token=token(**claims))["reason"] == "grant_denied"
+    assert world.verify(token=token(**{name: "x" for name in claims}))["reason"] == "granted"
 
 
 def test_a_user_is_of_every_tenant_that_a_token_of_theirs_named(world: World) -> None:
