@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from django.conf import settings
 
-from audit import subjects
+from audit import subjects, tenants
 from audit.entries import Entry, Receipt
 from audit.models import Subject
 from audit.protection import KeyDestroyed
@@ -151,8 +151,11 @@ def _subjects(asking: Asking, asked: SubjectSearch) -> Page:
         who = Who(user.issuer, user.uid)
         return decided(policy, backend.id, who, asked.subject.properties, asked.context, tools, state).allowed
 
+    # In a tenant are those whose tokens have named it: of others nobody knows that they could come with it.
+    tenant = asked.subject.properties.tenant
+    met = tenants.users(None if tenant is None else frozenset({tenant}))
     # One more than may be looked at, so that it is known whether there are more.
-    users = Subject.objects.filter(uid__gt=asking.after).order_by("uid")[: LOOKED + 1]
+    users = met.filter(uid__gt=asking.after).order_by("uid")[: LOOKED + 1]
     return _page(((user.uid, user) for user in users), may, asking.most, lambda user: _named(asked, user))
 
 

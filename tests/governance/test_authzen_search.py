@@ -93,6 +93,16 @@ class TestSubjects:
         nurses = WHO | {"subject": {"type": "user", "properties": {"role": "nurse"}}}
         assert ids(find(world, "subject", **nurses)) == uids()
 
+    def test_in_a_tenant_those_are_found_whose_tokens_have_named_it(self, world: World) -> None:
+        for name, tenant in (("alice", "acme"), ("bob", "globex"), ("carol", "globex"), ("carol", "acme")):
+            subjects.resolve(ISSUER, name, f"{name}@example.com", tenant)
+        for grant_of in (None, "acme"):
+            Grant.objects.update(tenant=grant_of)
+            found = find(world, "subject", **WHO | {"subject": {"type": "user", "properties": {"tenant": "acme"}}})
+            assert ids(found) == sorted(subjects.resolve(ISSUER, name) for name in ("alice", "carol"))
+        elsewhere = WHO | {"subject": {"type": "user", "properties": {"tenant": "third"}}}
+        assert ids(find(world, "subject", **elsewhere)) == []
+
     def test_an_id_is_ignored_and_an_unknown_type_or_tool_finds_nothing(self, world: World) -> None:
         assert ids(find(world, "subject", **WHO | {"subject": {"type": "user", "id": 5}})) == uids()
         for other in (

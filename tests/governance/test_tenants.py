@@ -101,7 +101,7 @@ def test_the_longest_name_that_a_token_may_have_can_be_blocked(world: World, wha
     grants.create(actor=Actor("command:test", ""), reason="x", client=None, scopes=[], effect="deny", **{what: longest})
     claims = {"org_id": longest} if what == "tenant" else {"roles": [longest]}
     assert world.verify(token=token(**claims))["reason"] == "grant_denied"
-    assert world.verify(token=token(**{name: "x" for name in claims}))["reason"] == "granted"
+    assert world.verify(token=token(**dict.fromkeys(claims, "x")))["reason"] == "granted"
 
 
 def test_a_user_is_of_every_tenant_that_a_token_of_theirs_named(world: World) -> None:
