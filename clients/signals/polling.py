@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 LOCK: Final = 0x6D756E73  # a class of advisory locks
 AT_ONCE: Final = 20  # events of one answer
-ROUNDS: Final = 20  # answers in one turn, so that a transmitter without end keeps no other waiting
+# Answers in one turn, and seconds, so that a transmitter without end, or a slow one, keeps no other waiting.
+ROUNDS: Final = 20
+TURN: Final = 20.0
 TIMEOUT: Final = 10.0  # seconds for one exchange
 BACKOFF: Final = 60.0  # seconds after a poll that failed
 IDLE: Final = 30.0  # seconds between looks while there is nothing to poll
@@ -49,12 +51,13 @@ def poll(stream: SignalStream) -> int | None:
     with alone(LOCK, stream.pk) as mine:
         if not mine:
             return None
-        turn = Turn()
+        turn, until = Turn(), time.monotonic() + TURN
         for number in range(ROUNDS):
-            sets, more = _exchange(stream, turn, AT_ONCE if number < ROUNDS - 1 else 0)
+            last = number == ROUNDS - 1 or (number > 0 and time.monotonic() > until)  # which asks for nothing more
+            sets, more = _exchange(stream, turn, 0 if last else AT_ONCE)
             for name, token in sets.items():
                 _take(stream, name, token, turn)
-            if not (turn.ack or turn.errors or (more and sets)):
+            if last or not (turn.ack or turn.errors or (more and sets)):
                 break
         return turn.taken
 

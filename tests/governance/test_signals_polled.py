@@ -78,6 +78,16 @@ def test_one_without_end_keeps_no_turn_for_ever(
     assert "e0" not in transmitter.held and "e1" not in transmitter.held, "the last exchange only acknowledges"
 
 
+def test_a_slow_one_keeps_no_turn_for_ever_either(
+    stream: SignalStream, transmitter: Transmitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "TURN", -1.0)
+    transmitter.page = 1
+    transmitter.held = {f"e{n}": event(f"e{n}") for n in range(9)}
+    assert [polling.poll(stream), polling.poll(stream)] == [1, 1]
+    assert [asked["maxEvents"] for asked in transmitter.asked] == [20, 0, 20, 0] and len(transmitter.held) == 7
+
+
 def test_what_is_refused_is_told_and_does_not_stop_the_others(
     world: World, stream: SignalStream, transmitter: Transmitter
 ) -> None:
