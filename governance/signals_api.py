@@ -12,6 +12,7 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
+from clients import keysets
 from clients.jwks import IssuerPolicy
 from clients.models import SignalStream
 from clients.signals import applying, credentials, keys, logout, polling
@@ -23,7 +24,6 @@ from governance.budgets import budgets
 from governance.introspection import FORM, one_of
 from governance.problems import Problem, overloaded
 from governance.snapshot import Snapshot, snapshots
-from governance.verification import PolicyMoved, fetch_keys
 
 EVENT_TYPE = "application/secevent+jwt"
 UNCACHED = {"Cache-Control": "no-store"}
@@ -133,13 +133,12 @@ class LogoutView(BackendView):
         try:
             logout.sign_out(verified_logout(request, look=not spent))
         except (LogoutRefused, Refused) as refused:
+            budgets.turned_away("", "logout_token")
             if spent:
-                budgets.turned_away("", "logout_token")
                 raise too_many() from None
+            budgets.charge(LOGOUT, source)  # an outage too: nobody who sends nonsense meanwhile is asked who they are
             if isinstance(refused, Refused) and refused.reason == "issuer_unavailable":
                 raise overloaded("The issuer's keys cannot be had at the moment.") from None
-            budgets.charge(LOGOUT, source)
-            budgets.turned_away("", "logout_token")
             raise LogoutProblem(refused.detail if isinstance(refused, Refused) else str(refused)) from None
         except applying.Vanished:
             raise overloaded("The user is being erased.") from None
@@ -161,10 +160,11 @@ def verified_logout(request: HttpRequest, look: bool = True) -> Logout:
     try:
         return read_logout(snapshot, token)
     except UnknownKey as unknown:
-        try:
-            fetch_keys(snapshot, unknown)
-        except PolicyMoved:
+        outcome = keysets.claim_and_refresh(unknown.issuer_id)
+        if snapshots.at_head().version != snapshot.version:
             return read_logout(snapshots.current(), token)
+        if outcome != "unchanged":  # it may be a key that is not known yet, and a refusal would lose the logout
+            raise Refused("issuer_unavailable", "Its newest keys could not be fetched now.") from None
         raise
 
 

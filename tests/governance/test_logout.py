@@ -213,6 +213,10 @@ def test_keys_are_fetched_for_one_that_is_new_and_an_outage_is_no_refusal(world:
         assert post(given).status_code == 503
         server.status = 200
         assert post(given).status_code == 200
+        strange = logout(signing_key("RS256", "k7").private, {"kid": "k7"})
+        assert post(strange).json()["error_description"] == "the issuer has published no such key"
+        settings.MUNIMENT_JWKS_COOLDOWN = 600
+        assert post(strange).status_code == 503, "it was looked for a moment ago, and may be there since"
     KeySet.objects.update(fetched_at=timezone.now() - timedelta(days=2))
     snapshots.clear()
     assert post(given).status_code == 503
