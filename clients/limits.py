@@ -1,4 +1,5 @@
-"""Counting calls against limits, in Redis: one script call for all limits of all calls that are decided together.
+"""Counting calls against limits, in Redis: one script call for all limits of all calls that are decided together, or a
+few where those are very many.
 
 For each bucket Redis keeps three figures: when the calls so far would be over at an even pace (the theoretical arrival
 time of the generic cell rate algorithm, ITU-T I.371), which bounds how many come at once; when the current window
@@ -12,7 +13,7 @@ that it takes writes again. What to do with them meanwhile each limit says (`gov
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
@@ -33,6 +34,7 @@ TIMEOUT = 0.25  # seconds; only what is under way when Redis goes away waits so 
 LOOK = 0.5  # seconds between looks whether it is back
 LASTING = 60.0  # seconds after which the alert is said to last
 PROBE = "limit-probe"
+MOST_TOGETHER = 1000  # buckets of one script call: meanwhile Redis answers nobody else, and TIMEOUT goes on
 MOST_NEAR = 1000  # buckets of one limit that are remembered as nearly used up
 ALERT = "limits-uncounted"
 
@@ -197,6 +199,12 @@ class Counter:
     def take(self, calls: Sequence[Sequence[Bucket]], now: int = 0) -> list[Payment | Refusal]:
         """Take one from each bucket of each call, in their order; a call that one bucket refuses takes from none. `now`
         is in microseconds, 0: the clock of Redis. Raises Away."""
+        found: list[Payment | Refusal] = []
+        for part in _parts(calls):
+            found += self._taken(part, now)
+        return found
+
+    def _taken(self, calls: Sequence[Sequence[Bucket]], now: int) -> list[Payment | Refusal]:
         limits: dict[str, Bucket] = {}
         numbers: dict[Bucket, int] = {}
         for buckets in calls:
@@ -279,6 +287,19 @@ class Counter:
         self._away, store, self._store = False, self._store, None
         if store is not None:
             store.close()
+
+
+def _parts(calls: Sequence[Sequence[Bucket]]) -> Iterator[Sequence[Sequence[Bucket]]]:
+    """The calls in their order, so many together as one script call can take in good time; nearly always that is all
+    of them."""
+    start, buckets = 0, 0
+    for place, call in enumerate(calls):
+        if buckets and buckets + len(call) > MOST_TOGETHER:
+            yield calls[start:place]
+            start, buckets = place, 0
+        buckets += len(call)
+    if start < len(calls):
+        yield calls[start:]
 
 
 def _read(buckets: Sequence[Bucket], answer: Sequence[int]) -> Payment | Refusal:

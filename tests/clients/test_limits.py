@@ -126,6 +126,25 @@ def test_a_batch_is_decided_in_order_and_each_sees_what_those_before_took() -> N
     assert [isinstance(one, Payment) for one in found] == [True, True, True, False, True, False]
 
 
+def test_a_batch_with_more_buckets_than_one_script_call_takes_is_counted_like_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = [[bucket(n, limit=n) for n in range(1, 5)][: 1 + turn % 4] for turn in range(30)]
+    together = counter.take(calls, T0)
+    counter.store().flushdb()
+    asked, taken = list[int](), counter._taken
+
+    def counted(part: list[list[Bucket]], now: int) -> list[Payment | Refusal]:
+        asked.append(sum(map(len, part)))
+        return taken(part, now)
+
+    monkeypatch.setattr(counter, "_taken", counted)
+    monkeypatch.setattr("clients.limits.MOST_TOGETHER", 7)
+    assert counter.take(calls, T0) == together and len(together) == 30
+    assert sum(asked) == sum(map(len, calls)) and max(asked) <= 7 < sum(asked)
+    assert counter.take([], T0) == []
+
+
 def test_what_is_given_back_can_be_taken_again_and_only_in_its_own_window() -> None:
     one = bucket(2, 60, 2)
     first, second = take(one), take(one, at=T0 + 1)
