@@ -182,8 +182,10 @@ class SubjectAdmin(ReadOnlyAdmin):
         return f"{user} is not blocked any more."
 
     def sign_out(self, request: HttpRequest, user: Subject, data: dict[str, Any]) -> str:
-        """Tokens issued before now are refused."""
-        user.signed_out_at = timezone.now()
+        """Tokens issued before now are refused. A logout by a clock that is ahead of ours is not taken back; it is a
+        change all the same, so that it is on record."""
+        now, before = timezone.now(), user.signed_out_at
+        user.signed_out_at = now if before is None else max(now, before + timedelta(microseconds=1))
         user.save(update_fields=["signed_out_at"])
         return f"{user} is signed out: tokens issued before now are refused."
 

@@ -1,6 +1,7 @@
 """Users in the admin: shown by uid alone; blocked, unblocked and signed out with a reason."""
 
 import re
+from datetime import timedelta
 
 import pytest
 from django.contrib.admin.utils import quote
@@ -9,10 +10,10 @@ from django.test import Client as HttpClient
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from audit.models import Head, PublishedKey, Subject
+from audit.models import Head, PublishedKey, Record, Subject
 from audit.person_report import state
 from audit.subjects import resolve
-from tests.staff import administrator, member, newest
+from tests.staff import administrator, drained, member, newest, statement
 from tests.world import World, build
 
 
@@ -141,6 +142,12 @@ def test_a_sign_out_needs_a_reason_a_post_and_the_permission(world: World, http:
     told = newest("staff")
     assert (told["action"], told["subject"], told["actor"]) == ("subject.sign_out", uid, "staff:1")
     assert Head.objects.get().policy == before, "a sign-out is no policy"
+    ahead = timezone.now() + timedelta(seconds=50)
+    Subject.objects.update(signed_out_at=ahead)
+    assert act(http, uid, "sign-out") == 302 and Subject.objects.get().signed_out_at >= ahead, "none is taken back"
+    drained()
+    told_by = [statement(one)["actor"] for one in Record.objects.filter(type="staff", subject=uid)]
+    assert told_by.count("staff:1") == 2
 
 
 def test_how_access_ended_is_said_and_can_be_listed(world: World, http: HttpClient, uid: str) -> None:
