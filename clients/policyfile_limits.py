@@ -15,6 +15,10 @@ from clients.policyfile import LimitEntry, PolicyFile, PolicyFileError, find
 from tools.models import Tool
 
 
+# Where in an entry the fields of a limit stand.
+MEMBERS = {"count": ".rate", "burst": ".burst", "tenant": ".tenant"}
+
+
 class Identity(NamedTuple):
     """What makes two limits the same: everything but rate, burst, behaviour in an outage and reason."""
 
@@ -56,7 +60,7 @@ class Limits:
             try:
                 self._one(wanted, known.get(same), entry.reason)
             except LimitError as error:
-                raise PolicyFileError(path, str(error)) from None
+                raise PolicyFileError(f"{path}{MEMBERS.get(error.field or '', '')}", str(error)) from None
         if prune:
             for same, limit in known.items():
                 if same not in kept:

@@ -153,8 +153,10 @@ class Decision:
     @property
     def explanation(self) -> str:
         """One or two sentences for people."""
-        sentence = REASONS[self.reason].sentence
-        return f"{sentence} {self.detail}" if self.detail else sentence
+        sentence, detail = REASONS[self.reason].sentence, self.detail
+        if detail[:1].islower():  # what is wrong with a token goes on from the sentence, and often with a claim's name
+            return f"{sentence.removesuffix('.')}: {detail.removesuffix('.')}."
+        return f"{sentence} {detail}" if detail else sentence
 
     def passed(self, rule: str, words: Callable[[], str]) -> None:
         """Note a rule that held; the words are made only for those who want them."""

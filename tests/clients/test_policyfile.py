@@ -250,6 +250,9 @@ def test_the_command_prints_changes_and_diff_s_exit_status_says_whether_there_ar
     assert out.getvalue() == "nothing to change\n"
     call_command("policy", "diff", str(path), stdout=(out := StringIO()))
     assert out.getvalue() == ""
+    path.write_text("scopes: [{name: another}]")
+    call_command("policy", "apply", str(path), stdout=(out := StringIO()))
+    assert out.getvalue().splitlines()[-1] == "1 change"
 
 
 def test_an_id_moves_from_one_client_to_another(whole: None) -> None:

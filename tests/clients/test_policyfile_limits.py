@@ -73,11 +73,11 @@ def test_the_example_of_the_documentation_can_be_applied() -> None:
 
 WRONG = [
     ("{per: subject, rate: 0/minute}", "limits[0].rate: must be"),
-    ("{per: subject, rate: 60/minute, burst: 61}", "limits[0]: From 1 to 60"),
-    ("{per: subject, rate: 9999999999/day}", "limits[0]: From 1 to 1,000,000,000"),
+    ("{per: subject, rate: 60/minute, burst: 61}", "limits[0].burst: From 1 to 60"),
+    ("{per: subject, rate: 9999999999/day}", "limits[0].rate: From 1 to 1,000,000,000"),
     ("{per: subject, rate: 1/day, client: nobody}", "limits[0].client: there is no client nobody"),
     ("{per: subject, rate: 1/day, tool: {backend: inner, name: x}}", "limits[0].tool: there is no tool inner/x"),
-    ('{per: subject, rate: 1/day, tenant: "a\\tb"}', "limits[0]: The tenant must be printable"),
+    ('{per: subject, rate: 1/day, tenant: "a\\tb"}', "limits[0].tenant: The tenant must be printable"),
     ("{per: tool, rate: 1/day}, {per: tool, rate: 2/day}", "limits[1]: counts the same as limits[0]"),
     ('{per: tool, rate: 1/day, reason: " "}', "limits[0]: A reason is needed."),
 ]

@@ -16,6 +16,7 @@ from governance.decision import (
     SubjectState,
     ToolPolicy,
     decide,
+    refuse,
 )
 
 NOW = 1_000_000.0
@@ -55,6 +56,14 @@ def test_a_granted_call_is_allowed() -> None:
     assert (decision.reason, decision.grants, decision.flagged) == ("granted", (1,), False)
     assert decision.checks
     assert all(check.passed for check in decision.checks)
+
+
+def test_what_is_wrong_with_a_token_goes_on_from_the_sentence_of_its_reason() -> None:
+    assert refuse("token_expired", "exp is in the past").explanation == "The token's time is over: exp is in the past."
+    assert refuse("token_expired").explanation == "The token's time is over."
+    assert refuse("issuer_unavailable", "Its keys are being fetched.").explanation.endswith(
+        " could not be checked. Its keys are being fetched."
+    )
 
 
 def test_the_rule_that_decided_is_told_last() -> None:

@@ -8,10 +8,12 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from clients import policyfile, policyfile_apply, policyfile_export
 from clients.policyfile import PolicyFileError
+from muniment.findings import counted
 
 PRUNE = (
     "end what a section of the file leaves out: grants are revoked, tools retired, clients suspended, backends"
-    " and issuers disabled, scopes deleted where nothing names them; sections that are not in the file stay"
+    " and issuers disabled, limits deleted, scopes deleted where nothing names them; sections that are not in the file"
+    " stay"
 )
 
 
@@ -48,6 +50,6 @@ class Command(BaseCommand):
         for notice in result.notices:
             self.stderr.write(notice)
         if keep:
-            self.stdout.write(f"{len(result.changes)} changes" if result.changes else "nothing to change")
+            self.stdout.write(counted(len(result.changes), "change") if result.changes else "nothing to change")
         elif result.changes:
             raise SystemExit(1)
