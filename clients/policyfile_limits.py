@@ -14,7 +14,6 @@ from clients.models import Client, Limit
 from clients.policyfile import LimitEntry, PolicyFile, PolicyFileError, find
 from tools.models import Tool
 
-
 # Where in an entry the fields of a limit stand.
 MEMBERS = {"count": ".rate", "burst": ".burst", "tenant": ".tenant"}
 
