@@ -17,7 +17,7 @@ from audit import search_pages
 from audit.models import Record
 from audit.search_plan import Plan, plan
 from audit.search_scan import Look, Spread, look, spread
-from audit.viewer import Viewer, check
+from audit.viewer import OF_TENANTS, Viewer, check, hides
 
 PAGE = 50
 # What can be asked for exactly (None: the record has no value); `scopes` is one scope among those that a call needed.
@@ -115,8 +115,7 @@ def one(viewer: Viewer, record: UUID) -> Record | None:
     """A record that the viewer may see; None where there is none for them. Raises PermissionDenied."""
     check(viewer)
     found = by_id(record)
-    hidden = found is not None and viewer.tenants is not None and found.tenant not in viewer.tenants
-    return None if hidden else found
+    return None if found is not None and hides(viewer, found.type, found.tenant) else found
 
 
 def visible(viewer: Viewer, since: datetime, until: datetime) -> QuerySet[Record]:
@@ -124,7 +123,7 @@ def visible(viewer: Viewer, since: datetime, until: datetime) -> QuerySet[Record
     PermissionDenied."""
     check(viewer)
     records = Record.objects.filter(at__gte=since, at__lt=until)
-    return records if viewer.tenants is None else records.filter(tenant__in=viewer.tenants)
+    return records if viewer.tenants is None else records.filter(tenant__in=viewer.tenants, type__in=OF_TENANTS)
 
 
 def find(viewer: Viewer, query: Query) -> Page:

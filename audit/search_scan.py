@@ -10,12 +10,13 @@ from typing import Any
 from django.db import connection, transaction
 
 from audit.search_plan import BEGINNING, FIRST, Part, Plan
+from audit.viewer import OF_TENANTS
 
 BUDGET = 10_000  # rows that one look reads at most, over all values of its index
 # What a filter means, where that is more than equality with the column of its name.
 MEANINGS = {
     "scopes": "%(scopes)s = ANY(string_to_array(scopes, ' '))",
-    "tenants": "tenant = ANY(%(tenants)s)",
+    "tenants": f"tenant = ANY(%(tenants)s) AND type IN {OF_TENANTS}",  # who is confined
 }
 # An index that is partial is followed by its own condition.
 FOLLOWED = {
@@ -126,7 +127,7 @@ def _tried(plan: Plan, conditions: Mapping[str, Any], newest: bool) -> str:
     columns = ", ".join(name for name in (*READ, *KEYS) if name in conditions or name == "decision")
     confined = ""
     if "tenants" in conditions:
-        columns += "" if "tenant" in conditions else ", tenant"
+        columns += "".join(f", {name}" for name in ("tenant", "type") if name not in conditions)
         # Of what is nearly unique those alone are counted that the viewer may see: the budget must tell of no others.
         confined = f"AND {MEANINGS['tenants']}" if plan.column in FIRST else ""
     return " UNION ALL ".join(

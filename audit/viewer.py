@@ -5,13 +5,16 @@ from typing import Any
 
 from django.core.exceptions import PermissionDenied
 
+# The types of records that are shown to who is confined to tenants, where they are of those: calls, and what is asked
+# for. A legal hold names the tenant that it is on, and is not for its staff to know.
+OF_TENANTS = ("decision", "evaluation", "outcome", "request")
 KNOWN = "_muniment_tenants"  # where a user object remembers its answer, as it remembers its permissions
 
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
     """A member of staff, as the log names them (`staff:<id>`), and what they may see. `tenants` None: every one, and
-    what belongs to none."""
+    what belongs to none; of some, the records of OF_TENANTS."""
 
     actor: str
     name: str
@@ -42,6 +45,11 @@ def tenants_of(user: Any) -> frozenset[str] | None:
         setattr(user, KNOWN, frozenset(user.tenants.values_list("tenant", flat=True)) or None)
     found: frozenset[str] | None = getattr(user, KNOWN)
     return found
+
+
+def hides(viewer: Viewer, kind: str, tenant: str | None) -> bool:
+    """Whether a record of this type and tenant is not shown to them, since they are confined to tenants."""
+    return viewer.tenants is not None and (tenant not in viewer.tenants or kind not in OF_TENANTS)
 
 
 def check(viewer: Viewer) -> None:

@@ -4,6 +4,7 @@ their pages, by no name, number or difference from what is not there at all."""
 import json
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.test import Client as HttpClient
 from django.urls import reverse
 
+from audit import holds, search
 from audit.models import Outbox, Record, Subject
 from audit.record_words import short_uid
 from audit.staff_log import tell
@@ -376,6 +378,25 @@ def test_notifications_of_requests_come_to_the_approvers_of_their_tenant(scene: 
     asked = {tenant: f"request {scene.made[tenant, 'request'].pk}" for tenant in (ACME, GLOBEX, None)}
     fresh = told["free"]  # some were told of before this test
     assert told["acme"] == fresh & {asked[ACME]} and told["globex"] == fresh & {asked[GLOBEX]}
+
+
+def test_a_legal_hold_on_their_tenant_is_not_theirs_to_know(scene: Scene, http: dict[str, HttpClient]) -> None:
+    holds.place(account("holder", PRIVACY), "the matter", "the reason", tenant=ACME, subject=scene.uids["alice"])
+    drained()
+    record = Record.objects.get(type="hold", tenant=ACME)
+    for where in (
+        "",
+        "&type=hold",
+        f"&tenant={ACME}",
+        f"&subject={record.subject}",
+        f"&type=hold&subject={record.subject}",
+    ):
+        pages = [http[who].get(f"/admin/records/?window=1h{where}").content.decode() for who in (AUDITOR, "free")]
+        assert [str(record.pk) in page for page in pages] == [False, True], where
+    assert http[AUDITOR].get(f"/admin/records/{record.pk}/").status_code == 404
+    assert str(record.pk) not in http[AUDITOR].post("/admin/records/csv/?window=1h").content.decode()
+    assert str(record.pk) not in http[AUDITOR].get(f"/admin/timeline/user/{record.subject}/").content.decode()
+    assert list(search.visible(viewer_of(account("looker", AUDITOR, ACME)), record.at, record.at + timedelta(1))) == []
 
 
 def test_who_is_confined_by_now_is_not_told_of_what_was_sent_to_them_before(
