@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from audit import holds
 from audit.erasure import asking, erasing
-from audit.models import Erasure, Export, ExportRun, Record
+from audit.models import Erasure, Export, ExportRun, Record, Subject
 from audit.recent_sign_in import SIGNED_IN_AT
 from tests.audit.test_erasure import ASKED, CALL
 from tests.audit.test_holds import WHY, staff
@@ -58,6 +58,13 @@ def test_the_page_says_what_goes_and_what_stays_and_names_nobody(http: HttpClien
     text = http.get(f"/admin/people/{uid}/erase/").content.decode()
     assert "and the e-mail address" in text and "35 days" in text and uid in text
     assert "alice" not in text and Erasure.objects.count() == 0
+
+
+@pytest.mark.parametrize("column", ["blocked_at", "deactivated_at", "signed_out_at", None])
+def test_of_who_may_not_call_the_page_says_that_erased_they_may(http: HttpClient, uid: str, column: str | None) -> None:
+    if column:
+        Subject.objects.update(**{column: timezone.now()})
+    assert ("would not stay so" in http.get(f"/admin/people/{uid}/erase/").content.decode()) == (column is not None)
 
 
 def test_it_is_asked_for_done_by_the_worker_and_shown_all_the_way(http: HttpClient, uid: str) -> None:
