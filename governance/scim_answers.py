@@ -186,7 +186,8 @@ def _with_meta(connection: ScimConnection, stored: Stored) -> User:
     row, user = stored.row, stored.user.model_copy()
     user.id = str(row.pk)
     user.meta = Meta(
-        resource_type="User", created=row.created_at, last_modified=row.modified_at,
+        resource_type="User", created=row.created_at,
+        last_modified=max(row.created_at, row.modified_at),  # when it is made, the first is taken last
         location=_location(connection, stored), version=store.version(row),
     )  # fmt: skip
     return user

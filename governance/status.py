@@ -19,6 +19,8 @@ from audit.log_health import Pulse, ended, health, kind_of
 from audit.models import DeadLetter, Erasure, Export, ExportRun, Head, Hold, Outbox, RetentionRun, RollupState, Stream
 from audit.models.handing import OPEN
 from audit.templatetags.muniment import ago, lapse
+from clients.models import Introspection, SignalStream
+from clients.signals import keys, polling
 from governance import staff_tenants
 from governance.idempotency import store
 from muniment.findings import counted
@@ -35,6 +37,8 @@ ERASURE_LATE = timedelta(minutes=15)
 EXPORT_LATE = timedelta(hours=2)
 STREAM_LATE = timedelta(minutes=15)
 RETENTION_LATE = timedelta(days=2)
+# An issuer is asked only when an opaque token comes: an older failure may be over.
+ASKED_LATELY = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,19 @@ def lines() -> list[Line]:
     """Everything, the log first. Raises django.db.Error where the database cannot be asked."""
     found = health()
     told = [Line(STATES[s.state], "log", plain(s.words)) for s in found.sentences]
-    for part in (_alerts, _outbox, _schedule, _staff, _exports, _streams, _retention, _erasures, _redis):
+    for part in (
+        _alerts,
+        _outbox,
+        _schedule,
+        _staff,
+        _exports,
+        _streams,
+        _signals,
+        _issuers,
+        _retention,
+        _erasures,
+        _redis,
+    ):
         told += part(found.pulse)
     return told
 
@@ -147,6 +163,26 @@ def _streams(p: Pulse) -> Iterator[Line]:
             yield Line(OK, "stream", f"{said}.")
 
 
+def _signals(p: Pulse) -> Iterator[Line]:
+    """Streams of security events: what has been revoked elsewhere is not known here while one cannot be had."""
+    enabled = SignalStream.objects.filter(enabled=True).order_by("name")
+    for stream in enabled.exclude(error=""):
+        lost = stream.error.startswith((polling.FAILED, keys.FAILED))
+        yield Line(LOOK if lost else NOTE, "signals", plain(f"{stream.name}: {ended(stream.error)}"))
+    if (working := enabled.filter(error="").count()) > 0:
+        newest = enabled.aggregate(at=Max("received_at"))["at"]
+        came = f"the newest event came {ago(newest, p.now)}" if newest else "no event came yet"
+        yield Line(OK, "signals", f"{counted(working, 'stream')} without a problem; {came}.")
+
+
+def _issuers(p: Pulse) -> Iterator[Line]:
+    for asked in Introspection.objects.filter(issuer__enabled=True).exclude(error="").select_related("issuer"):
+        lately = asked.failed_at is not None and p.now - asked.failed_at < ASKED_LATELY
+        when = f" ({ago(asked.failed_at, p.now)})" if asked.failed_at else ""
+        words = f"{asked.issuer.issuer} did not answer about a token{when}: {ended(asked.error)}"
+        yield Line(LOOK if lately else NOTE, "issuer", plain(words))
+
+
 def _retention(p: Pulse) -> Iterator[Line]:
     run = RetentionRun.objects.order_by("-began_at").first()
     held = Hold.objects.filter(released_at=None).count()
@@ -182,5 +218,8 @@ def _redis(p: Pulse) -> Iterator[Line]:
         store().ping()
         yield Line(OK, "redis", "It answers.")
     except (RedisError, OSError):
-        words = "It does not answer: no background work, no limits, and retries of calls are decided anew."
+        words = (
+            "It does not answer: no background work, limits are not counted, tokens that are bound to a key are"
+            " refused, and retries of calls are decided anew."
+        )
         yield Line(LOOK, "redis", words)

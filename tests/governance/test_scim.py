@@ -206,6 +206,7 @@ class TestUsers:
         answer = okta.add(**sent)
         body = answer.json()
         assert answer.status_code == 201 and answer["Location"] == body["meta"]["location"]
+        assert body["meta"]["created"] == body["meta"]["lastModified"], "nobody is changed before there is one"
         assert body["meta"]["location"].endswith(f"/scim/v2/okta/Users/{body['id']}")
         assert answer["ETag"] == body["meta"]["version"] == 'W/"1"' and body["meta"]["resourceType"] == "User"
         kept = ("name", "displayName", "active", "emails")

@@ -12,6 +12,7 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from audit import alerts
 from audit.models import DeadLetter, Erasure, Export, ExportRun, Outbox, RetentionRun, Stream
+from clients.models import Introspection, Issuer, SignalStream
 from governance import status
 from tests.audit.sealers import sealed, sealing
 from tests.world import World, build
@@ -99,6 +100,30 @@ def test_streams_say_how_far_behind_they_are(db: None) -> None:
     DeadLetter.objects.create(stream="d", index=1, record="0" * 32, words="no", at=now)
     assert [state for state, _ in found("stream")] == [status.OK, status.LOOK, status.NOTE, status.LOOK]
     assert "it answers 503" in found("stream")[1][1]
+
+
+def test_signals_that_cannot_be_had_need_a_person_and_an_event_that_was_refused_is_noted(world: World) -> None:
+    assert found("signals") == []
+    issuer = Issuer.objects.get()
+    about = {"issuer": issuer, "transmitter": "t", "audience": "a", "delivery": "poll", "poll_endpoint": "https://t/p"}
+    for name, error in (("a", ""), ("b", "polling: it answers 503"), ("c", "an event was refused (invalid_key): no")):
+        SignalStream.objects.create(name=name, error=error, **about)
+    SignalStream.objects.create(name="off", error="polling: it answers 503", enabled=False, **about)
+    assert found("signals") == [
+        (status.LOOK, "b: polling: it answers 503."),
+        (status.NOTE, "c: an event was refused (invalid_key): no."),
+        (status.OK, "1 stream without a problem; no event came yet."),
+    ]
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(1, status.LOOK), (60, status.NOTE)])
+def test_an_issuer_that_did_not_answer_about_tokens_is_named(world: World, minutes: int, expected: str) -> None:
+    asked = Introspection.objects.create(issuer=Issuer.objects.get(), endpoint="https://i/", client_id="m")
+    assert found("issuer") == []
+    asked.error, asked.failed_at = "it answers 503", timezone.now() - timedelta(minutes=minutes)
+    asked.save()
+    [(state, words)] = found("issuer")
+    assert state == expected and words.endswith("it answers 503.") and words.startswith(asked.issuer.issuer)
 
 
 @pytest.mark.parametrize(
