@@ -106,6 +106,7 @@ def add_components(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
             name: {"type": "http", "scheme": "bearer", "bearerFormat": f"{prefix}_<key id>_<secret>"}
             for name, prefix in (("backendKey", "mk"), ("staffKey", "sk"))
         }
+        | {"pushToken": {"type": "http", "scheme": "bearer", "bearerFormat": "ss_<secret>"}}
         | {"proxyKey": {"type": "apiKey", "in": "header", "name": "X-Muniment-Key"}},
     }
     result["security"] = [{"backendKey": []}]
@@ -171,9 +172,15 @@ def verify_batch(view: View) -> View:
 
 def introspect(view: View) -> View:
     """POST /v1/introspect."""
-    form = _object(token=_text, token_type_hint=_text, client_id=_text, client_secret=_text)
+    asked = dict.fromkeys(("token", "token_type_hint", "client_id", "client_secret"), _text)
+    proof = {name: _text | {"description": words} for name, words in _PROOF.items()}
+    form = _object(**asked, **proof)
     names = dict.fromkeys(("scope", "client_id", "token_type", "sub", "aud", "iss", "jti", "uid"), _text)
-    found = _object(active={"type": "boolean"}, **names, exp=_count, iat=_count, act={"type": "object"})
+    said = {name: _text | {"description": words} for name, words in _PROVED.items()}
+    chain = {"type": "object"}
+    found = _object(
+        active={"type": "boolean"}, **names, exp=_count, iat=_count, act=chain, cnf=_object(**_BOUND), **said
+    )
     return extend_schema(
         operation_id="introspect",
         tags=["verify"],
@@ -223,11 +230,14 @@ def forward_auth(view: View) -> View:
         OpenApiParameter(f"X-Muniment-{name}", str, OpenApiParameter.HEADER, response=True, description=words)
         for name, words in _IDENTITY.items()
     ]
+    nonce = OpenApiParameter(
+        "DPoP-Nonce", str, OpenApiParameter.HEADER, response=True, description="For the client, as the header it is."
+    )
     return extend_schema(
         operation_id="forward_auth",
         tags=["forward-auth"],
         auth=PROXY,
-        parameters=[*headers, *told],
+        parameters=[*headers, *told, nonce],
         responses={200: allowed} | _responses({}, 401, 403, 429, 503),
     )(view)
 
@@ -322,9 +332,23 @@ def record(view: View) -> View:
     )(view)
 
 
+# Of a token that is bound to a key or a certificate; in an answer, what its client needs to know of its proof.
+_PROOF = {
+    "dpop_proof": "The `DPoP` header that came with the token (RFC 9449). Without it a bound token is not active.",
+    "dpop_method": "The method of the request that it came with.",
+    "dpop_url": "The URL of that request, as clients know the backend.",
+    "dpop_request": "A random name that the backend makes for that request: with the same one a proof is used once.",
+    "x5t#S256": "The SHA-256 of the client's certificate in base64url (RFC 8705).",
+}
+_BOUND = {"jkt": _text, "x5t#S256": _text}
+_PROVED = {
+    "dpop_error": "Where a proof does not hold: the error for the challenge of the scheme `DPoP`.",
+    "dpop_nonce": "For the header `DPoP-Nonce` of the backend's own answer.",
+}
 _ASKED = {
     "X-Muniment-Proxy": "`nginx`, `caddy`, `traefik` or `envoy`: it says where the original request stands."
-    " `nginx; assertion=https://db.example` asks for an identity assertion as well.",
+    " `nginx; assertion=https://db.example` asks for an identity assertion as well; `nginx; certificate=...` says which"
+    " certificate the client showed.",
 }
 _PASSED_ON = {
     "X-Original-Method": "The original method, from nginx.",
@@ -334,6 +358,7 @@ _PASSED_ON = {
     "Mcp-Protocol-Version": "Of the client, with the next two: of a backend that enforces them, the tool it calls.",
     "Mcp-Method": "Of the client.",
     "Mcp-Name": "Of the client.",
+    "DPoP": "Of the client, where its token is bound to a key.",
     "X-Real-IP": "The client's address, for the record.",
 }
 _IDENTITY = {

@@ -14,7 +14,12 @@ CALL = {
     "agent": {"mode": "interactive", "chain": ["planner", "reader"], "scopes": ["memory:read"]},
     "request": {"id": "req_81f2", "session_id": "ses_07", "ip": "203.0.113.7", "user_agent": "ExampleApp/1.0"},
     "arguments_digest": "sha256:47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU",
-}
+    "dpop": {
+        "proof": "eyJ0eXAiOi...", "method": "POST", "url": "https://inner.example/mcp",
+        "request": "Zk3vN0wq8RtYb2LmXc7AfA",
+    },
+    "mtls": {"x5t#S256": "A4DtL2JmUMhAsvJj5tKyn64SqzmuXbMrJa0n761y5v0"},
+}  # fmt: skip
 RECEIPT = {
     "index": 81198, "leaf": DIGEST, "signature": "MEQCIB3h...", "key": KEY,
     "batch": {
@@ -47,6 +52,11 @@ DENY: dict[str, Any] = ALLOW | {
     "status": 403, "remedy": "request_scope",
     "www_authenticate": 'Bearer error="insufficient_scope", scope="memory:write"',
 }  # fmt: skip
+LIMITED: dict[str, Any] = {name: value for name, value in DENY.items() if name != "www_authenticate"} | {
+    "reason": "rate_limited",
+    "explanation": "A limit lets no more calls through for now. Each user may call 60 times a minute.",
+    "tool": ALLOW["tool"], "scopes": ALLOW["scopes"], "status": 429, "remedy": "retry_later", "retry_after": 23,
+}  # fmt: skip
 WRONG = {
     "type": "urn:muniment:problem:invalid-member", "title": "Invalid member", "status": 400,
     "detail": "tool: Expected `str`",
@@ -76,7 +86,7 @@ RECORDED = {"record": RECORD, "policy_version": 42}
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
     "verify": {
         "request": {"The least": {"token": "eyJhbGciOi...", "tool": "memory.recall"}, "Everything": CALL},
-        "200": {"Allowed": ALLOW, "Denied": DENY},
+        "200": {"Allowed": ALLOW, "Denied": DENY, "Called too often": LIMITED},
         "400": {"A wrong member": WRONG},
     },
     "verify_batch": {

@@ -11,6 +11,7 @@ TAGS = {
     "forward-auth": "For a proxy that asks before it lets a request through: nginx, Caddy, Traefik, Envoy. Which tools"
     " a path stands for is in the policy, as routes of the backend.",
     "tools": "Say which tools a backend offers. New and changed ones wait for staff.",
+    "signals": "For identity providers: whose sessions ended. Tokens from before are refused from the next call on.",
     "records": "What is on record: search it with a staff key, and report what came of a call that was allowed.",
     "log": "The Merkle tree over all records, for everybody who wants to check it (C2SP tlog-tiles, RFC 9162).",
     "keys": "The public keys with which everything that is signed here can be checked.",
@@ -29,6 +30,8 @@ SUMMARIES = {
     "search_resource": "Search what a user may use",
     "search_action": "Search what a user may do",
     "authzen_configuration": "Where the AuthZEN endpoints are",
+    "push_event": "Push a security event (RFC 8935)",
+    "logout": "Log a user out (OpenID Connect Back-Channel Logout)",
     "search_records": "Search the records",
     "read_record": "Read one record",
     "keys": "The public keys",
@@ -43,6 +46,7 @@ SUMMARIES = {
 KEYS = {
     "backendKey": "A backend's key, made by staff under Backend keys, or by `manage.py backend_key create`.",
     "proxyKey": "A key of the backend that is behind the proxy, in a header of its own: `Authorization` is the user's.",
+    "pushToken": "The token of a stream of security events, made by staff under Signal streams.",
     "staffKey": "A key of a member of staff, with that person's roles, made by `manage.py staff_key create`.",
 }
 # Members of the types, by path; what a name says by itself has no words.

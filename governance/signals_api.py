@@ -19,6 +19,7 @@ from clients.signals import applying, credentials, keys, logout, polling
 from clients.signals.logout import Logout, LogoutRefused
 from clients.signals.sets import MAX_SET, Code, SetRefused
 from clients.tokens import MAX_TOKEN, Refused, UnknownKey
+from governance import signals_schema
 from governance.api import BackendView, too_many
 from governance.budgets import budgets
 from governance.introspection import FORM, one_of
@@ -65,6 +66,7 @@ class SignalsView(BackendView):
 
     METHODS = frozenset({"POST"})
 
+    @signals_schema.push
     def post(self, request: HttpRequest, stream: str) -> HttpResponse:
         """202 without a body, after the effect has committed; also for an event that was taken before, and for one
         that has no effect here."""
@@ -126,6 +128,7 @@ class LogoutView(BackendView):
 
     METHODS = frozenset({"POST"})
 
+    @signals_schema.logout
     def post(self, request: HttpRequest) -> HttpResponse:
         """200 once the user's older tokens are refused."""
         source = request.META.get("REMOTE_ADDR", "")

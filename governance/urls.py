@@ -50,9 +50,8 @@ urlpatterns = [
     path("v1/records/<uuid:record>", RecordView.as_view()),
     path("v1/records/<uuid:record>/outcome", OutcomeView.as_view()),
     path("v1/tools", ToolsView.as_view()),
-    # The RFCs that fix these describe them; docs/signals.md says what is ours.
-    path("v1/signals/logout", LogoutView.as_view(schema=None)),
-    path("v1/signals/<slug:stream>", SignalsView.as_view(schema=None)),
+    path("v1/signals/logout", LogoutView.as_view()),
+    path("v1/signals/<slug:stream>", SignalsView.as_view()),
     path("v1/forward-auth", ForwardAuthView.as_view()),
     re_path("^v1/forward-auth/", ForwardAuthView.as_view(schema=None)),  # Envoy: the original path follows
     path("v1/keys", KeysView.as_view()),
@@ -65,6 +64,7 @@ urlpatterns = [
     path("access/v1/search/resource", ResourceSearchView.as_view()),
     path("access/v1/search/action", ActionSearchView.as_view()),
     path(".well-known/authzen-configuration", MetadataView.as_view()),
+    # SCIM describes itself: /Schemas and /ServiceProviderConfig (docs/scim.md).
     path("scim/v2/<str:connection>/<path:rest>", scim),
     path("scim/v2/<str:connection>/", scim),
     path("scim/v2/<str:connection>", scim),

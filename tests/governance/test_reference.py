@@ -76,6 +76,17 @@ class TestTheWords:
             there = {one.name for one in reference.members(document["components"]["schemas"][name])}
             assert set(words) <= there, name
 
+    def test_introspection_tells_each_member_by_which_a_proof_is_sent(self, document: dict[str, Any]) -> None:
+        form = operations(document)["introspect"]["requestBody"]["content"]["application/x-www-form-urlencoded"]
+        taken = {f"dpop_{one.name}" for one in msgspec.structs.fields(contract.Dpop)} | {"x5t#S256"}
+        told = {name: one["description"] for name, one in form["schema"]["properties"].items() if name in taken}
+        assert set(told) == taken and all(told.values())
+
+    def test_who_may_send_signals_is_told(self, document: dict[str, Any]) -> None:
+        found = operations(document)
+        assert found["push_event"]["security"] == [{"pushToken": []}] and found["logout"]["security"] == [{}]
+        assert set(found["push_event"]["responses"]) == {"202", "400", "401", "413", "429", "503"}
+
     def test_members_say_what_they_are_held_to(self, document: dict[str, Any]) -> None:
         found = {one.name: one for one in reference.members(document["components"]["schemas"]["Call"])}
         assert found["tool"].required and found["tool"].bounds == ["1 to 128 characters"]
