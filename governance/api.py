@@ -240,6 +240,8 @@ def decided(
         # An outage of the issuer is nobody's failure: only what a caller sent is.
         if verdict and REASONS[verdict.decision.reason].status == 401:
             budgets.charge(backend.slug, source)
+            if verdict.decision.reason == "token_expired":
+                verdict.snapshot.forget(backend.id, verdict.digest)
         if verdict is None:
             answers.append(too_many())
         elif verdict.receipt is None:

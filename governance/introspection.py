@@ -130,6 +130,8 @@ def looked_at(request: HttpRequest, credential: Credential, call: Call) -> Verdi
     status = REASONS[verdict.decision.reason].status
     if status == 401:
         budgets.charge(backend.slug, source)
+        if verdict.decision.reason == "token_expired":
+            verdict.snapshot.forget(backend.id, verdict.digest)
     if status == 503:  # an outage of the issuer says nothing of the token
         raise overloaded(verdict.decision.explanation)
     return verdict

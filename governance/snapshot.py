@@ -80,6 +80,11 @@ class Snapshot:
             self.tokens.clear()
         self.tokens[key] = identity
 
+    def forget(self, backend_id: int, digest: bytes | None) -> None:
+        """A token was refused: it expired, or its user was signed out. From now on it has no more room than any other
+        that fails."""
+        self.tokens.pop((backend_id, digest or b""), None)
+
 
 def load() -> Snapshot:
     """Read the whole policy at one moment."""

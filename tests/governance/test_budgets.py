@@ -2,12 +2,14 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 from django.utils import timezone
 
-from audit.models import Record
+from audit.models import Record, Subject
 from clients.models import KeySet
+from governance import verification
 from governance.budgets import Budgets, budgets
 from tests.world import World, build, jwks, token
 
@@ -52,6 +54,21 @@ def test_a_user_whose_token_was_verified_is_served_through_the_flood(world: Worl
     while status(world, "x.y.z") != 429:
         pass
     assert status(world, good) == 200
+
+
+@pytest.mark.parametrize("how", ["expired", "signed out"])
+def test_who_has_a_token_that_was_good_once_floods_nothing_with_it(
+    world: World, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = token()
+    assert world.verify(token=short)["decision"] == "allow"
+    if how == "expired":
+        monkeypatch.setattr(verification, "time", SimpleNamespace(time=lambda: time.time() + 700))
+    else:
+        Subject.objects.update(signed_out_at=timezone.now())
+    seen = [status(world, short) for _ in range(40)]
+    assert seen[:20] == [200] * 20 and 429 in seen[20:]
+    assert Record.objects.filter(type="decision").count() == seen.count(200) + 1
 
 
 def test_another_source_has_a_budget_of_its_own(world: World) -> None:
