@@ -25,7 +25,7 @@ from audit.records_find import IdForm, ResourceForm
 from audit.records_form import Directory, FilterForm
 from audit.saved_searches import SaveForm
 from audit.staff_log import tell
-from audit.viewer import Viewer, viewer_of
+from audit.viewer import Viewer, check_whole, viewer_of
 
 UNTOLD = "It could not be recorded, so it was not done. Try again in a moment."
 
@@ -147,8 +147,10 @@ class RecordViews:
         return download(text, f"muniment-record-{found.index}.tlog-proof", "text/plain; charset=utf-8")
 
     def bundle(self, request: HttpRequest, record: UUID) -> HttpResponse:
-        """The record's proof bundle: a ZIP that `muniment verify` checks offline, without any personal data."""
+        """The record's proof bundle: a ZIP that `muniment verify` checks offline, without any personal data. Not for
+        who is confined to tenants: it has all policy, by which calls are judged, and the erasures of other users."""
         found = self._found(request, record)
+        check_whole(request.user)
         made = BytesIO()
         try:
             bundling.write_record(made, found)

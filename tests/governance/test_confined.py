@@ -5,7 +5,10 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from io import BytesIO
+from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -23,6 +26,7 @@ from governance.confined import KEPT, WHOLE
 from governance.models import StaffTenant
 from governance.navigation import lines
 from governance.roles import ADMINISTRATOR, APPROVER, AUDITOR, MANAGER, PRIVACY, ROLES
+from tests.audit.sealers import sealed, sealer
 from tests.governance.confined import ACME, CALLS, GLOBEX, Scene, account, build_scene, confine, staff
 from tests.staff import drained, signed_in
 
@@ -378,6 +382,23 @@ def test_notifications_of_requests_come_to_the_approvers_of_their_tenant(scene: 
     asked = {tenant: f"request {scene.made[tenant, 'request'].pk}" for tenant in (ACME, GLOBEX, None)}
     fresh = told["free"]  # some were told of before this test
     assert told["acme"] == fresh & {asked[ACME]} and told["globex"] == fresh & {asked[GLOBEX]}
+
+
+def test_a_bundle_has_all_policy_so_that_the_proof_alone_is_for_them(
+    scene: Scene, http: dict[str, HttpClient], tmp_path: Path
+) -> None:
+    active = sealer(tmp_path / "seal")
+    sealed(active)
+    active.close()
+    page, proof, bundle = (path.format(scene.records[ACME][-1]) for path in BY_RECORD)
+    with ZipFile(BytesIO(http["free"].get(bundle).content)) as files:
+        assert any(scene.found(files.read(name).decode()) for name in files.namelist())
+    assert http[AUDITOR].get(bundle).status_code == 403
+    told = http[AUDITOR].get(proof)
+    assert told["Content-Type"].startswith("text/plain") and not scene.found(told.content.decode())
+    for who, offered in ((AUDITOR, False), ("free", True)):
+        shown = http[who].get(page).content.decode()
+        assert proof in shown and (bundle in shown) == offered
 
 
 def test_a_legal_hold_on_their_tenant_is_not_theirs_to_know(scene: Scene, http: dict[str, HttpClient]) -> None:
