@@ -41,7 +41,7 @@ KINDS = {
     ),
     "limits-uncounted": Kind(
         "Calls cannot be counted against limits",
-        "Bring Redis back. Meanwhile each limit says whether its calls are let through or refused; the log counts both.",
+        "Bring Redis back. Meanwhile each limit says whether its calls go through or are refused; the log counts both.",
     ),
     "verification-failed": Kind("The verification of the log found something", "Read the findings; keep the database."),
 }

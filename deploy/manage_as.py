@@ -78,7 +78,7 @@ def run(unit: str, command: list[str]) -> None:
     except KeyError:
         raise CannotRun(f"the user of muniment-{unit} is not on this machine (systemd-sysusers)") from None
     variables = environment(found)
-    while command and re.match(r"[A-Z_]+=", command[0]):  # for this command alone, as in a shell
+    while command and re.match(r"[A-Z_][A-Z0-9_]*=", command[0]):  # for this command alone, as in a shell
         name, _, given = command.pop(0).partition("=")
         variables[name] = given
     credentials(found, user)

@@ -258,7 +258,8 @@ class TestManageAsAUnit:
         dropped.mkdir()
         given = f"LoadCredential=streams:{tmp_path}/streams\nEnvironment=MUNIMENT_STREAMS_FILE=%d/streams\n"
         (dropped / "streams.conf").write_text(f"[Service]\n{given}")
-        found = manage_as(tmp_path, "MUNIMENT_LOCAL_PASSWORDS=true", "check", "--deploy")
+        own = ("MUNIMENT_LOCAL_PASSWORDS=true", "MUNIMENT_INTROSPECTION_ID2_FILE=/nowhere")
+        found = manage_as(tmp_path, *own, "check", "--deploy")
         assert found.returncode == 1 and "muniment.E011" in found.stderr and "muniment.W006" in found.stderr
 
     @pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="needs an interpreter that other users can run")
