@@ -6,6 +6,8 @@ The clients, tools and scopes are shared; alice is a user of acme, gwen of globe
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -18,6 +20,7 @@ from audit.subjects import identity_key
 from clients.models import AccessRequest, Client, Grant, Issuer, Limit
 from governance import staff_roles
 from governance.models import Notification, StaffTenant
+from tests.audit.sealers import sealed, sealer
 from tests.staff import drained, signed_in
 from tests.world import ISSUER, World, build, token
 from tools.models import Scope, Tool
@@ -67,7 +70,7 @@ def staff(role: str, *tenants: str, name: str = "") -> HttpClient:
 
 
 def build_scene() -> Scene:
-    """All of it, recorded and counted."""
+    """All of it, recorded, counted and sealed."""
     scene = Scene(build())
     Issuer.objects.update(tenant_claim="tenant", roles_claim="roles")
     _calls(scene)
@@ -76,6 +79,10 @@ def build_scene() -> Scene:
     drained()
     while rollups.count():
         pass
+    with TemporaryDirectory() as directory:
+        active = sealer(Path(directory) / "seal")
+        sealed(active)
+        active.close()
     return scene
 
 

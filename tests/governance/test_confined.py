@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
@@ -26,7 +25,6 @@ from governance.confined import KEPT, WHOLE
 from governance.models import StaffTenant
 from governance.navigation import lines
 from governance.roles import ADMINISTRATOR, APPROVER, AUDITOR, MANAGER, PRIVACY, ROLES
-from tests.audit.sealers import sealed, sealer
 from tests.governance.confined import ACME, CALLS, GLOBEX, Scene, account, build_scene, confine, staff
 from tests.staff import drained, signed_in
 
@@ -384,12 +382,7 @@ def test_notifications_of_requests_come_to_the_approvers_of_their_tenant(scene: 
     assert told["acme"] == fresh & {asked[ACME]} and told["globex"] == fresh & {asked[GLOBEX]}
 
 
-def test_a_bundle_has_all_policy_so_that_the_proof_alone_is_for_them(
-    scene: Scene, http: dict[str, HttpClient], tmp_path: Path
-) -> None:
-    active = sealer(tmp_path / "seal")
-    sealed(active)
-    active.close()
+def test_a_bundle_has_all_policy_so_that_the_proof_alone_is_for_them(scene: Scene, http: dict[str, HttpClient]) -> None:
     page, proof, bundle = (path.format(scene.records[ACME][-1]) for path in BY_RECORD)
     with ZipFile(BytesIO(http["free"].get(bundle).content)) as files:
         assert any(scene.found(files.read(name).decode()) for name in files.namelist())
