@@ -1,5 +1,5 @@
-"""Thirty daily slots with a real worker and a real beat over a moved clock, while the worker is killed, Redis restarted
-and the sealer late: thirty files, every record in one of them exactly once, each proven by `muniment verify`."""
+"""Daily slots with a real worker and a real beat over a moved clock, while the worker is killed, Redis restarted and
+the sealer late: a file for each, every record in one of them exactly once, each proven by `muniment verify`."""
 
 import base64
 import json
@@ -34,9 +34,20 @@ from tests.live import ROOT, until
 from tests.sdk.test_cli_verify import muniment
 
 DAY = timedelta(days=1)
-SLOTS = 30
-KILLED, RESTARTED, UNSEALED = {5, 13, 21}, 17, range(9, 12)
 COLUMNS = ("time", "index", "record", "kind", "decision", "user", "client", "tool", "statement")
+
+
+@dataclass(frozen=True)
+class Troubles:
+    """How many days there are, and on which the worker is killed, Redis restarted and nothing sealed."""
+
+    slots: int
+    killed: set[int]
+    restarted: int
+    unsealed: range
+
+
+FEW, MANY = Troubles(8, {2}, 6, range(3, 5)), Troubles(30, {5, 13, 21}, 17, range(9, 12))
 
 
 @dataclass
@@ -157,8 +168,9 @@ def in_the_midst() -> bool:
     return ExportRun.objects.filter(state="running", offset__gt=0, records__gt=0).exists()
 
 
-def test_thirty_slots_have_every_record_once_whatever_dies(db: None, tmp_path: Path) -> None:
-    first = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - (SLOTS + 1) * DAY
+@pytest.mark.parametrize("troubles", [FEW, pytest.param(MANY, marks=pytest.mark.soak)], ids=["few", "many"])
+def test_slots_have_every_record_once_whatever_dies(db: None, tmp_path: Path, troubles: Troubles) -> None:
+    first = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - (troubles.slots + 1) * DAY
     with works() as started, sealing(tmp_path / "seal") as sealer:
         clock = Clock(started.folder / "clock", first)
         clock.move(first)
@@ -171,18 +183,18 @@ def test_thirty_slots_have_every_record_once_whatever_dies(db: None, tmp_path: P
         started.worker()
         started.beat()
         killed = 0
-        for day in range(SLOTS):
-            one_day(clock, first + day * DAY, None if day in UNSEALED else sealer)
-            if day in KILLED:
+        for day in range(troubles.slots):
+            one_day(clock, first + day * DAY, None if day in troubles.unsealed else sealer)
+            if day in troubles.killed:
                 until(in_the_midst, 30)
                 started.kill("worker")
                 killed += in_the_midst()
                 started.worker()
-            if day == RESTARTED:
+            if day == troubles.restarted:
                 started.restart_redis()
-        until(lambda: (sealer.step() or 0) >= 0 and finished(export), 60)
-        assert killed == len(KILLED), started.said()
-        proven(started, sealer, first)
+        until(lambda: (sealer.step() or 0) >= 0 and finished(export, troubles.slots), 60)
+        assert killed == len(troubles.killed), started.said()
+        proven(started, sealer, first, troubles.slots)
 
 
 @pytest.mark.soak
@@ -202,24 +214,24 @@ def test_beat_makes_the_slot_of_a_minute_in_real_time(db: None, tmp_path: Path) 
         assert "Sending due task export" in (started.folder / "beat.log").read_text()
 
 
-def finished(export: Export) -> bool:
+def finished(export: Export, slots: int) -> bool:
     """Whether all slots are done."""
     time.sleep(0.1)
-    return ExportRun.objects.filter(export=export.pk, state="done").count() == SLOTS
+    return ExportRun.objects.filter(export=export.pk, state="done").count() == slots
 
 
-def proven(started: Works, sealer: Sealer, first: datetime) -> None:
-    """Thirty files; together every record of the thirty days, none twice; each verifies."""
+def proven(started: Works, sealer: Sealer, first: datetime, slots: int) -> None:
+    """A file for each slot; together every record of those days, none twice; each verifies."""
     folder, trust = started.folder / "exports", started.folder / "trust"
     keys = {"muniment.test/export": public_of(started.key), ORIGIN: sealer.public}
     trust.write_text("".join(f"{notes.Key(name, notes.ED25519, key).vkey}\n" for name, key in keys.items()))
     files = sorted(path for path in folder.iterdir() if path.suffix == ".jsonl")
-    slots = [f"{first + day * DAY:%Y%m%dT0000Z}" for day in range(1, SLOTS + 1)]
-    assert [path.stem.rpartition("-")[2] for path in files] == slots
+    ends = [f"{first + day * DAY:%Y%m%dT0000Z}" for day in range(1, slots + 1)]
+    assert [path.stem.rpartition("-")[2] for path in files] == ends
     found = [json.loads(line)["index"] for path in files for line in path.read_bytes().splitlines()]
-    there = Record.objects.filter(at__gte=first, at__lt=first + SLOTS * DAY).order_by("index")
+    there = Record.objects.filter(at__gte=first, at__lt=first + slots * DAY).order_by("index")
     assert found == list(there.values_list("index", flat=True))
-    assert len(found) > SLOTS * 40
+    assert len(found) > slots * 40
     for path in files:
         assert cli.main(["verify", str(path) + ".manifest.json", "--trust", str(trust), "--json"]) == 0
     assert muniment("verify", f"{files[7]}.manifest.json", "--trust", trust).lines[0] == "Everything holds."

@@ -1,5 +1,6 @@
 """kill -9 under load, of a web worker, of the whole web process and of PostgreSQL: what was answered is in the log,
-once, and the log is whole. On servers of their own, durable as in production, so that the suite's are not hurt."""
+once, and the log is whole. On servers of their own, durable as in production, so that the suite's are not hurt. A
+worker and a web process are killed in test_kill_sealed.py too, with the same check."""
 
 import base64
 import json
@@ -165,11 +166,13 @@ def postgres_killed(instance: Instance, kills: int) -> None:
         assert sorted(server.alive()) == before, "the web processes themselves did not live on"
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(180)
 def test_a_killed_worker_loses_nothing_that_was_answered(instance: Instance) -> None:
     worker_killed(instance, 2)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(180)
 def test_a_killed_web_process_loses_nothing_that_was_answered(instance: Instance) -> None:
     web_killed(instance, 2)

@@ -1,10 +1,11 @@
 """What a newcomer does after `make run`: the printed call, a revoke in the admin, the very next call, a forged
-token, the record list, Ctrl-C, and again."""
+token, the record list, an end without warning, `make run` again, Inner beside it, Ctrl-C."""
 
 import json
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import urllib.parse
@@ -126,14 +127,24 @@ def test_from_the_printed_call_to_the_revoked_grant_and_back_again(runs: list[Ru
     for answer in (allowed, denied, forged):
         assert answer["record"] in listed
 
-    run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(60) == 0
-    assert marked(place) == {}
-
-    again = start(runs, place, port)
+    run.process.kill()
+    run.process.wait()
+    again = start(runs, place, port)  # at once: it ends what is left
     assert call(*printed_call(again.said))["reason"] == "not_granted", "the data are still there"
     assert allowed["record"] in log_in(again).get(f"/admin/records/{allowed['record']}/")
     walk_through_inner(runs, again)
+    leaves_nothing(again)
+
+
+def leaves_nothing(run: Run) -> None:
+    """Ctrl-C ends every process of either start, and the port is free."""
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(60) == 0
+    assert marked(run.var) == {}
+    assert not (run.var / "instance.env").exists()
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        trial.bind(("127.0.0.1", run.port))
 
 
 def walk_through_inner(runs: list[Run], beside: Run) -> None:

@@ -224,7 +224,7 @@ def never_late(answers: list[Answer], toggles: list[Toggle]) -> None:
 
 @pytest.mark.timeout(180)
 def test_no_allow_under_a_version_at_which_the_grant_was_off(world: World, switches: list) -> None:
-    race(world, switches, times=60, pause=0.03)
+    race(world, switches, times=40, pause=0.03)
 
 
 @pytest.mark.soak

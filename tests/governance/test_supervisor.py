@@ -1,4 +1,5 @@
-"""`make run`, for real: the whole instance is started, looked at, killed in parts, stopped."""
+"""`make run`, for real: the whole instance is started, looked at, killed in parts. What is left when the supervisor
+itself is killed, and after Ctrl-C, is in test_newcomer.py."""
 
 import contextlib
 import http.client
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from governance import devkeys, embedded
+from governance.supervisor import Supervisor
 from governance.supervisor_plan import MARK, PlanError, Urls, environment_for, instance_lines, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,13 +92,6 @@ def marked(var: Path) -> dict[int, str]:
 def pid_of(var: Path, words: str) -> int:
     """The leader among the processes whose command line holds ``words``: the one that started first."""
     return min(pid for pid, line in marked(var).items() if words in line)
-
-
-def wait_until_gone(var: Path, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while left := marked(var):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -181,16 +176,6 @@ def test_a_failed_web_worker_is_started_again(run: Run) -> None:
     assert run.process.poll() is None
 
 
-def test_ctrl_c_leaves_nothing(run: Run) -> None:
-    run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(60) == 0
-    assert marked(run.var) == {}
-    assert not (run.var / "instance.env").exists()
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        trial.bind(("127.0.0.1", run.port))
-
-
 @pytest.mark.parametrize(
     ("words", "name"),
     [
@@ -214,19 +199,6 @@ def children(parent: int) -> list[int]:
             if proc.name.isdecimal() and (proc / "stat").read_text().rpartition(")")[2].split()[1] == str(parent):
                 found.append(int(proc.name))
     return sorted(found)
-
-
-def test_after_a_kill_of_the_supervisor_all_ends_and_the_next_one_starts(run: Run) -> None:
-    run.process.kill()
-    run.process.wait()
-    again = Run(run.var, run.port)  # at once
-    try:
-        again.wait_for(UP)
-        assert again.get("/readyz") == 200
-    finally:
-        again.process.send_signal(signal.SIGTERM)
-        assert again.process.wait(60) == 0
-    wait_until_gone(run.var)
 
 
 # --- refusals, which start nothing ------------------------------------------------------------------------
@@ -293,6 +265,15 @@ def test_a_second_shell_joins_as_manage_and_is_not_ours_to_stop(tmp_path: Path) 
     assert MARK not in given and "MUNIMENT_WRITER_KEY_FILE" not in given and "MUNIMENT_PEPPER_FILE" in given
 
 
+def test_of_servers_only_those_start_that_no_operator_gave(tmp_path: Path) -> None:
+    given = {"DATABASE_URL": URLS.database, "DATABASE_OWNER_URL": URLS.owner, "REDIS_URL": URLS.redis}
+    supervisor = Supervisor(read_plan({"MUNIMENT_VAR": str(tmp_path / "var")} | given))
+    with contextlib.ExitStack() as cleanup:
+        assert supervisor._start_servers(cleanup) == URLS
+        assert supervisor.servers is None and not (tmp_path / "var").exists()
+
+
+@pytest.mark.soak
 def test_operators_servers_mean_none_of_ours(tmp_path: Path) -> None:
     with embedded.start(tmp_path / "theirs", durable=False) as theirs:
         run = Run(
