@@ -23,7 +23,7 @@ WORDS = (
 # Members that stand elsewhere on the page than among the facts, or only in the raw statement.
 TOLD = frozenset({
     "actor", "v", "id", "at", "_sd", "type", "changes", "part", "parts", "policy", "counts", "subject", "grants",
-    "public", "signature",
+    "limits", "public", "signature",
 })  # fmt: skip
 SKEW = timedelta(minutes=5)  # by which clocks may differ
 UNREADABLE = "A record whose bytes are not a statement"
@@ -71,7 +71,7 @@ def _well_formed(statement: Statement) -> bool:
     if not all(isinstance(table, dict) for table in tables if table is not None):
         return False
     texts += [agent.get("chain"), agent.get("scopes")]
-    numbers, changes = [get("grants"), list((get("counts") or {}).values())], get("changes") or []
+    numbers, changes = [get("grants"), get("limits"), list((get("counts") or {}).values())], get("changes") or []
     return (
         all(_list_of(text, str) for text in texts)
         and all(_list_of(number, int) for number in numbers)

@@ -10,6 +10,7 @@ from django.db import connection
 
 from audit.outbox import acting
 from clients.grants import Actor, GrantError, checked_name, checked_reason
+from clients.limit_words import sentence
 from clients.models import MODES, Limit
 from clients.models.limits import MOST_CALLS
 
@@ -83,7 +84,7 @@ def refuse_same(limit: Limit) -> None:
         per=limit.per, client=limit.client, tool=limit.tool, tenant=limit.tenant, modes=limit.modes
     ).exclude(pk=limit.pk)
     if (found := alike.first()) is not None:
-        raise LimitError(f"Limit {found.pk} counts the same already; change that one.", "per")
+        raise LimitError(f"Limit {found.pk} counts the same already ({sentence(found)}). Change that one.", "per")
 
 
 def _reason(reason: str) -> str:

@@ -9,6 +9,7 @@ from django.contrib import admin
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
+from django.utils.html import format_html
 
 from audit.admin_base import Action, ChoicesField, PolicyAdmin, PolicyForm, Refused, actor_of
 from audit.viewer import tenants_of
@@ -17,7 +18,7 @@ from clients.admin.grant_form import ClientField, ToolField
 from clients.buckets import Level
 from clients.grants import Actor
 from clients.limit_pressure import Near, named, near
-from clients.limit_words import rate, sentence
+from clients.limit_words import sentence
 from clients.limit_writing import LimitError
 from clients.limits import Away
 from clients.models import MODES, Client, Limit
@@ -46,6 +47,7 @@ class LimitForm(PolicyForm):
             self.fields["burst"].label = "At once"
         if "tenant" in self.fields:
             self.fields["tenant"].label = "Only in the tenant"
+            self.fields["tenant"].help_text = "Empty: every tenant. Each is counted by itself."
 
     def clean(self) -> dict[str, Any] | None:
         data = super().clean()
@@ -60,6 +62,10 @@ class LimitForm(PolicyForm):
         except LimitError as error:
             self.add_error(error.field if error.field in self.fields else None, str(error))
         return data
+
+    def _get_validation_exclusions(self) -> set[str]:
+        """Without what the database would say of two that count the same: the writer of limits says it in words."""
+        return {*super()._get_validation_exclusions(), "per"}  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,6 @@ class LimitAdmin(PolicyAdmin):
     list_display_links = ["says"]
     list_filter = ["per"]
     list_select_related = ["client", "tool"]
-    fields = ["per", "count", "period", "burst", "client", "tool", "tenant", "modes", "on_outage"]
     can_act = [
         Action("delete", "Delete", "From the next call on nothing is refused by it, and nothing is counted.",
                "remove", danger=True, permission="delete")
@@ -97,15 +102,38 @@ class LimitAdmin(PolicyAdmin):
         found: QuerySet[Limit] = super().get_queryset(request).select_related("client", "tool")
         return found if tenants is None else found.filter(Q(tenant__in=tenants) | Q(tenant=None))
 
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Of one that is there: what it counts, in words."""
+        counted = ["of_client", "of_tool", "of_tenant", "of_modes"] if obj else WHAT[1:]
+        return ["per", "count", "period", "burst", *counted, "on_outage"]
+
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        return list(WHAT) if obj else []
+        return ["per", "of_client", "of_tool", "of_tenant", "of_modes"] if obj else []
+
+    @admin.display(description="only through the client")
+    def of_client(self, limit: Limit) -> str:
+        return str(limit.client or "any client")
+
+    @admin.display(description="only of the tool")
+    def of_tool(self, limit: Limit) -> str:
+        return f"{limit.tool.name} of {limit.tool.backend}" if limit.tool else "any tool"
+
+    @admin.display(description="only in the tenant")
+    def of_tenant(self, limit: Limit) -> str:
+        return limit.tenant or "every tenant, each counted by itself"
+
+    @admin.display(description="only in the agent modes")
+    def of_modes(self, limit: Limit) -> str:
+        apart = ", each counted by itself" if len(limit.modes) > 1 else ""
+        return ", ".join(limit.modes) + apart if limit.modes else "every mode, counted together"
 
     def name_of(self, obj: Limit) -> str:
         return sentence(obj)
 
     @admin.display(description="limit")
     def says(self, limit: Limit) -> str:
-        return sentence(limit)
+        """With its number, by which records name it."""
+        return format_html('{} <span class="quiet small">limit {}</span>', sentence(limit), str(limit.pk))
 
     @admin.display(description="now")
     def now(self, limit: Limit) -> str:
@@ -150,7 +178,7 @@ class LimitAdmin(PolicyAdmin):
         if limit is not None and self.has_view_permission(request, limit):
             found = pressure(limit, request.user)
             context |= {
-                "limit": limit, "away": AWAY if found is None else "", "rate": rate(limit.count, limit.period),
+                "limit": limit, "away": AWAY if found is None else "",
                 "lines": lines(limit, (found or [])[:MOST_SHOWN], request.user),
                 "left_out": max(0, len(found or []) - MOST_SHOWN),
             }  # fmt: skip

@@ -176,9 +176,10 @@ def test_a_record_that_was_changed_raises_an_alarm(world: World, http: HttpClien
     record = Record.objects.get(id=world.verify()["record"])
     record.statement = bytes(record.statement).replace(b"allow", b"aIIow")
     assert not record_page.receipt(record)["leaf_holds"]
-    record.statement = b"\x00not a statement"
-    shown = record_page.page(record, {})
-    assert shown["title"] == record_page.UNREADABLE and record_page.row(record, {}).pill.kind == "deny"
+    for statement in (b"\x00not a statement", b'{"type":"decision","reason":"rate_limited","limits":5}'):
+        record.statement = statement
+        shown = record_page.page(record, {})
+        assert shown["title"] == record_page.UNREADABLE and record_page.row(record, {}).pill.kind == "deny"
 
 
 def test_nobody_adds_changes_or_deletes_a_record_by_any_url(world: World, http: HttpClient) -> None:

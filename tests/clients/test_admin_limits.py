@@ -78,6 +78,8 @@ def test_a_limit_is_made_with_a_reason_and_the_next_call_counts(world: World) ->
     assert made.created_by == "mara"
     assert [world.verify()["reason"] for _ in range(2)] == ["granted", "rate_limited"]
     assert sentence(made) in page(http, LIST)
+    record = member("rene", "audit.view_record", *MANAGER).get(f"/admin/records/{world.verify()['record']}/")
+    assert f'<a href="{LIST}{made.pk}/change/">limit {made.pk}</a>' in record.content.decode()
 
 
 def test_what_cannot_be_is_said_at_its_field(world: World) -> None:
@@ -85,13 +87,16 @@ def test_what_cannot_be_is_said_at_its_field(world: World) -> None:
     stored(count=60, period="minute")
     wrong = [
         form(burst="61", tenant="a"), form(count="0"), form(count="1000000001"), form(per="planet"),
-        form(tenant="a\x01"), form(tenant="x" * 200), form(modes=["asleep"]), form(), form(client="999"),
+        form(tenant="a\x01"), form(tenant="x" * 256), form(modes=["asleep"]), form(), form(client="999"),
         form(count="1e9"),
     ]  # fmt: skip
     for sent in wrong:
         response = http.post(ADD, sent)
         assert response.status_code == 200 and "errornote" in response.content.decode(), sent
-    assert "counts the same already" in http.post(ADD, form()).content.decode()
+    said = http.post(ADD, form()).content.decode()
+    assert "counts the same already (Each user may call 60 times a minute)" in said
+    said = http.post(ADD, form(change_reason="")).content.decode()
+    assert "already exists" not in said, "what is wrong otherwise comes first, and not in the words of the database"
     assert Limit.objects.count() == 1
 
 
@@ -101,6 +106,9 @@ def test_its_rate_changes_and_what_it_counts_does_not(world: World) -> None:
     assert http.post(url, form(count="5", period="day", burst="2", tenant="other", per="client")).status_code == 302
     held.refresh_from_db()
     assert (held.count, held.period, held.burst, held.tenant, held.per) == (5, "day", 2, "acme", "subject")
+    shown = page(http, url)
+    assert "acme" in shown and "any client" in shown and "every mode, counted together" in shown
+    assert f"limit {held.pk}" in shown and f"limit {held.pk}" in page(http, LIST), "records name it by its number"
     assert "errornote" in http.post(url, form(count="1", burst="2")).content.decode()
 
 
