@@ -33,7 +33,7 @@ def scim(request: HttpRequest, connection: str, rest: str = "") -> HttpResponse:
 
         return answer(request, known, rest.rstrip("/"))
     except tokens.SwitchedOff:
-        return error(403, "This connection is switched off.")
+        return error(403, "This connection is disabled.")
     except Exception as found:
         problem = from_exception(found)
         if problem is None:

@@ -1,7 +1,7 @@
 """Issuers and their key sets, clients and their OAuth ids, and backends with the issuers that they accept."""
 
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin
@@ -55,6 +55,11 @@ class IssuerForm(PolicyForm):
     allowed_networks = LinesField(
         network, 49, required=False, help_text="One a line. Only for issuers inside your own network."
     )
+
+    class Meta:
+        model = Issuer
+        fields = "__all__"
+        help_texts: ClassVar = {"issuer": "Exactly as its tokens have it as iss."}
 
 
 @admin.register(Issuer)

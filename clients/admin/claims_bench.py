@@ -128,7 +128,7 @@ def _tried(issuer: Issuer, data: dict[str, Any]) -> Trial:
 
 def _audience(found: Trial, backend: Backend) -> Trial:
     """What it should have been, which the token need not say."""
-    return found.marked("audience", note=f"{backend} is {', '.join(backend.audiences) or 'nothing yet'}")
+    return found.marked("audience", note=f"tokens for {backend} name {' or '.join(backend.audiences) or 'nothing yet'}")
 
 
 def _client(found: Trial, issuer: Issuer) -> Trial:

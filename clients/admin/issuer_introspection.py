@@ -41,6 +41,10 @@ class IntrospectionForm(PlainModelForm):
         model = Introspection
         fields = ["endpoint", "method", "client_id", "signed", "cache_seconds"]
         labels: ClassVar = {"signed": "Signed answers only", "cache_seconds": "An answer is good for, in seconds"}
+        help_texts: ClassVar = {
+            "signed": "An answer that the issuer has not signed (RFC 9701) is none.",
+            "cache_seconds": "At most. For so long a token that was revoked still works.",
+        }
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)

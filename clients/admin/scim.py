@@ -1,4 +1,4 @@
-"""System > SCIM: identity providers that manage an issuer's users here. A connection is made, switched off and on, and
+"""System > SCIM: identity providers that manage an issuer's users here. A connection is made, disabled and enabled, and
 given another token; what its tokens' `sub` is found by never changes, since its users were found by it."""
 
 from typing import Any
@@ -56,9 +56,9 @@ class ScimConnectionAdmin(PolicyAdmin):
     list_display = ["name", "issuer", "state", "managed", "used"]
     list_select_related = ["issuer"]
     can_act = [
-        Action("disable", "Switch off", "Every call of the provider is refused. Its users stay as they are: who is"
+        Action("disable", "Disable", "Every call of the provider is refused. Its users stay as they are: who is"
                " active stays active, whatever happens to them there.", "disable", lambda c: c.enabled, danger=True),
-        Action("enable", "Switch on", "Its calls are answered again.", "enable", lambda c: not c.enabled),
+        Action("enable", "Enable", "Its calls are answered again.", "enable", lambda c: not c.enabled),
         Action("token", "New token", "The token that the provider has now stops working at once. Its users stay as"
                " they are.", "renew", danger=True),
         Action("release", "Let its users go", "What is kept of them here goes, and another connection may manage them."
@@ -141,13 +141,13 @@ class ScimConnectionAdmin(PolicyAdmin):
         """Its calls are refused."""
         connection.enabled = False
         connection.save(update_fields=["enabled"])
-        return f"{connection} is switched off: its next call is refused."
+        return f"{connection} is disabled: its next call is refused."
 
     def enable(self, request: HttpRequest, connection: ScimConnection, data: dict[str, Any]) -> str:
         """Back on."""
         connection.enabled = True
         connection.save(update_fields=["enabled"])
-        return f"{connection} is switched on."
+        return f"{connection} is enabled."
 
     def release(self, request: HttpRequest, connection: ScimConnection, data: dict[str, Any]) -> str:
         """For a provider that was given up: one that is in use would make them anew."""

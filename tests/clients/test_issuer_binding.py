@@ -43,7 +43,7 @@ def test_it_is_set_on_the_issuers_page_and_holds_at_the_next_call(world: World) 
 def test_each_choice_is_a_change_of_an_issuer_that_demands_nothing(world: World) -> None:
     http = administrator()
     for require in ("any", "dpop", "mtls"):
-        assert '<option value="" selected>nothing</option>' in http.get(url()).content.decode()
+        assert '<option value="" selected>not demanded</option>' in http.get(url()).content.decode()
         assert form(http, **{"binding-0-require": require}).status_code == 302
         assert IssuerBinding.objects.get().require == require
         IssuerBinding.objects.all().delete()
