@@ -124,12 +124,21 @@ class SignalStreamAdmin(PolicyAdmin):
                "fetch", form=ConfirmForm, in_transaction=False),
     ]  # fmt: skip
     told = ["address", "state", "received", "verified", "polled", "keys_fetched", "problem"]
+    by_push = [name for name in told if name != "polled"]
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Who may only look has no field for the token."""
         named = ["name", "issuer", "transmitter", "audience", "jwks_uri", "delivery", "poll_endpoint"]
         may = self.has_add_permission(request) if obj is None else self.has_change_permission(request, obj)
-        return [*named, *(["new_token"] if may else []), *(self.told if obj else [])]
+        return [*named, *(["new_token"] if may else [])]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """How it goes stands before what can be changed."""
+        asked = super().get_fieldsets(request, obj)
+        if obj is None:
+            return asked
+        told = self.by_push if obj.delivery == "push" else self.told
+        return [("How it goes", {"fields": told}), *asked]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
         """What is told; and what records and users were found by."""
