@@ -212,7 +212,8 @@ def _outweighed(snapshot: Snapshot, asked: Asked, decision: Decision) -> tuple[i
 
 
 def _near(snapshot: Snapshot, asked: Asked, decision: Decision) -> tuple[int, ...]:
-    """Grants that allow some of what is needed, but not this call: for others, in another mode, over, or not enough."""
+    """All grants that allow some of what is needed, but not this call: for others, in another mode, over, or not
+    enough. Who is shown some picks those that they see first, so that others' do not hide theirs."""
     tool = decision.tool
     if decision.reason != "not_granted" or tool is None:
         return ()
@@ -224,7 +225,7 @@ def _near(snapshot: Snapshot, asked: Asked, decision: Decision) -> tuple[int, ..
         if grant.effect != "deny" and (policy.closure(grant.scopes) & required or grant.tool_id == tool.id)
     ]
     near.sort(key=lambda grant: -(grant.expires_at or float("inf")))  # those that are over come last
-    return tuple(grant.id for grant in near[:MOST_SHOWN])
+    return tuple(grant.id for grant in near)
 
 
 def title_of(reason: str) -> str:

@@ -180,9 +180,10 @@ def pill_of(answer: Answer) -> Pill:
 
 
 def lines(numbers: Sequence[int], user: Any) -> list[GrantLine]:
-    """Those of these grants that the viewer sees, in their order."""
-    shown = numbers[: explainer.MOST_SHOWN]
-    seen = Grant.objects.filter(tenants.seen(tenants_of(user)))
+    """Those of these grants that the viewer sees, in their order, at most MOST_SHOWN."""
+    seen = Grant.objects.filter(tenants.seen(tenants_of(user)), pk__in=numbers)
+    theirs = set(seen.values_list("pk", flat=True))
+    shown = [number for number in numbers if number in theirs][: explainer.MOST_SHOWN]
     found = seen.select_related("client", "tool").prefetch_related("scopes").in_bulk(shown)
     made = []
     for number in shown:

@@ -15,6 +15,7 @@ from audit.models import Subject
 from clients import grants, proposals, requests, tenants
 from clients.grants import Actor
 from clients.models import AccessRequest, Grant
+from governance.explainer import MOST_SHOWN
 from governance.models import StaffTenant
 from tests.granting import ADD, ASK, ask, confirm, given, grant, preview
 from tests.staff import member
@@ -216,6 +217,10 @@ def test_the_matrix_and_can_they_are_asked_of_their_tenants_and_users(scene: Sce
     page = scene.http.get(asked)
     near = {line.grant.pk for line in page.context["near"]}
     assert near == {scene.ours.pk}, "neither another tenant's grant nor one for another tenant's user"
+    for turn in range(MOST_SHOWN):  # which do not end, and so come before theirs
+        made = Grant.objects.create(client=scene.world.client, tenant="globex", role=f"{turn}", reason=MARK)
+        made.scopes.set(scene.ours.scopes.all())
+    assert {line.grant.pk for line in scene.http.get(asked).context["near"]} == near, "whatever others have"
     assert MARK not in page.content.decode()
 
 
