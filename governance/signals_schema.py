@@ -14,7 +14,7 @@ _stream = OpenApiParameter("stream", str, OpenApiParameter.PATH, description="Th
 def push(view: View) -> View:
     """POST /v1/signals/{stream}."""
     refused = _object(err=_text, description=_text) | {"required": ["err", "description"]}
-    refusals = {(status, "application/json"): OpenApiResponse(refused) for status in (400, 401)}
+    refusals: dict[Any, Any] = {(status, "application/json"): OpenApiResponse(refused) for status in (400, 401)}
     taken = OpenApiResponse(None, "Taken: it has its effect on every call that begins from now on.")
     return extend_schema(
         operation_id="push_event",
