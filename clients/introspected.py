@@ -23,7 +23,7 @@ from django.db import connection
 from audit.protection import KeyDestroyed, KeyRing, reveal
 from clients import introspection_answers as answers
 from clients.claims import MAX_DATE, Identity, Refused
-from clients.fetching import FORM, FetchError, post
+from clients.fetching import FORM, FetchError, Network, post
 from clients.introspection_answers import BadAnswer
 from clients.jwks import IntrospectionPolicy, IssuerPolicy
 
@@ -251,7 +251,7 @@ def _answer(key: _Key, token: str, issuer: IssuerPolicy) -> _Said:
         FORM,
         accept=answers.SIGNED if how.signed else answers.PLAIN,
         authorization=authorization,
-        allowed_networks=[ip_network(one, strict=False) for one in how.allowed_networks],
+        allowed_networks=_networks(how),
         allow_loopback_http=settings.MUNIMENT_DEMO,
         timeout=TIMEOUT,
         max_bytes=answers.MAX_ANSWER,
@@ -261,6 +261,14 @@ def _answer(key: _Key, token: str, issuer: IssuerPolicy) -> _Said:
     if len(answer.body) <= MAX_BODY_KEPT and said.until > asked_at:
         desk.keep(key, said)
     return said
+
+
+def _networks(how: IntrospectionPolicy) -> list[Network]:
+    """Where the endpoint may be besides public addresses. Raises FetchError for a network that was mistyped."""
+    try:
+        return [ip_network(one, strict=False) for one in how.allowed_networks]
+    except ValueError as error:
+        raise FetchError(str(error), 0) from None
 
 
 def _seconds(claims: dict[str, Any] | None, asked_at: float, bound: int) -> float:

@@ -105,6 +105,14 @@ class TestVerify:
         assert (answer["reason"], answer["status"], answer["remedy"]) == ("issuer_unavailable", 503, "retry_later")
         assert answer["retry_after"] >= 1 and "www_authenticate" not in answer and charged == []
 
+    def test_a_network_that_was_mistyped_is_an_outage_that_the_issuers_page_tells(
+        self, world: World, server: Server
+    ) -> None:
+        issuer = accept(world, server)
+        Issuer.objects.filter(pk=issuer.pk).update(allowed_networks=["10.0.0.0/8", "ten"])
+        assert reason(world) == "issuer_unavailable" and server.forms == []
+        assert "ten" in Introspection.objects.get().error
+
     def test_a_token_is_asked_about_once_while_the_policy_changes_and_is_decided_by_the_newest(
         self, world: World, server: Server
     ) -> None:
