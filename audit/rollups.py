@@ -17,7 +17,7 @@ from django.db.models import Max, Min, Q, QuerySet, Sum
 from audit.charts import Bucket
 from audit.models import Head, Record, Rollup, RollupState
 from audit.reasons import REASONS
-from audit.viewer import Viewer, check
+from audit.viewer import OF_TENANTS, Viewer, check
 
 DIMENSIONS = ("type", "decision", "reason", "flagged", "backend", "client", "tenant", "tool", "mode")
 CALLS = "decision"  # a question without a token (evaluation) is none
@@ -244,7 +244,7 @@ def _rows(
         raise TooMany
     rows = Rollup.objects.filter(cut=cut, span=span, at__gte=since, at__lt=until).order_by()
     if viewer.tenants is not None:
-        rows = rows.filter(tenant__in=viewer.tenants)
+        rows = rows.filter(tenant__in=viewer.tenants, type__in=OF_TENANTS)
     # First what the rows have an index for: by those the rows that have to be read are counted.
     indexed = INDEXED.get(cut, frozenset()) | {"decision"}
     rows = _where(rows, {name: value for name, value in wanted.items() if name in indexed})

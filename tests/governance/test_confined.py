@@ -15,7 +15,7 @@ from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.test import Client as HttpClient
 from django.urls import reverse
 
-from audit import holds, search
+from audit import holds, rollups, search
 from audit.models import Outbox, Record, Subject
 from audit.record_words import short_uid
 from audit.staff_log import tell
@@ -411,6 +411,14 @@ def test_a_legal_hold_on_their_tenant_is_not_theirs_to_know(scene: Scene, http: 
     assert str(record.pk) not in http[AUDITOR].post("/admin/records/csv/?window=1h").content.decode()
     assert str(record.pk) not in http[AUDITOR].get(f"/admin/timeline/user/{record.subject}/").content.decode()
     assert list(search.visible(viewer_of(account("looker", AUDITOR, ACME)), record.at, record.at + timedelta(1))) == []
+    rollups.catch_up()
+    spans = rollups.floor(record.at, "1h"), record.at + timedelta(hours=1), "1h"
+    for kind in ("hold", None):
+        every, theirs = (
+            sum(one.calls for one in rollups.series(viewer_of(user), *spans, tenant=ACME, type=kind))
+            for user in (account(f"counter {kind}", AUDITOR), account(f"counter of acme {kind}", AUDITOR, ACME))
+        )
+        assert every == theirs + 1, "nor is it counted"
 
 
 def test_who_is_confined_by_now_is_not_told_of_what_was_sent_to_them_before(
