@@ -150,7 +150,8 @@ class SubjectAdmin(ReadOnlyAdmin):
         if "@" in request.GET.get("q", ""):
             messages.warning(request, "Users are listed by uid. Find a person by e-mail address here.")
             return HttpResponseRedirect(reverse("admin:people"))
-        return super().changelist_view(request, extra_context)
+        empty = self.empty if tenants_of(request.user) is None else "Nobody of your tenants has called yet."
+        return super().changelist_view(request, {"empty": empty, **(extra_context or {})})
 
     def get_queryset(self, request: HttpRequest) -> Any:
         """Those whom the viewer may see."""

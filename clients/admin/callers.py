@@ -59,6 +59,7 @@ class IssuerForm(PolicyForm):
     class Meta:
         model = Issuer
         fields = "__all__"
+        labels: ClassVar = {"jwks_uri": "JWKS URI"}
         help_texts: ClassVar = {"issuer": "Exactly as its tokens have it as iss."}
 
 

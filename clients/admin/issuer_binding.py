@@ -28,5 +28,6 @@ class IssuerBindingInline(IssuerPart):
     """Demanded of every token of the issuer. One that is bound needs its proof whatever stands here."""
 
     model = IssuerBinding
+    verbose_name_plural = "binding of tokens"
     form = IssuerBindingForm
     fields = ["require", "dpop_nonce"]

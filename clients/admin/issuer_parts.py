@@ -29,7 +29,11 @@ class IssuerPart(PolicyInline):
     extra = 1
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return request.user.has_perm("clients.view_issuer") or self.has_change_permission(request, obj)
+        """Who may only look sees a row that is there, and no empty form, which nobody would take from them."""
+        if self.has_change_permission(request, obj):
+            return True
+        there = obj is None or self.model._default_manager.filter(issuer=obj).exists()
+        return there and request.user.has_perm("clients.view_issuer")
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.has_perm("clients.change_issuer" if obj else "clients.add_issuer")
@@ -87,6 +91,7 @@ class ClaimMappingInline(IssuerPart):
     """Which claims say what."""
 
     model = ClaimMapping
+    verbose_name_plural = "claim mapping"
     form = ClaimMappingForm
     formset = ClaimMappingFormSet
 

@@ -3,7 +3,7 @@ who is near or over it."""
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.db.models import Q, QuerySet
@@ -41,10 +41,13 @@ class LimitForm(PolicyForm):
         help_text="None ticked: every mode, counted together. Each that is ticked is counted by itself.",
     )  # fmt: skip
 
+    class Meta:
+        model = Limit
+        fields = "__all__"
+        labels: ClassVar = {"burst": "At once"}
+
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        if "burst" in self.fields:
-            self.fields["burst"].label = "At once"
         if "tenant" in self.fields:
             self.fields["tenant"].label = "Only in the tenant"
             self.fields["tenant"].help_text = "Empty: every tenant. Each is counted by itself."
@@ -87,6 +90,7 @@ class LimitAdmin(PolicyAdmin):
     intro = "How often something may be called. What is beyond a limit is refused, and says when to come back."
     empty = "No limit yet: whatever is granted may be called as often as anybody likes."
     change_form_template = "admin/limit.html"
+    empty_value_display = "all of them"  # only how many at once can be empty
     list_display = ["says", "now", "outage", "because"]
     list_display_links = ["says"]
     list_filter = ["per"]

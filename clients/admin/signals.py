@@ -25,10 +25,6 @@ class StreamForm(PolicyForm):
     """Who sends, about whose users, and how. The token with which we poll goes in and is never shown; it stays until
     another is typed, but only for the address that it was given for."""
 
-    transmitter = forms.CharField(
-        max_length=255, help_text="Exactly as its event tokens have it as iss, such as https://ssf.example."
-    )
-    audience = forms.CharField(max_length=255, help_text="What its event tokens have as aud.")
     jwks_uri = forms.URLField(
         label="JWKS URI", required=False, max_length=500, assume_scheme="https", empty_value=None,
         help_text="Where its keys are. Empty: found by its configuration.",
@@ -45,7 +41,11 @@ class StreamForm(PolicyForm):
     class Meta:
         model = SignalStream
         fields = ["name", "issuer", "transmitter", "audience", "jwks_uri", "delivery", "poll_endpoint"]
+        labels = {"jwks_uri": "JWKS URI"}
         help_texts = {
+            "transmitter": "Exactly as its event tokens have it as iss, such as https://ssf.example.",
+            "audience": "What its event tokens have as aud.",
+            "jwks_uri": "Where its keys are. Empty: found by its configuration.",
             "name": "Part of the address that a transmitter pushes to, and of what is recorded. It cannot be changed.",
             "issuer": "Whose users its events are about, and no others. It cannot be changed.",
         }

@@ -1,5 +1,6 @@
 """An issuer is set to introspection on its page: the secret goes in and never out, and a backend has one to ask."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,6 +153,8 @@ def test_who_may_only_look_sees_how_it_is_asked_and_cannot_change_it(world: Worl
     Introspection.objects.update(error="the server answered 401", failed_at=Introspection.objects.get().secret_set_at)
     viewer = member("vera", "clients.view_issuer")
     text = viewer.get(page()).content.decode()
+    assert "Claim mapping" not in text and "Binding of tokens" not in text, "no form where nothing is, and none to fill"
+    assert not re.search(r'<(input|select|textarea)[^>]* name="introspection-0-(?!id|issuer)', text)
     assert (
         "https://id.example/ask" in text
         and "the server answered 401" in text
