@@ -406,6 +406,15 @@ class PolicyInline(admin.TabularInline):
 
     extra = 1
     formset = LabelledFormSet
+    most_more = 100  # rows at once; Django's own bound are thousands, which take seconds to show
+
+    def get_formset(self, request: HttpRequest, obj: Any = None, **more: Any) -> Any:
+        """However many rows a sender claims, no more are made than there are and `most_more`."""
+        if request.method == "POST":
+            [owner] = [one for one in self.model._meta.fields if one.related_model is self.parent_model]
+            there = self.model._default_manager.filter(**{owner.name: obj}).count() if obj else 0
+            more["max_num"] = more["absolute_max"] = there + self.most_more
+        return super().get_formset(request, obj, **more)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return self.has_change_permission(request, obj)

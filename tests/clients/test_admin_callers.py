@@ -69,6 +69,19 @@ def test_an_oauth_id_that_is_taken_or_given_twice_is_a_form_error(world: World, 
     assert Client.objects.count() == 1
 
 
+def test_rows_that_a_sender_claims_by_the_thousand_are_not_made(world: World, http: HttpClient) -> None:
+    ids = [f"app-{number}" for number in range(100)]
+    http.post("/admin/clients/client/add/", new_client(Issuer.objects.get(), *ids))
+    made = Client.objects.get(slug="ios")
+    assert made.oauth_client_ids.count() == 100
+    claimed = new_client(Issuer.objects.get()) | {"oauth_client_ids-TOTAL_FORMS": 10**9}
+    for path, most in (("add", 100), (f"{made.pk}/change", 200)):
+        page = http.post(f"/admin/clients/client/{path}/", claimed | {"slug": "new"}).content.decode()
+        assert f"submit at most {most} forms" in page
+        assert f"oauth_client_ids-{most - 1}-oauth_id" in page and f"oauth_client_ids-{most}-oauth_id" not in page
+    assert Client.objects.count() == 2
+
+
 def test_what_the_database_refuses_at_the_last_moment_is_a_form_error(
     world: World, http: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
