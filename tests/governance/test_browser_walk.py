@@ -19,7 +19,19 @@ from audit.models import DeadLetter, Record, Sighting, Stream, Subject
 from clients import requests, reviews
 from clients.buckets import MICROSECONDS, Bucket, Counted
 from clients.limits import counter
-from clients.models import Client, Grant, Issuer, Limit, OAuthClientId, ScimConnection, SignalStream
+from clients.models import (
+    ClaimMapping,
+    Client,
+    ClientMetadata,
+    Grant,
+    Introspection,
+    Issuer,
+    IssuerBinding,
+    Limit,
+    OAuthClientId,
+    ScimConnection,
+    SignalStream,
+)
 from clients.proposals import Proposal
 from governance import demo, navigation
 from tests.audit.sealers import sealed, sealing
@@ -54,6 +66,13 @@ def load_demo() -> None:
     mara = users.get(username="mara")
     reviews.start(client=Client.objects.get(slug="chatgpt"), scope=None, user=mara, reason="yearly review")
     stream("siem", place="https://siem.example/muniment", error="the receiver cannot be reached: Connection refused")
+    published("https://claude.ai/oauth/mcp-oauth-client-metadata", "Claude")
+    Subject.objects.filter(pk=Subject.objects.latest("pk").pk).update(deactivated_at=timezone.now())
+
+
+def published(url: str, name: str, **more: str) -> None:
+    """What a client's host says of it, which nobody approved yet."""
+    ClientMetadata.objects.create(url=url, name=name, digest="a" * 64, fetched_at=timezone.now(), **more)
 
 
 def stream(name: str, **more: str) -> None:
@@ -70,7 +89,10 @@ def long_names() -> None:
     """What staff and callers may choose to be as long as it may be, and stopped, so that every page tells of it."""
     client = Client.objects.create(slug="x" * 63, name=LONG)
     OAuthClientId.objects.create(client=client, issuer=Issuer.objects.get(), oauth_id="x" * 120)
-    Client.objects.create(slug="z" * 63, name="z" * 120, status="suspended")
+    other = Client.objects.create(slug="z" * 63, name="z" * 120, status="suspended")
+    url = "https://" + "h" * 60 + ".example/" + "c" * 170
+    published(url, "z" * 120, uri="https://" + "u" * 480, error="e" * 240)
+    OAuthClientId.objects.create(client=other, issuer=Issuer.objects.get(), oauth_id=url)
     backend = Backend.objects.create(slug="y" * 63, name=LONG, audiences=["https://example.com/" + "a" * 200])
     Route.objects.create(backend=backend, path=f"/{'r' * 250}/**", tools=["tool." + "t" * 110])
     scope = Scope.objects.create(name="scope:" + "z" * 110, description=LONG, sensitive=True)
@@ -91,6 +113,7 @@ def long_names() -> None:
     source, seen = "https://" + "i" * 200, timezone.now()
     Sighting.objects.create(kind="client", source=source, name="n" * 250, count=10**9, last_seen=seen)
     Sighting.objects.create(kind="tool", source=backend.slug, name="n" * 120, count=1, last_seen=seen)
+    issuer_parts(Issuer.objects.get())
     ScimConnection.objects.create(name="x" * 63, issuer=Issuer.objects.get())
     SignalStream.objects.create(
         name="y" * 63,
@@ -100,6 +123,15 @@ def long_names() -> None:
         error="e" * 240,
     )
     stream("s" * 64, place="https://" + "h" * 240, error="e" * 240)
+
+
+def issuer_parts(issuer: Issuer) -> None:
+    """All that its page can hold."""
+    ClaimMapping.objects.create(issuer=issuer, subject_claim="s" * 120, scope_claims=["c" * 120] * 2)
+    Introspection.objects.create(
+        issuer=issuer, endpoint="https://" + "e" * 240, client_id="c" * 250, error="e" * 240, failed_at=timezone.now()
+    )
+    IssuerBinding.objects.create(issuer=issuer, require="dpop")
 
 
 def of_navigation() -> Iterator[tuple[str, str]]:
@@ -163,6 +195,10 @@ def of_forms() -> Iterator[tuple[str, str]]:
         yield f"{name.partition('_')[2]}-add", reverse(f"admin:{name}_add")
     yield "issuer-preset", reverse("admin:clients_issuer_add") + "?preset=entra"
     yield "issuer-claims", reverse("admin:clients_issuer_claims", args=[Issuer.objects.latest("pk").pk])
+    shown = ClientMetadata.objects.latest("pk")
+    yield "client-published-approve", reverse("admin:client_published_approve", args=[shown.pk])
+    known = OAuthClientId.objects.get(oauth_id=shown.url)
+    yield "client-published", reverse("admin:clients_client_change", args=[known.client_id])
     suggestion = "?client=claude&scope=memory:write"
     yield "grant-suggested", reverse("admin:clients_grant_add") + suggestion
     yield "ask", reverse("admin:access_ask") + suggestion
