@@ -106,23 +106,24 @@ def check(credential: Credential | None, known: Kept | None, now: float) -> bool
     )
 
 
-_touched: dict[str, float] = {}
+_touched: dict[tuple[type[Model], str], float] = {}
 _touching = threading.Lock()
 
 
-def touch(key_id: str, model: type[Model] = BackendKey) -> None:
-    """Note that a key was used, at most once a minute, in this process. `model` is where the key is kept."""
-    now = time.monotonic()
-    if now - _touched.get(key_id, -TOUCH_EVERY) < TOUCH_EVERY:
+def touch(key: str, model: type[Model] = BackendKey, column: str = "key_id") -> None:
+    """Note that a key was used, at most once a minute, in this process. `model` is where it is kept, and `column` what
+    it is known by there."""
+    now, known = time.monotonic(), (model, key)
+    if now - _touched.get(known, -TOUCH_EVERY) < TOUCH_EVERY:
         return
     with _touching:
-        if now - _touched.get(key_id, -TOUCH_EVERY) < TOUCH_EVERY:
+        if now - _touched.get(known, -TOUCH_EVERY) < TOUCH_EVERY:
             return
-        _touched[key_id] = now
+        _touched[known] = now
     with transaction.atomic():
         # A key that somebody is changing is left alone: no call waits for an open transaction.
         free = model._default_manager.select_for_update(skip_locked=True, of=("self",))
-        key: Any = free.filter(key_id=key_id).first()
-        if key is not None:
-            key.last_used = datetime.now(UTC).replace(second=0, microsecond=0)
-            key.save(update_fields=["last_used"])
+        row: Any = free.filter(**{column: key}).first()
+        if row is not None:
+            row.last_used = datetime.now(UTC).replace(second=0, microsecond=0)
+            row.save(update_fields=["last_used"])

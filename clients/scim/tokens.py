@@ -4,17 +4,14 @@ once, replaced as a whole, and good for the connection that it was made for alon
 import re
 import secrets
 import threading
-import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from django.conf import settings
-from django.db import transaction
 from django.utils import timezone
 
 from clients.models import ScimConnection
 from tools import credentials
-from tools.credentials import TOUCH_EVERY, Credential
+from tools.credentials import Credential
 
 FORM, KIND = re.compile(r"scim_([0-9]{1,18})_([A-Za-z0-9_-]{43})", re.ASCII), "scim_token"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
@@ -40,7 +37,6 @@ class Known:
 
 # The digests of tokens that were good a while ago, by connection: while wrong ones pour in, only these are looked up.
 _seen: dict[str, bytes] = {}
-_touched: dict[int, float] = {}
 _lock = threading.Lock()
 
 
@@ -78,7 +74,7 @@ def connection(name: str, credential: Credential | None, look: bool = True) -> S
     if not row.enabled:
         raise SwitchedOff
     _remember(name, kept.digest)
-    _touch(row)
+    credentials.touch(str(row.pk), ScimConnection, "pk")
     return row
 
 
@@ -94,23 +90,7 @@ def _remember(name: str, digest: bytes) -> None:
         _seen[name] = digest
 
 
-def _touch(row: ScimConnection) -> None:
-    """Note that a connection called, at most once a minute in this process; not while somebody changes it, since no
-    call waits for an open transaction."""
-    now = time.monotonic()
-    with _lock:
-        if now - _touched.get(row.pk, -TOUCH_EVERY) < TOUCH_EVERY:
-            return
-        _touched[row.pk] = now
-    with transaction.atomic():
-        free = ScimConnection.objects.select_for_update(skip_locked=True, of=("self",)).filter(pk=row.pk).first()
-        if free is not None:
-            free.last_used = datetime.now(UTC).replace(second=0, microsecond=0)
-            free.save(update_fields=["last_used"])
-
-
 def forget() -> None:
     """Drop what this process remembers."""
     with _lock:
         _seen.clear()
-        _touched.clear()
