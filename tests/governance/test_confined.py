@@ -309,7 +309,9 @@ def test_what_is_stopped_of_what_all_share_is_not_told(scene: Scene, http: dict[
     try:
         assert http["free"].get("/admin/people/").context["stopped"].named == [("client", "Claude")]
         assert http[MANAGER].get("/admin/people/").context["stopped"] is None
-        page = http[MANAGER].get("/admin/access/stops/").context
+        response = http[MANAGER].get("/admin/access/stops/")
+        assert "Nothing is stopped" not in response.content.decode(), "for something is, which is not theirs to see"
+        page = response.context
         assert page["lines"] == [] and [one.switch.kind for one in page["choosers"]] == ["user"]
         answer = http[MANAGER].post("/admin/access/stops/resume/", {"kind": "client", "what": "claude", "reason": "x"})
         assert answer.status_code == 400
