@@ -81,7 +81,7 @@ def test_extending_moves_the_end_and_nothing_else(world: World, http: HttpClient
         ({"effect": "maybe"}, "Select a valid choice"),
         ({"subject": "usr_nobody"}, "no user with this uid"),
         ({"modes": ["dreaming"]}, "Select a valid choice"),
-        ({"tenant": "x" * 200}, "at most 128"),
+        ({"tenant": "x" * 300}, "at most 255"),
     ],
 )
 def test_nonsense_is_a_form_error(world: World, http: HttpClient, other: dict[str, Any], words: str) -> None:

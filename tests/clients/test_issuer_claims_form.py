@@ -108,6 +108,8 @@ def test_a_mapping_that_cannot_be_meant_is_a_form_error(
 
 def test_the_permission_is_the_issuer_s(world: World) -> None:
     seeing = member("ann", "clients.view_issuer")
+    assert "Subject claim" not in seeing.get(url()).content.decode()  # no form that nobody would take
+    ClaimMapping.objects.create(issuer=Issuer.objects.get(), subject_claim="oid")
     assert "Subject claim" in seeing.get(url()).content.decode()
     assert seeing.post(url(), {}).status_code == 403
     changing = member("ben", "clients.view_issuer", "clients.change_issuer")

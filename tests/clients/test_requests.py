@@ -314,7 +314,7 @@ def test_an_approval_is_of_nothing_else(made: World, other: dict[str, Any]) -> N
         ({"days": 10**6}, "at least a day"),
         ({"days": None, "expires_at": timezone.now() - timedelta(days=1)}, "in the past"),
         ({"scopes": ()}, "at least one scope"),
-        ({"role": "x" * 200}, "at most 128"),
+        ({"role": "x" * 300}, "at most 255"),
         ({"tenant": "a\x00b"}, "printable"),
         ({"modes": ("robot",)}, "Agent modes"),
     ],

@@ -240,13 +240,13 @@ def test_an_open_policy_transaction_blocks_nobody(world: World, owner_url: str) 
         with psycopg.connect(owner_url) as staff:
             staff.execute("UPDATE clients_grant SET revoked_at = now() WHERE id = %s", [world.grant.pk])
             opened = time.monotonic()
-            time.sleep(1.5)
+            time.sleep(3)
             held = callers.since(opened)
             staff.commit()
         committed = time.monotonic()
         callers.wait_for(50)
     assert len(held) > 50
     assert {answer.body["decision"] for answer in held} == {"allow"}
-    assert max(answer.ended - answer.started for answer in held) < 1.0
+    assert max(answer.ended - answer.started for answer in held) < 2.5  # and not as long as it was open
     assert {answer.body["decision"] for answer in callers.since(committed)} == {"deny"}
     assert not callers.refused and not callers.lost and not callers.faults
