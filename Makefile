@@ -12,10 +12,10 @@ run: .venv/.installed
 inner: .venv/.installed
 	@$(BIN)/python -m examples.inner
 
-# Three at once, since many wait for a process or a browser. In the order of the folders: files of few long tests, as
+# Four at once, since many wait for a process or a browser. In the order of the folders: files of few long tests, as
 # those in a browser are, must not come last, one after another.
 test: .venv/.installed
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # mypy's Django plugin imports the settings. makemigrations warns that it reaches no database: none is there.
 check: .venv/.installed

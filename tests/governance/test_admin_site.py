@@ -99,7 +99,8 @@ KEYS = ["%00", "x" * 300, "-1", "9" * 40, "%ED%A0%80"]
 def test_hostile_input_to_a_list_or_a_key_is_never_a_failure(world: World, http: HttpClient) -> None:
     http.raise_request_exception = False
     paths = [f"{path}?{query}" for path in ("/admin/", "/admin/reasons/", "/reference") for query in HOSTILE]
-    for model in admin.site._registry:
+    for number, model in enumerate(admin.site._registry):  # half of what is hostile to each, the others to the next
         found = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
-        paths += [f"{found}?{query}" for query in HOSTILE] + [f"{found}{key}/change/" for key in KEYS]
+        paths += [f"{found}?{query}" for query in HOSTILE[number % 2 :: 2]]
+        paths += [f"{found}{key}/change/" for key in KEYS[number % 2 :: 2]]
     assert [path for path in paths if http.get(path).status_code >= 500] == []

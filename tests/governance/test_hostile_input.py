@@ -156,13 +156,17 @@ def chosen(number: int, each: int | None) -> list[str]:
 
 
 def bodies(form: Form, counter: Iterator[int], each: int | None) -> Iterator[dict[str, Any]]:
-    """What to send: each field hostile alone, every other one several times, and all at once. Of rows that are alike,
-    the first, unless `each` is None."""
-    for number, name in enumerate(n for n in form.fields if each is None or not FURTHER_ROW.search(n)):
-        for value in chosen(next(counter), each):
-            yield form.fields | {name: [value]}
-        if each is None or number % 2:
+    """What to send: each field hostile alone, then several times, and all at once. Unless `each` is None, three fields
+    are hostile together, one of them several times, and of rows that are alike the first is."""
+    names = [name for name in form.fields if each is None or not FURTHER_ROW.search(name)]
+    if each is None:
+        for name in names:
+            yield from (form.fields | {name: [value]} for value in HOSTILE)
             yield form.fields | {name: ["1", "\x00", "1"]}
+    for start in range(0, len(names) if each else 0, 3):
+        together = {name: chosen(next(counter), each) for name in names[start : start + 3]}
+        yield form.fields | together | {names[start]: ["1", "\x00", "1"]}
+        yield form.fields | {names[start]: together[names[start]]}
     for value in chosen(next(counter), each):
         yield {name: [value] for name in form.fields} | {"reason": ["x"], "change_reason": ["x"], "step": ["confirm"]}
 
