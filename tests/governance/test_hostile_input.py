@@ -157,7 +157,7 @@ def chosen(number: int, each: int | None) -> list[str]:
 
 def bodies(form: Form, counter: Iterator[int], each: int | None) -> Iterator[dict[str, Any]]:
     """What to send: each field hostile alone, then several times, and all at once. Unless `each` is None, three fields
-    are hostile together, one of them several times, and of rows that are alike the first is."""
+    are hostile together, in turn one of them several times, and of rows that are alike the first is."""
     names = [name for name in form.fields if each is None or not FURTHER_ROW.search(name)]
     if each is None:
         for name in names:
@@ -165,8 +165,7 @@ def bodies(form: Form, counter: Iterator[int], each: int | None) -> Iterator[dic
             yield form.fields | {name: ["1", "\x00", "1"]}
     for start in range(0, len(names) if each else 0, 3):
         together = {name: chosen(next(counter), each) for name in names[start : start + 3]}
-        yield form.fields | together | {names[start]: ["1", "\x00", "1"]}
-        yield form.fields | {names[start]: together[names[start]]}
+        yield form.fields | together | ({names[start]: ["1", "\x00", "1"]} if start % 2 else {})
     for value in chosen(next(counter), each):
         yield {name: [value] for name in form.fields} | {"reason": ["x"], "change_reason": ["x"], "step": ["confirm"]}
 
@@ -206,10 +205,11 @@ def attack_lists(each: int | None, values: Sequence[str] = HOSTILE) -> list[str]
     attack = Attack()
     for value in values:
         names = QUERY if each is None else QUERY[HOSTILE.index(value) :: len(HOSTILE)]
-        for path in ("/admin/records/", "/admin/access/matrix/", "/admin/access/explain/", "/admin/access/ask/",
-                     "/admin/clients/grant/", "/admin/tools/tool/", "/admin/auth/user/", "/admin/inbox/",
-                     "/admin/timeline/client/claude/"):  # fmt: skip
-            for name in names:
+        lists = ("/admin/records/", "/admin/access/matrix/", "/admin/access/explain/", "/admin/access/ask/",
+                 "/admin/clients/grant/", "/admin/tools/tool/", "/admin/auth/user/", "/admin/inbox/",
+                 "/admin/timeline/client/claude/")  # fmt: skip
+        for turn, path in enumerate(lists, HOSTILE.index(value)):
+            for name in names if each is None else names[turn % 2 :: 2]:
                 attack.send("get", path, {name: value})
     return attack.failed
 
