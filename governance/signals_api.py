@@ -6,7 +6,6 @@ The two standards prescribe the bodies of their errors, which therefore are no p
 error of the event itself (too large, too many failures, an outage) is one.
 """
 
-import hmac
 import time
 from typing import Any
 
@@ -25,6 +24,7 @@ from governance.budgets import budgets
 from governance.introspection import FORM, one_of
 from governance.problems import Problem, overloaded
 from governance.snapshot import Snapshot, snapshots
+from tools.credentials import Seen, check
 
 EVENT_TYPE = "application/secevent+jwt"
 UNCACHED = {"Cache-Control": "no-store"}
@@ -57,8 +57,7 @@ class LogoutProblem(Problem):
         return JsonResponse(said, status=self.status, headers=UNCACHED)
 
 
-# The digests of push tokens that were good a while ago, by stream: while wrong ones pour in, only these are looked up.
-_good: dict[str, bytes] = {}
+_good = Seen(MAX_GOOD)  # push tokens, by stream
 
 
 class SignalsView(BackendView):
@@ -102,15 +101,14 @@ def authenticated(request: HttpRequest, name: str) -> SignalStream:
     this source has failed too often."""
     source = request.META.get("REMOTE_ADDR", "")
     spent = budgets.spent(PUSH, source)
-    digest = credentials.presented(request.META.get("HTTP_AUTHORIZATION"))
+    credential = credentials.read(request.META.get("HTTP_AUTHORIZATION"))
     row = None
-    if not spent or (digest is not None and hmac.compare_digest(_good.get(name, b""), digest)):
+    if not spent or check(credential, _good.get(name), 0):
         pushed = SignalStream.objects.filter(name=name, delivery="push", enabled=True)
         row = pushed.select_related("issuer").first()
-    if row is not None and digest is not None and credentials.is_its(row, digest):
-        if len(_good) >= MAX_GOOD:
-            _good.clear()
-        _good[name] = digest
+    kept = credentials.known(row)
+    if check(credential, kept, 0) and row is not None and kept is not None:
+        _good.add(name, kept.digest)
         return row
     budgets.turned_away("", "signal_stream")
     if spent:

@@ -1,9 +1,7 @@
 """Staff keys: `sk_<key id>_<secret>`, with which a tool of a member of staff reads records. A key is nobody by itself:
 it has its owner's roles as they are when it is used, and ends with its owner's account."""
 
-from dataclasses import dataclass
 from datetime import timedelta
-from threading import Lock
 from typing import Any
 
 from django.db import transaction
@@ -13,7 +11,7 @@ from audit.staff_log import tell
 from audit.viewer import Viewer, viewer_of
 from governance.models import StaffKey
 from tools import credentials
-from tools.credentials import Credential
+from tools.credentials import Credential, Known, Seen
 
 KEY, KIND = credentials.form("sk"), "staff_key"
 MAX_DAYS = 3650
@@ -24,18 +22,7 @@ class NotAuthenticated(Exception):
     """The key is missing, unknown, wrong, expired or revoked, or its owner is no longer on the staff."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A key as it is stored. `expires_at` is in POSIX seconds."""
-
-    digest: bytes
-    expires_at: float | None
-    revoked: bool
-
-
-# The digests of keys that were good a while ago, by their ids: while wrong keys pour in, only these are looked up.
-_seen: dict[str, bytes] = {}
-_seeing = Lock()
+_seen = Seen(MAX_SEEN)  # by their key ids
 
 
 def issue(
@@ -77,13 +64,13 @@ def viewer(credential: Credential | None, look: bool = True) -> Viewer:
     """Who looks with this key, and what they may see now. With `look` off only a key that was good in this process
     before is looked up. Raises NotAuthenticated; constant work but for the look-up by the public id."""
     row = None
-    if credential is not None and (look or credentials.check(credential, _memory(credential), 0)):
+    if credential is not None and (look or credentials.check(credential, _seen.get(credential.key_id), 0)):
         row = StaffKey.objects.select_related("owner").filter(key_id=credential.key_id).first()
     known = None if row is None else _known(row)
     good = credentials.check(credential, known, timezone.now().timestamp())
     if not good or row is None or not (row.owner.is_active and row.owner.is_staff):
         raise NotAuthenticated
-    _remember(row.key_id, bytes(row.digest))
+    _seen.add(row.key_id, bytes(row.digest))
     credentials.touch(row.key_id, StaffKey)
     return viewer_of(row.owner)
 
@@ -91,15 +78,3 @@ def viewer(credential: Credential | None, look: bool = True) -> Viewer:
 def _known(row: StaffKey) -> Known:
     ends = None if row.expires_at is None else row.expires_at.timestamp()
     return Known(bytes(row.digest), ends, row.revoked_at is not None)
-
-
-def _memory(credential: Credential) -> Known | None:
-    digest = _seen.get(credential.key_id)
-    return None if digest is None else Known(digest, None, revoked=False)
-
-
-def _remember(key_id: str, digest: bytes) -> None:
-    with _seeing:
-        if len(_seen) >= MAX_SEEN:
-            _seen.clear()
-        _seen[key_id] = digest

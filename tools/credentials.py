@@ -54,6 +54,42 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """A key by what `check` asks of it. `digest` is 32 bytes, `expires_at` in POSIX seconds (None: never)."""
+
+    digest: bytes
+    expires_at: float | None = None
+    revoked: bool = False
+
+
+class Seen:
+    """Keys that were good in this process a while ago, by what names them; `most` of them at most. While wrong keys
+    pour in, only these are looked up."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._digests: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> Known | None:
+        """What a credential must fit to be the key that was good."""
+        digest = self._digests.get(name)
+        return None if digest is None else Known(digest)
+
+    def add(self, name: str, digest: bytes) -> None:
+        """Remember a key that was good just now by its digest (32 bytes)."""
+        with self._lock:
+            if len(self._digests) >= self.most:
+                self._digests.clear()
+            self._digests[name] = digest
+
+    def clear(self) -> None:
+        """Remember none."""
+        with self._lock:
+            self._digests.clear()
+
+
+@dataclass(frozen=True, slots=True)
 class KnownKey:
     """A key as the snapshot holds it. Times are POSIX seconds."""
 

@@ -3,15 +3,13 @@ once, replaced as a whole, and good for the connection that it was made for alon
 
 import re
 import secrets
-import threading
-from dataclasses import dataclass
 
 from django.conf import settings
 from django.utils import timezone
 
 from clients.models import ScimConnection
 from tools import credentials
-from tools.credentials import Credential
+from tools.credentials import Credential, Known, Seen
 
 FORM, KIND = re.compile(r"scim_([0-9]{1,18})_([A-Za-z0-9_-]{43})", re.ASCII), "scim_token"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
@@ -26,18 +24,7 @@ class SwitchedOff(Exception):
     """The token is good, and staff switched the connection off."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A token as it is stored; it ends by being replaced."""
-
-    digest: bytes
-    expires_at: float | None = None
-    revoked: bool = False
-
-
-# The digests of tokens that were good a while ago, by connection: while wrong ones pour in, only these are looked up.
-_seen: dict[str, bytes] = {}
-_lock = threading.Lock()
+_seen = Seen(MAX_SEEN)  # by connection
 
 
 def renew(connection: ScimConnection) -> str:
@@ -64,7 +51,7 @@ def connection(name: str, credential: Credential | None, look: bool = True) -> S
     process before is looked up. Raises NotAuthenticated, and SwitchedOff to who has the token. One comparison is made
     in any case."""
     row = None
-    if look or credentials.check(credential, _memory(name), 0):
+    if look or credentials.check(credential, _seen.get(name), 0):
         found = ScimConnection.objects.select_related("issuer").filter(name=name) if NAME.fullmatch(name) else None
         row = found.first() if found is not None else None
     kept = Known(bytes(row.digest)) if row is not None and row.digest is not None else None
@@ -73,24 +60,11 @@ def connection(name: str, credential: Credential | None, look: bool = True) -> S
         raise NotAuthenticated
     if not row.enabled:
         raise SwitchedOff
-    _remember(name, kept.digest)
+    _seen.add(name, kept.digest)
     credentials.touch(str(row.pk), ScimConnection, "pk")
     return row
 
 
-def _memory(name: str) -> Known | None:
-    digest = _seen.get(name)
-    return None if digest is None else Known(digest)
-
-
-def _remember(name: str, digest: bytes) -> None:
-    with _lock:
-        if len(_seen) >= MAX_SEEN:
-            _seen.clear()
-        _seen[name] = digest
-
-
 def forget() -> None:
     """Drop what this process remembers."""
-    with _lock:
-        _seen.clear()
+    _seen.clear()

@@ -1,7 +1,6 @@
 """With which token a transmitter pushes: made here, shown once, kept as a digest; and the one with which we poll, kept
 under a key of its own."""
 
-import hmac
 import re
 import secrets
 from typing import Final
@@ -12,10 +11,11 @@ from django.utils import timezone
 
 from audit.protection import KeyDestroyed, KeyRing, protect, reveal
 from clients.models import SignalStream
-from tools.credentials import NOBODY, digest_of
+from tools import credentials
+from tools.credentials import Credential, Known, digest_of
 
 KIND: Final = "signal_stream"
-FORM: Final = re.compile(r"ss_([A-Za-z0-9_-]{43})", re.ASCII)
+FORM: Final = re.compile(r"(ss)_([A-Za-z0-9_-]{43})", re.ASCII)
 
 
 def fresh(stream: SignalStream) -> str:
@@ -31,19 +31,15 @@ def address(stream: SignalStream) -> str:
     return f"{settings.MUNIMENT_URL.rstrip('/')}/v1/signals/{stream.name}"
 
 
-def presented(header: str | None) -> bytes | None:
-    """The digest of the push token in an `Authorization: Bearer` header (RFC 6750 section 2.1); None where there is
-    none."""
-    scheme, _, value = (header or "").partition(" ")
-    match = FORM.fullmatch(value.strip(" ")) if scheme.lower() == "bearer" else None
-    return digest_of(KIND, match[1]) if match else None
+def read(header: str | None) -> Credential | None:
+    """The push token in an `Authorization: Bearer` header (RFC 6750 section 2.1), or None. It names no stream: the
+    address does."""
+    return credentials.read(header, FORM, KIND)
 
 
-def is_its(stream: SignalStream | None, digest: bytes | None) -> bool:
-    """Whether a presented digest is the stream's. Constant work: one comparison, always made."""
-    kept = bytes(stream.digest) if stream is not None and stream.digest is not None else None
-    same = hmac.compare_digest(digest or NOBODY, kept or NOBODY)
-    return same and digest is not None and kept is not None
+def known(stream: SignalStream | None) -> Known | None:
+    """The stream's push token, as it is kept; None where there is none."""
+    return None if stream is None or stream.digest is None else Known(bytes(stream.digest))
 
 
 def holder(stream: SignalStream) -> str:
