@@ -22,19 +22,17 @@ from typing import Any
 import redis
 from django.conf import settings
 from django.db import Error, connections
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from audit import alerts
+from clients import impatient
 from clients.buckets import MICROSECONDS, NEAR, Bucket
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 0.25  # seconds; only what is under way when Redis goes away waits so long
 LOOK = 0.5  # seconds between looks whether it is back
 LASTING = 60.0  # seconds after which the alert is said to last
 PROBE = "limit-probe"
-MOST_TOGETHER = 1000  # buckets of one script call: meanwhile Redis answers nobody else, and TIMEOUT goes on
+MOST_TOGETHER = 1000  # buckets of one script call: meanwhile Redis answers nobody else, and `impatient.TIMEOUT` goes on
 MOST_NEAR = 1000  # buckets of one limit that are remembered as nearly used up
 ALERT = "limits-uncounted"
 
@@ -189,9 +187,7 @@ class Counter:
             return held
         with self._lock:
             if self._store is None:
-                made = redis.Redis.from_url(
-                    self.url(), socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
-                )
+                made = impatient.pool(self.url())
                 self._take, self._back = made.register_script(_TAKE), made.register_script(_GIVE_BACK)
                 self._store = made  # last: others use the scripts as soon as it is there
             return self._store

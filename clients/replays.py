@@ -15,15 +15,13 @@ from typing import Final
 
 import redis
 from django.conf import settings
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from audit.protection import keyed_hash
+from clients import impatient
 from clients.dpop import Proof
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT: Final = 0.25  # seconds; a call waits for it
 REST: Final = 1.0  # seconds without asking Redis, after it was away
 MARGIN: Final = 30  # seconds by which the clocks of web processes may differ
 
@@ -36,10 +34,8 @@ class Away(Exception):
 
 @cache
 def store() -> redis.Redis:
-    """The connection pool. Nothing is tried twice: the answer to a lost command may be that it was carried out."""
-    return redis.Redis.from_url(
-        settings.REDIS_URL, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
-    )
+    """The connection pool."""
+    return impatient.pool(settings.REDIS_URL)
 
 
 def request_name(*parts: str) -> str:
