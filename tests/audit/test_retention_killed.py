@@ -47,6 +47,7 @@ def killed_at(statement: int) -> Iterator[None]:
 
     owner = connections["owner"]
     owner.ensure_connection()
+    session = owner.connection.info.backend_pid
     with owner.execute_wrapper(count):
         try:
             yield
@@ -56,6 +57,14 @@ def killed_at(statement: int) -> Iterator[None]:
             owner.in_atomic_block = False
             owner.savepoint_ids, owner.needs_rollback, owner.atomic_blocks = [], False, []
     owner.close()
+    wait_for(lambda: not there_is(session))  # until then it holds the lock of the run
+
+
+def there_is(session: int) -> bool:
+    """Whether the server still has this session: it ends a moment after its connection."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [session])
+        return bool(cursor.fetchone()[0])
 
 
 def test_killed_at_each_statement_in_turn_it_ends_as_if_it_never_was(
@@ -131,7 +140,7 @@ def wait_for(come: Callable[[], bool], seconds: float = 30.0) -> None:
     until = time.monotonic() + seconds
     while not come():
         assert time.monotonic() < until
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def free(owner_url: str) -> bool:
