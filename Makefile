@@ -3,6 +3,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
+# Where a shell forbids it, each of the many processes would compile all of it again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run inner test check bench bench-search soak pictures
 
 run: .venv/.installed
