@@ -76,7 +76,7 @@ def test_the_page_says_how_far_each_stream_is_and_what_it_said(siem: Webhook, au
     run()
     text = page(auditor)
     assert "Delivering" in text
-    assert "503" not in text
+    assert "answered 503" not in text
     assert "up to date: it has every record that is sealed" in page(auditor, "siem/")
 
 
