@@ -95,10 +95,9 @@ class Visitor:
         options = {"resultTypes": ["violations"], "preload": False}
         return [f"{self.page.url}: {words}" for words in self.page.evaluate(GRAVE, options)]
 
-    def shot(self, name: str, axe: bool = True) -> None:
-        """Nothing is wider than the page, and no word is broken for want of room, on a phone neither. With
-        MUNIMENT_SHOTS: pictures, light and dark. `axe` off: without looking for barriers, of a page that is looked at
-        with other data."""
+    def shot(self, name: str) -> None:
+        """Nothing serious for axe; nothing is wider than the page, and no word is broken for want of room, on a phone
+        neither. With MUNIMENT_SHOTS: pictures, light and dark."""
         for width, size in (("1440", WIDE), ("390", NARROW)):
             self.page.set_viewport_size(size)
             wide = self.page.evaluate(WIDTH)
@@ -111,7 +110,7 @@ class Visitor:
                 self.page.emulate_media(color_scheme=scheme)
                 self._save(self.shots / f"{name}-{width}-{scheme}.png")
         self.page.set_viewport_size(WIDE)
-        self.complaints += self.barriers() if axe else []
+        self.complaints += self.barriers()
 
     def picture(self, name: str) -> None:
         """As `shot`, but only where pictures are wanted: of a page that another test looks at already."""

@@ -109,10 +109,10 @@ def test_the_pages_are_fit_to_be_seen_in_every_state(table: Desk, visitor: Visit
         visitor.shot(f"exports-{name}")
     for name, run in zip(("done", "failed", "running", "waiting", "cancelled", "packed"), runs, strict=True):
         visitor.go(f"/admin/exports/runs/{run.pk}/")
-        visitor.shot(f"exports-run-{name}", axe=name in ("done", "failed", "running"))
+        visitor.shot(f"exports-run-{name}")
     for number, one in enumerate(Export.objects.order_by("pk")):
         visitor.go(f"/admin/exports/{one.pk}/")
-        visitor.shot(f"exports-one-{number}", axe=number < 2)
+        visitor.shot(f"exports-one-{number}")
     assert visitor.complaints == []
 
 
