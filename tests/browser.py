@@ -12,7 +12,7 @@ CHROMIUM = next(
 )
 ARGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--js-flags=--no-opt",  # a page is open too shortly to be optimised
 ]  # fmt: skip
 # Once the new size has been drawn.
 WIDTH = """new Promise(done => requestAnimationFrame(() => requestAnimationFrame(
