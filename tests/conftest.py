@@ -17,6 +17,8 @@ from urllib.parse import urlsplit, urlunsplit
 import django
 import psycopg
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as examples
 from psycopg import sql
 
 from governance import embedded
@@ -75,6 +77,9 @@ def _static_files_once() -> None:
     middleware.add_files_from_finders = once
 
 
+# On a machine that is busy each example may take its time, and to make it too.
+examples.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+examples.load_profile("patient")
 _start()
 django.setup()
 DemoPasswordHasher = import_module("governance.demo_hasher").DemoPasswordHasher
