@@ -47,7 +47,7 @@ class Web:
         """kill -9 of all of its processes at once."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, SIGKILL)
-        self.process.wait(10)
+        self.process.wait(30)
 
     def restart(self) -> None:
         """Start again on the same port."""
@@ -92,11 +92,22 @@ def _launch(port: int, workers: int, environment: Mapping[str, str], log: Path) 
 
 
 def free_port() -> int:
-    """A loopback port that nobody listened on a moment ago."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    """A loopback port that nobody listened on a moment ago, and below those that the system hands out: until a server
+    takes it, no connection of another test is given it."""
+    while True:
+        with socket.socket() as found, suppress(OSError):
+            port = 12_000 + secrets.randbelow(20_000)
+            found.bind(("127.0.0.1", port))
+            return port
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A loopback port on which nobody listens, and that nobody else is given: only who names it may listen there."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 @contextmanager
@@ -162,7 +173,7 @@ class Load:
         """The answers of calls that started after a moment."""
         return [answer for answer in list(self.answers) if answer.started > moment]
 
-    def wait_for(self, count: int, seconds: float = 30) -> None:
+    def wait_for(self, count: int, seconds: float = 60) -> None:
         """Until so many more calls were answered."""
         goal = len(self.answers) + count
         until(lambda: len(self.answers) >= goal, seconds)

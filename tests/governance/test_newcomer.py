@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from tests.docs.markdown import shown
-from tests.governance.test_supervisor import ROOT, UP, Run, free_port, marked, newcomers_environment
+from tests.governance.test_supervisor import ROOT, UP, Run, marked, newcomers_environment
+from tests.live import free_port
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 def printed_call(said: str) -> tuple[str, dict[str, str], dict[str, Any]]:
@@ -83,7 +84,7 @@ def runs(place: Path) -> Iterator[list[Run]]:
     for run in started:
         if run.process.poll() is None:
             run.process.send_signal(signal.SIGINT)
-            run.process.wait(60)
+            run.process.wait(120)
 
 
 def start(runs: list[Run], place: Path, port: int) -> Run:
@@ -139,7 +140,7 @@ def test_from_the_printed_call_to_the_revoked_grant_and_back_again(runs: list[Ru
 def leaves_nothing(run: Run) -> None:
     """Ctrl-C ends every process of either start, and the port is free."""
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(60) == 0
+    assert run.process.wait(120) == 0
     assert marked(run.var) == {}
     assert not (run.var / "instance.env").exists()
     with socket.socket() as trial:
@@ -165,11 +166,11 @@ def walk_through_inner(runs: list[Run], beside: Run) -> None:
     assert [line for line in excerpt.splitlines() if line not in told.stdout.splitlines()] == []
     assert "steps up: memory:write" in told.stdout and "forbidden by a block" in told.stdout
     inner.process.send_signal(signal.SIGINT)
-    assert inner.process.wait(60) == 0, inner.said
+    assert inner.process.wait(120) == 0, inner.said
     assert marked(beside.var / "inner") == {}
 
 
 def test_inner_says_in_a_line_that_the_platform_must_run_first(tmp_path: Path) -> None:
     run = Run(tmp_path / "var", free_port(), "examples.inner")
-    assert run.process.wait(60) == 2
+    assert run.process.wait(120) == 2
     assert run.said.startswith("inner: Muniment does not run at") and run.said.count("\n") == 1

@@ -19,9 +19,10 @@ import pytest
 from governance import devkeys, embedded
 from governance.supervisor import Supervisor
 from governance.supervisor_plan import MARK, PlanError, Urls, environment_for, instance_lines, read_plan
+from tests.live import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(300)  # each starts a whole instance, on a small machine perhaps twice
+pytestmark = pytest.mark.timeout(600)  # each starts a whole instance, on a small machine perhaps twice
 
 UP = "Ctrl-C stops it."
 URLS = Urls(database="postgresql://d", owner="postgresql://o", redis="redis://r")
@@ -47,7 +48,7 @@ class Run:
     def said(self) -> str:
         return self.output.read_text()
 
-    def wait_for(self, text: str, seconds: float = 120) -> None:
+    def wait_for(self, text: str, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.said:
             assert self.process.poll() is None, self.said
@@ -67,12 +68,6 @@ def newcomers_environment() -> dict[str, str]:
     """Our environment without what the test suite set for itself."""
     ours = ("MUNIMENT_", "DJANGO_", "DATABASE_", "REDIS_", "CELERY_")
     return {name: text for name, text in os.environ.items() if not name.startswith(ours)}
-
-
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
 
 
 def marked(var: Path) -> dict[int, str]:
@@ -151,10 +146,10 @@ def test_it_starts_serves_and_tells_how(run: Run) -> None:
 
 def test_a_second_one_on_the_same_folder_or_port_is_refused_and_harms_nothing(run: Run) -> None:
     same_folder = Run(run.var, free_port())
-    assert same_folder.process.wait(30) == 1
+    assert same_folder.process.wait(90) == 1
     assert same_folder.said == f"muniment: Muniment already runs in {run.var}; MUNIMENT_VAR moves this one\n"
     same_port = Run(run.var.with_name("other"), run.port)
-    assert same_port.process.wait(30) == 1
+    assert same_port.process.wait(90) == 1
     assert f"port {run.port} on 127.0.0.1 is taken" in same_port.said and "MUNIMENT_PORT" in same_port.said
     assert marked(run.var.with_name("other")) == {}
     assert not (run.var.with_name("other") / "postgres").exists()
@@ -166,7 +161,7 @@ def test_a_failed_web_worker_is_started_again(run: Run) -> None:
     time.sleep(6)  # granian takes two failures within 5.5 s for a crash loop
     workers = [pid for pid in children(leader) if "granian" in marked(run.var).get(pid, "")]
     os.kill(workers[-1], signal.SIGKILL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
             if run.get("/readyz") == 200:
@@ -186,7 +181,7 @@ def test_a_failed_web_worker_is_started_again(run: Run) -> None:
 )
 def test_when_a_process_dies_it_says_which_and_stops_all(run: Run, words: str, name: str) -> None:
     os.kill(pid_of(run.var, words), signal.SIGKILL)
-    assert run.process.wait(60) == 1
+    assert run.process.wait(120) == 1
     assert f"muniment: {name} died (killed by SIGKILL); " in run.said
     assert f"{run.var}/log/{name}.log" in run.said
     assert marked(run.var) == {}
@@ -209,7 +204,7 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         run = Run(tmp_path / "var", taken.getsockname()[1])
-        assert run.process.wait(30) == 1
+        assert run.process.wait(90) == 1
     assert f"port {run.port} on 127.0.0.1 is taken by another program; MUNIMENT_PORT" in run.said
     assert not (run.var / "postgres").exists()
 
@@ -232,7 +227,7 @@ def test_a_wrong_environment_is_refused(tmp_path: Path, variables: dict[str, str
 
 def test_a_wrong_environment_exits_2(tmp_path: Path) -> None:
     run = Run(tmp_path / "var", free_port(), DATABASE_URL="postgresql://u:secret@127.0.0.1:9/d")
-    assert run.process.wait(30) == 2
+    assert run.process.wait(90) == 2
     assert "DATABASE_OWNER_URL" in run.said and "secret" not in run.said
     assert not run.var.exists()
 
