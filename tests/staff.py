@@ -34,7 +34,7 @@ def signed_in(user: Any) -> HttpClient:
     return http
 
 
-def drained(seconds: float = 8.0) -> None:
+def drained(seconds: float = 30.0) -> None:
     """Wait until everything in the outbox is in the log."""
     recorder()
     until = time.monotonic() + seconds
@@ -50,6 +50,11 @@ def statement(record: Record) -> dict[str, Any]:
     """A record's statement."""
     found: dict[str, Any] = json.loads(bytes(record.statement))
     return found
+
+
+def readable(said: dict[str, Any]) -> str:
+    """A statement as text, but for its digests: those are random, and three letters of a name may stand in one."""
+    return str(said | {"_sd": []})
 
 
 def newest(kind: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from audit.record_words import title
 from governance import idempotency, sign_in_throttle
 from governance.failed_sign_ins import ONE_BY_ONE, failures
 from governance.tasks import clear_sessions
-from tests.staff import drained, newest, signed_in, statement
+from tests.staff import drained, newest, readable, signed_in, statement
 
 LOGIN, AGAIN, PASSWORD = "/admin/login/", "/admin/sign-in/again/", "correct horse battery"
 
@@ -59,7 +59,7 @@ def test_a_password_signs_in_and_both_ends_are_recorded(http: HttpClient, vera: 
     assert enter(http, query="?next=/admin/records/")["Location"] == "/admin/records/"
     told = newest("staff")
     assert (told["action"], told["how"], told["actor"]) == ("staff.sign_in", "password", f"staff:{vera.pk}")
-    assert "vera" not in str(told).lower()
+    assert "vera" not in readable(told).lower()
     assert http.get("/admin/logout/").status_code == 405 and is_inside(http), "no link signs anybody out"
     assert http.post("/admin/logout/").status_code == 200
     assert not is_inside(http)
@@ -208,7 +208,7 @@ def test_many_failures_are_counted_instead_of_recorded_one_by_one(
     assert failures.counted() == [], "not before the minute is over"
     monkeypatch.setattr(failures, "_since", time.monotonic() - 61)
     drained()
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while time.monotonic() < until and not Record.objects.filter(type="staff").count() > ONE_BY_ONE:
         time.sleep(0.1)
     told = [statement(record) for record in Record.objects.filter(type="staff")]

@@ -15,7 +15,7 @@ from audit.record_words import title
 from governance.models import StaffIdentity
 from governance.roles import ADMINISTRATOR, APPROVER, AUDITOR, MANAGER, ROLES
 from governance.staff_admin import StaffAdmin
-from tests.staff import newest, signed_in
+from tests.staff import newest, readable, signed_in
 
 PASSWORD = "correct horse battery"
 LIST, ADD = "/admin/auth/user/", "/admin/auth/user/add/"
@@ -318,7 +318,7 @@ def test_a_local_account_is_added_with_its_roles_and_told(http: HttpClient, adam
     )
     told = newest("staff")
     assert (told["action"], told["about"], told["roles"]) == ("staff.add", f"staff:{nora.pk}", [AUDITOR])
-    assert "nora" not in str(told).lower()
+    assert "nora" not in readable(told).lower()
 
 
 @pytest.mark.parametrize(

