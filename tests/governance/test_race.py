@@ -132,7 +132,7 @@ def toggle(switch: Switch, on: bool) -> Toggle:
 
 def drained(_: World) -> None:
     """Wait until the log has every policy version."""
-    until(lambda: (head := Head.objects.get()).drained == head.policy, 15)
+    until(lambda: (head := Head.objects.get()).drained == head.policy, 60)
 
 
 def race(world: World, switches: list[Switch], times: int, pause: float) -> None:
@@ -147,6 +147,8 @@ def race(world: World, switches: list[Switch], times: int, pause: float) -> None
             for turn in range(times):
                 toggles.append(toggle(ways[turn % len(ways)], on=turn % 2 == 1))
                 time.sleep(pause)
+                if turn == times - 2:  # off for the last time: where calls are slow, few fit into the times before
+                    until(lambda: len(callers.since(toggles[-1].done)) > 20, 60)
             callers.wait_for(20)
         drained(world)
     assert not callers.faults and not callers.lost
@@ -240,13 +242,14 @@ def test_an_open_policy_transaction_blocks_nobody(world: World, owner_url: str) 
         with psycopg.connect(owner_url) as staff:
             staff.execute("UPDATE clients_grant SET revoked_at = now() WHERE id = %s", [world.grant.pk])
             opened = time.monotonic()
-            time.sleep(3)
+            # Whoever waited for it would wait until it has committed, and it does not until all were answered.
+            until(lambda: {answer.user for answer in callers.since(opened)} == set(USERS), 60)
+            callers.wait_for(50)
             held = callers.since(opened)
             staff.commit()
         committed = time.monotonic()
         callers.wait_for(50)
     assert len(held) > 50
     assert {answer.body["decision"] for answer in held} == {"allow"}
-    assert max(answer.ended - answer.started for answer in held) < 2.5  # and not as long as it was open
     assert {answer.body["decision"] for answer in callers.since(committed)} == {"deny"}
     assert not callers.refused and not callers.lost and not callers.faults

@@ -51,7 +51,7 @@ def race(world: World, transmitter: Transmitter, users: list[str], again: int) -
                 revoked.setdefault(user, done)
             callers.wait_for(20)
         callers.wait_for(len(users) * 4)
-        until(lambda: transmitter.held == {}, 20)
+        until(lambda: transmitter.held == {}, 60)
     assert not callers.faults and not callers.lost and not callers.refused
     late = 0
     for answer in callers.answers:
@@ -91,7 +91,7 @@ def test_a_process_that_is_killed_before_it_acknowledges_repeats_nothing(world: 
         made("polled", delivery="poll", poll_endpoint=transmitter.url)
         until(lambda: transmitter.held == {}, 90)
         acknowledged = [asked for asked in transmitter.asked if asked.get("ack")]
-        until(lambda: Record.objects.filter(type="signal").count() >= 2, 20)
+        until(lambda: Record.objects.filter(type="signal").count() >= 2, 60)
     assert transmitter.before_ack is None and len(acknowledged) == 2, "nothing was killed"
     said = [statement(record) for record in Record.objects.filter(type="signal")]
     assert sorted(one["action"] for one in said) == ["signal.received", "subject.sign_out"]
