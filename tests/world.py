@@ -31,7 +31,7 @@ def token(
     """A real access token."""
     now = int(time.time())
     payload = {
-        "iss": ISSUER, "aud": AUDIENCE, "sub": sub, "client_id": client, "scope": scope, "iat": now - 5,
+        "iss": ISSUER, "aud": AUDIENCE, "sub": sub, "client_id": client, "scope": scope, "iat": now - 30,
         "exp": now + 600, "email": f"{sub}@example.com",
     }  # fmt: skip
     return jwt.encode(payload | claims, _PRIVATE, algorithm="RS256", headers={"kid": "k1", "typ": "at+jwt"})

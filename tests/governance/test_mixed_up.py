@@ -67,7 +67,7 @@ def active(world: World, text: str) -> bool:
 
 def everywhere(world: World, key: str, text: str) -> set[Any]:
     """What each endpoint says of alice's token, the call that is sent again under this key included."""
-    asserted = authzen.ask(world, subject=authzen.user("alice", issuer=ISSUER, iat=int(time.time()) - 5))
+    asserted = authzen.ask(world, subject=authzen.user("alice", issuer=ISSUER, iat=int(time.time()) - 30))
     return {
         call(world, key, token=text), call(world, None, token=text), batch(world, text), forwarded(world, text),
         asserted["reason"], "granted" if active(world, text) else "inactive",

@@ -125,7 +125,7 @@ class TestVerify:
         accept(world, server, cache_seconds=1)
         assert reason(world) == "granted"
         server.tokens[TOKEN] = {"active": False}
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while (found := reason(world)) == "granted":
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -141,10 +141,10 @@ class TestVerify:
     def test_a_batch_does_not_wait_for_a_slow_issuer_as_often_as_it_has_tokens(
         self, world: World, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(introspected, "PATIENCE", 0.3)
+        monkeypatch.setattr(introspected, "PATIENCE", 1.0)
         accept(world, server)
         assert reason(world) == "granted"
-        server.delay = 0.2
+        server.delay = 0.6
         items = [{"token": one, "tool": "memory.recall"} for one in ("a", "b", "c", "d", TOKEN)]
         answers = world.post("/v1/verify/batch", {"items": items}).json()["items"]
         found = [one["reason"] for one in answers]
