@@ -63,7 +63,7 @@ def asgi(application: Application, port: int = 0, **settings: Any) -> Iterator[s
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not server.started:
         assert thread.is_alive(), "the ASGI server ended"
         assert time.monotonic() < deadline, "the ASGI server did not start"

@@ -62,7 +62,7 @@ class Running:
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, str, str]:
         """Status, content type and text of an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, body)
             answer = connection.getresponse()
@@ -76,7 +76,7 @@ class Running:
     def kill(self) -> str:
         """kill -9; what it had said on standard error."""
         self.process.kill()
-        return self.process.communicate(timeout=10)[1]
+        return self.process.communicate(timeout=30)[1]
 
 
 def command(folder: Path, *logs: Key, name: str = "witness.test/w1", port: int = 0) -> list[str]:
@@ -95,9 +95,9 @@ def running(folder: Path, *logs: Key, name: str = "witness.test/w1", port: int =
     try:
         assert process.stdout
         vkey, address = process.stdout.readline().strip(), process.stdout.readline().strip()
-        assert address, process.communicate(timeout=10)[1]
+        assert address, process.communicate(timeout=30)[1]
         yield Running(process, Key.parse(vkey), address, int(address.rpartition(":")[2]))
     finally:
         if process.returncode is None:
             process.kill()
-            process.communicate(timeout=10)
+            process.communicate(timeout=30)

@@ -65,7 +65,7 @@ def one(figures: Figures, name: str, **labels: str) -> float:
 
 def grown(before: Figures, name: str, by: float, **labels: str) -> None:
     """A counter has grown by so much: the recorder counts a moment after the answer."""
-    until(lambda: one(scraped(), name, **labels) - one(before, name, **labels) == by, 5)
+    until(lambda: one(scraped(), name, **labels) - one(before, name, **labels) == by, 30)
 
 
 class TestCalls:
@@ -115,7 +115,7 @@ class TestCalls:
 
     def test_the_queue_tells_its_length_and_its_room(self, world: World) -> None:
         recorder()
-        until(lambda: one(scraped(), "queue_capacity") == recorder().capacity, 5)
+        until(lambda: one(scraped(), "queue_capacity") == recorder().capacity, 30)
         assert one(scraped(), "queue_length") < recorder().capacity
         assert one(scraped(), "web_processes") >= 1
 
@@ -127,11 +127,11 @@ class TestCalls:
 
         rounds, best = 2_000, float("inf")
         for _ in range(10):  # the best of them: others are at work on this machine
-            began = time.perf_counter()
+            began = time.thread_time()
             for _ in range(rounds):
                 metrics.timers["other"].observe(0.004)
                 metrics.written(Written())  # type: ignore[arg-type]
-            best = min(best, (time.perf_counter() - began) / rounds)
+            best = min(best, (time.thread_time() - began) / rounds)
         assert best < 15e-6  # 4.5 on an idle core of a small machine; a batch has several calls as a rule
 
 
@@ -229,11 +229,11 @@ class TestTheDatabase:
                 cursor.execute("SELECT pg_sleep(60)")
             yield metrics_database.gauge("never", "", 0)
 
-        monkeypatch.setattr(metrics_database, "SECONDS", 0.2)
+        monkeypatch.setattr(metrics_database, "SECONDS", 1.0)
         monkeypatch.setitem(metrics_database.PARTS, "outbox", slow)
         began = time.monotonic()
         found = scraped()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert one(found, "scrape_failed", part="outbox") == 1
         assert one(found, "scrape_failed", part="xmin") == 0
         assert one(found, "database_up") == 1 and one(found, "policy_version") >= 1
@@ -432,8 +432,8 @@ def test_a_scrape_tells_of_all_web_processes_whichever_answers_it(world: World, 
             calls = one(found, "calls_total", type="decision", decision="allow", reason="granted")
             return one(found, "web_processes"), calls
 
-        until(lambda: told() == (2, answered), 10)
+        until(lambda: told() == (2, answered), 60)
         assert {told() for _ in range(6)} == {(2, answered)}
         server.kill_worker()
-        until(lambda: told() == (2, answered), 20)  # another in its place; what the dead one counted is not lost
+        until(lambda: told() == (2, answered), 60)  # another in its place; what the dead one counted is not lost
     assert len(list((tmp_path / "metrics").glob("counter_*.db"))) <= 3

@@ -56,7 +56,7 @@ def together(okta: Provider, calls: list[tuple[Callable[[Provider, Any], int], A
 
     def call(made: tuple[Callable[[Provider, Any], int], Any]) -> int:
         try:
-            gate.wait(10)
+            gate.wait(30)
             return made[0](Provider(okta.connection, okta.token), made[1])
         finally:
             connections.close_all()
@@ -112,14 +112,14 @@ class TestAccess:
         with ThreadPoolExecutor(3) as pool:
             running = [pool.submit(call) for _ in range(3)]
             try:
-                until(lambda: len(calls) > 5, 20)
+                until(lambda: len(calls) > 5, 30)
                 assert okta.set(number, active=False).status_code == 200
                 answered, before = time.monotonic(), len(calls)
-                until(lambda: len(calls) > before + 10, 20)
+                until(lambda: len(calls) > before + 10, 30)
             finally:
                 over.set()
             for one in running:
-                one.result(20)
+                one.result(30)
         later = {decision for began, decision in calls if began > answered}
         assert later == {"deny"} and {decision for _, decision in calls} == {"allow", "deny"}
 

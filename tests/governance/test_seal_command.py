@@ -75,7 +75,7 @@ def test_once_ends_with_the_words_of_what_stopped_it(folder: Path, superuser_url
 def test_a_real_command_ends_with_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "note").write_text("nonsense")
     process = command(folder, "--from", str(tmp_path / "note"))
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 2 and output.count(b"\n") == 1, output
     assert b"the checkpoint cannot be used" in output
 
@@ -148,7 +148,7 @@ def test_it_explains_without_keys_and_without_the_database(folder: Path) -> None
         given[f"MUNIMENT_{name}"] = os.environ[f"MUNIMENT_{name}"]
     done = subprocess.run(
         [sys.executable, "manage.py", "seal", "--explain"], cwd=ROOT, env=given,
-        capture_output=True, text=True, check=False, timeout=30,
+        capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "records are sealed" in done.stdout and "The database cannot be asked" in done.stdout
@@ -162,7 +162,7 @@ def test_it_says_who_is_active(folder: Path) -> None:
         until(lambda: f"(process {process.pid})" in seal("--explain"))
         assert seal("--once").strip() == "another sealer is active"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.communicate()

@@ -79,7 +79,7 @@ class TestOnce:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         assert {answer.status_code for answer in answers} == {200}
         assert sum(answer.json()["recorded"] for answer in answers) == 40
         assert sorted(one["sequence"] for one in statements()) == list(range(1, 41))
@@ -138,7 +138,7 @@ class TestTheChain:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         assert sorted(answers) == [200] * 3 + [409] * 3
         said = statements()
         assert [line["sequence"] for line in said] == [1, 2, 3, 4, 5, 6]
