@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import live
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -23,3 +25,10 @@ def vectors() -> Callable[[str], list[dict[str, Any]]]:
         return cases
 
     return load
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port of the platform while it is away."""
+    with live.closed_port() as port:
+        yield port

@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from muniment import Agent, Muniment, current_caller, touched
 
 guard = Muniment(
-    *sys.argv[1:3], resource="https://inner.example/api", authorization_servers=["https://id.example/"]
+    *sys.argv[1:3], timeout=30, resource="https://inner.example/api", authorization_servers=["https://id.example/"]
 )  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def backend(world: World, url: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def http(backend: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=backend, trust_env=False) as client:
+    with httpx2.Client(base_url=backend, trust_env=False, timeout=30) as client:
         yield client
 
 
@@ -230,7 +230,7 @@ def test_a_refusal_in_the_middle_of_a_stream_breaks_it_off(http: httpx2.Client) 
 
 def test_users_at_the_same_time_and_one_after_another_never_mix(http: httpx2.Client) -> None:
     async def all_of_them() -> list[Any]:
-        async with httpx2.AsyncClient(base_url=str(http.base_url), trust_env=False) as client:
+        async with httpx2.AsyncClient(base_url=str(http.base_url), trust_env=False, timeout=30) as client:
 
             async def one(number: int) -> Any:
                 headers = bearer(f"user{number}") if number % 5 else {}

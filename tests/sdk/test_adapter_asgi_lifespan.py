@@ -18,7 +18,6 @@ from muniment import Agent, Misconfigured, Muniment, Throttled, Unavailable
 from muniment.adapters.asgi import MunimentMiddleware
 from muniment.adapters.http import networks, source, trace_id
 from tests import world as worlds
-from tests.live import free_port
 from tests.reset import reset
 from tests.served import platform
 from tests.world import World, token
@@ -49,7 +48,7 @@ async def lifespan(app: Any, *asked: str) -> list[dict[str, Any]]:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await asyncio.wait_for(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send), 15)
+    await asyncio.wait_for(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send), 60)
     return sent
 
 
@@ -109,10 +108,9 @@ def test_an_application_that_fails_to_start_says_so_itself(world: World, url: st
 
 
 def test_a_server_starts_without_the_platform_and_declares_when_it_is_there(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, closed_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = free_port()
-    guard = Muniment(f"http://127.0.0.1:{port}", world.key)
+    guard = Muniment(f"http://127.0.0.1:{closed_port}", world.key)
     guard.tool("memory.later", scopes="memory:read")(lambda: None)
     events: list[str] = []
 
@@ -122,8 +120,8 @@ def test_a_server_starts_without_the_platform_and_declares_when_it_is_there(
         while "the platform is away" not in caplog.text:
             await asyncio.sleep(0.01)
         assert events == ["started"] and not running.done()
-        with platform(port):
-            for _ in range(500):
+        with platform(closed_port):
+            for _ in range(1500):
                 if guard.declared:
                     break
                 await asyncio.sleep(0.02)
@@ -159,8 +157,8 @@ def recalling(guard: Muniment) -> Any:
     return calling(recall)
 
 
-def test_an_outage_is_a_503_that_says_when_to_come_back() -> None:
-    guard = Muniment(f"http://127.0.0.1:{free_port()}", WRONG, timeout=0.5)
+def test_an_outage_is_a_503_that_says_when_to_come_back(closed_port: int) -> None:
+    guard = Muniment(f"http://127.0.0.1:{closed_port}", WRONG)
 
     async def asked() -> httpx2.Response:
         try:

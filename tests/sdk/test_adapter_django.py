@@ -59,7 +59,7 @@ def urls(world: World) -> Iterator[dict[str, str]]:
             assert len(line) == 2, child.stderr.read()
             yield dict(zip(("wsgi", "asgi"), line, strict=True))
             child.stdin.close()
-            assert child.wait(15) == 0
+            assert child.wait(60) == 0
             assert token().split(".")[1][:40] not in child.stderr.read()
         finally:
             child.kill()
@@ -67,7 +67,7 @@ def urls(world: World) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module", params=["wsgi", "asgi"])
 def http(urls: dict[str, str], request: pytest.FixtureRequest) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=urls[request.param], trust_env=False) as client:
+    with httpx2.Client(base_url=urls[request.param], trust_env=False, timeout=30) as client:
         yield client
 
 
@@ -144,7 +144,7 @@ def test_what_is_streamed_runs_as_nobody(http: httpx2.Client) -> None:
 
 def test_users_at_the_same_time_and_one_after_another_never_mix(http: httpx2.Client) -> None:
     async def all_of_them() -> list[Any]:
-        async with httpx2.AsyncClient(base_url=str(http.base_url), trust_env=False) as client:
+        async with httpx2.AsyncClient(base_url=str(http.base_url), trust_env=False, timeout=30) as client:
 
             async def one(number: int) -> Any:
                 path = ["/recall", "/recall/async", "/memories/m", "/actions/"][number % 4]
@@ -185,7 +185,7 @@ def test_the_metadata_is_served_at_both_paths(http: httpx2.Client) -> None:
 
 def test_tools_are_declared_after_the_first_request(http: httpx2.Client, world: World) -> None:
     http.get("/nowhere")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while world.backend.tools.get(name="memory.capture").description != "Keep a memory.":
         assert time.monotonic() < deadline, "never declared"
         time.sleep(0.02)

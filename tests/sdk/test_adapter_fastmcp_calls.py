@@ -28,7 +28,7 @@ from muniment import Muniment, current_caller
 from muniment.adapters.fastmcp import guard_server, guarded_app
 from muniment.errors import Denied
 from tests import world as worlds
-from tests.live import free_port
+from tests.live import closed_port
 from tests.reset import reset
 from tests.sdk.outcomes import last_outcome
 from tests.served import asgi, platform
@@ -256,14 +256,18 @@ class TestWithoutThePlatform:
     @classmethod
     def away(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx2.Client, Path]]:
         spool = tmp_path_factory.mktemp("away") / "spool"
-        guard = Muniment(f"http://127.0.0.1:{free_port()}", "mk_x", timeout=1, spool=spool)
+        with closed_port() as port:
+            yield from cls.served(Muniment(f"http://127.0.0.1:{port}", "mk_x", spool=spool), spool)
+
+    @staticmethod
+    def served(guard: Muniment, spool: Path) -> Iterator[tuple[httpx2.Client, Path]]:
         guard.aclose = partial(guard.aclose, 0.1)  # type: ignore[method-assign]  # there is nobody to report to
         server = make(guard, middleware=[ResponseCachingMiddleware()])
         server.tool(guard.tool("memory.open", scopes="memory:read", fail="open")(who), name="memory.open")
         guard.tool("memory.open.above", scopes="memory:read", fail="open")(server.tool(who, name="memory.open.above"))
         app = guarded_app(server, guard, json_response=True, stateless_http=True)
         headers = HEADERS | {"Authorization": f"Bearer {token()}"}
-        with asgi(app, lifespan="on") as found, httpx2.Client(base_url=found, headers=headers) as http:
+        with asgi(app, lifespan="on") as found, httpx2.Client(base_url=found, headers=headers, timeout=60) as http:
             yield http, spool
 
     def call(self, http: httpx2.Client, tool: str) -> httpx2.Response:

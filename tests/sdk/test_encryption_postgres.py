@@ -95,7 +95,7 @@ def test_two_who_encrypt_a_first_time_at_once_use_one_key(connection: psycopg.Co
 
     def work(number: int) -> None:
         with psycopg.connect(url, autocommit=True) as own:
-            first.wait(10)
+            first.wait(30)
             with as_caller(own, ALICE):
                 found.append(vault(own).encrypt("usr_alice", number, "x"))
 
@@ -103,7 +103,7 @@ def test_two_who_encrypt_a_first_time_at_once_use_one_key(connection: psycopg.Co
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len(found) == 4 and len({stored[1:9] for stored in found}) == 1
     with as_caller(connection, ALICE):
         assert all(vault(connection).is_current("usr_alice", stored) for stored in found)

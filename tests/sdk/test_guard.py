@@ -35,7 +35,7 @@ def world(db: None) -> World:
 
 @pytest.fixture
 def guard(world: World, url: str) -> Iterator[Muniment]:
-    with Muniment(url, world.key) as found:
+    with Muniment(url, world.key, timeout=30) as found:
         yield found
 
 
@@ -87,7 +87,7 @@ def test_the_body_runs_as_the_verified_caller_and_is_reported(guard: Muniment) -
     with guard.request(token(), id="req-1", ip="203.0.113.7", user_agent="Example\n/1"):
         assert recall("sea") == ["alice: sea"]
     assert current_caller() is None
-    assert guard.flush()
+    assert guard.flush(30)
     [decision], [outcome] = statements("decision"), statements("outcome")
     assert outcome["parent"] == decision["id"] and outcome["outcome"]["status"] == "ok"
     assert outcome["outcome"]["count"] == 1
@@ -134,7 +134,7 @@ def test_an_error_of_the_body_is_its_own_and_is_reported_as_one(guard: Muniment)
 
     with guard.request(token()), pytest.raises(KeyError, match="nothing there"):
         recall()
-    assert guard.flush()
+    assert guard.flush(30)
     assert [s["outcome"]["status"] for s in statements("outcome")] == ["error"]
 
 
@@ -157,7 +157,7 @@ def test_the_first_call_declares_the_tools_in_the_background(guard: Muniment, wo
     recall = guard.tool("memory.recall", scopes="memory:read")(lambda: None)
     with guard.request(token()):
         recall()
-    assert guard.flush()
+    assert guard.flush(30)
     assert world.backend.tools.get(name="memory.export").status == "pending"
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from muniment import Denied, Misconfigured, Muniment, Refused, Throttled, Unavailable, current_caller
 from muniment.background import Background, Job
 from muniment.breaker import Breaker
-from tests.live import free_port
 from tests.served import served
 
 KEY = "mk_abcdefghijkl_secret"
@@ -81,14 +81,22 @@ Setup = tuple[Fake, Muniment]
 def setup(fake: tuple[Fake, str], tmp_path: Path) -> Iterator[Setup]:
     made, url = fake
     made.answers, made.asked, made.others = [answered("200 OK", ALLOW)], [], []
-    with Muniment(url, KEY, timeout=0.5) as guard:
+    with Muniment(url, KEY, timeout=30) as guard:
         guard.platform.breaker = Breaker(limit=1000)
         yield made, guard
 
 
+LATE = 2.0  # seconds
+
+
 def late() -> Answer:
-    time.sleep(0.8)
+    time.sleep(LATE)
     return answered("200 OK", ALLOW)
+
+
+def impatient(guard: Muniment, seconds: float = 0.3) -> None:
+    """Answers that are not late come in time for the others, also on a machine that is busy."""
+    guard.platform._settings["timeout"] = httpx2.Timeout(seconds, connect=30)
 
 
 def test_one_retry_with_the_same_idempotency_key(setup: Setup) -> None:
@@ -102,6 +110,7 @@ def test_one_retry_with_the_same_idempotency_key(setup: Setup) -> None:
 def test_a_late_answer_is_asked_for_again_with_the_same_key(setup: Setup) -> None:
     fake, guard = setup
     fake.answers = [late, answered("200 OK", ALLOW)]
+    impatient(guard, LATE * 3 / 4)
     assert guard.verify("t", tool="memory.recall")
     assert len(fake.asked) == 2 and fake.asked[0] == fake.asked[1]
 
@@ -143,14 +152,16 @@ REFUSALS: dict[str, tuple[Answer, type[Exception]]] = {
 def test_no_answer_and_a_5xx_are_outages(setup: Setup, name: str) -> None:
     fake, guard = setup
     fake.answers = [OUTAGES[name]]
+    if name == "late":
+        impatient(guard)
     with pytest.raises(Unavailable) as refused:
         guard.verify("t", tool="memory.recall")
     assert refused.value.status == 503 and "Retry-After" in refused.value.headers
     assert len(fake.asked) == 2
 
 
-def test_nobody_listening_is_an_outage() -> None:
-    with Muniment(f"http://127.0.0.1:{free_port()}", KEY) as guard, pytest.raises(Unavailable) as refused:
+def test_nobody_listening_is_an_outage(closed_port: int) -> None:
+    with Muniment(f"http://127.0.0.1:{closed_port}", KEY) as guard, pytest.raises(Unavailable) as refused:
         guard.verify("t", tool="memory.recall")
     assert refused.value.cause == "unreachable"
 
@@ -163,7 +174,7 @@ def test_any_other_answer_is_no_outage_and_lets_nothing_through(
     fake, _ = setup
     fake.answers, expected = [REFUSALS[name][0]], REFUSALS[name][1]
     ran = []
-    with Muniment(fake_url(setup), KEY, timeout=0.5, spool=tmp_path / "spool") as guard:
+    with Muniment(fake_url(setup), KEY, timeout=30, spool=tmp_path / "spool") as guard:
         tool = guard.tool("memory.recall", scopes="memory:read", fail=fail)(lambda: ran.append(1))
         with guard.request("t"), pytest.raises(expected):
             tool()
@@ -229,13 +240,15 @@ def test_async_calls_know_outages_and_retries_too(setup: Setup) -> None:
         fake.answers = [OUTAGES["503"], answered("200 OK", ALLOW)]
         assert await guard.averify("t", tool="memory.recall")
         assert fake.asked[0] == fake.asked[1]
-        fake.answers = [late]
-        with pytest.raises(Unavailable):
-            await guard.averify("t", tool="memory.recall")
         fake.answers = [REFUSALS["throttled"][0]]
         with pytest.raises(Throttled) as refused:
             await guard.averify("t", tool="memory.recall")
         assert refused.value.retry_after == 7
+        await guard.platform.aclose()
+        impatient(guard)
+        fake.answers = [late]
+        with pytest.raises(Unavailable):
+            await guard.averify("t", tool="memory.recall")
         await guard.aclose()
 
     asyncio.run(all_of_them())
@@ -332,7 +345,7 @@ def test_reports_are_made_in_order_and_again_while_the_platform_is_away() -> Non
 
     background.add(Job("first", report(1)))
     background.add(Job("second", report(2)))
-    assert background.wait(5)
+    assert background.wait(30)
     background.close()
     assert done == [1, 2]
 
@@ -347,7 +360,7 @@ def test_a_report_that_the_platform_refuses_holds_up_nothing(caplog: pytest.LogC
     background.add(Job("an outcome", refused))
     background.add(Job("broken", lambda: 1 // 0))
     background.add(Job("the next", lambda: done.append(1)))
-    assert background.wait(5)
+    assert background.wait(30)
     background.close()
     assert done == [1] and "record-unknown" in caplog.text and "ZeroDivisionError" in caplog.text
 
@@ -361,4 +374,4 @@ def test_closing_gives_up_in_time(caplog: pytest.LogCaptureFixture) -> None:
     background.add(Job("an outcome", away))
     started = time.monotonic()
     background.close(0.3)
-    assert time.monotonic() - started < 2 and "were not made" in caplog.text
+    assert time.monotonic() - started < 20 and "were not made" in caplog.text

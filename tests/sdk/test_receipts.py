@@ -328,7 +328,7 @@ class TestStore:
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(store.keep, [ANSWER] * 200))
         for process in processes:
-            process.join(30)
+            process.join(100)
         assert [process.exitcode for process in processes] == [0, 0, 0]
         assert len(list(store)) == 800
         assert all(one.receipt == RECEIPT for one in store)
