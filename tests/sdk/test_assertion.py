@@ -280,9 +280,10 @@ class TestAForgery:
 
     @given(st.text(max_size=60))
     def test_of_any_text_is_refused(self, verifier: AssertionVerifier, shown: str) -> None:
-        with pytest.raises(AssertionRefused) as refused:
+        # The same words for all: what hypothesis shows may be one of them, which it takes from our code.
+        words = r"^(No assertion was shown|What was shown is not a signed JWT of an assertion's form)\.$"
+        with pytest.raises(AssertionRefused, match=words):
             verifier.verify(shown)
-        assert len(shown) < 4 or shown not in str(refused.value)
 
 
 class TestKeys:
