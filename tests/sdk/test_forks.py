@@ -7,6 +7,7 @@ connection read each other's answers, and a call would be decided by another use
 import ctypes
 import json
 import os
+import sys
 import threading
 import time
 import traceback
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from muniment import Muniment
@@ -24,7 +26,8 @@ from muniment.spool import File, prepared, told
 from tests.sdk.test_outages import ALLOW, KEY
 from tests.served import asgi
 
-SECONDS = 8
+SECONDS = 60
+KEPT = httpx2.Limits(keepalive_expiry=SECONDS)
 
 
 class Platform:
@@ -54,15 +57,21 @@ class Platform:
 @pytest.fixture(scope="module")
 def asked() -> Iterator[tuple[Platform, str]]:
     platform = Platform()
-    with asgi(platform, lifespan="off") as url:
+    with asgi(platform, lifespan="off", timeout_keep_alive=SECONDS) as url:
         yield platform, url
 
 
 def untold() -> int:
     """A fork that Python is not told of, as uWSGI makes it. While another thread wants Python's lock, which nobody
-    hands on in the child, such a child hangs, whatever it runs: the server of this file must be idle again."""
-    time.sleep(0.3)
-    child: int = ctypes.PyDLL(None).fork()
+    hands on in the child, such a child hangs, whatever it runs: the server of this file must be idle again, and when it
+    wakes now and then, it waits."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        time.sleep(0.3)
+        child: int = ctypes.PyDLL(None).fork()
+    finally:
+        sys.setswitchinterval(interval)
     return child
 
 
@@ -93,7 +102,7 @@ def in_child(check: Callable[[], None], fork: Callable[[], int] = os.fork) -> No
 @pytest.mark.parametrize("fork", [os.fork, untold])
 def test_parent_and_child_never_use_one_connection(asked: tuple[Platform, str], fork: Callable[[], int]) -> None:
     platform, url = asked
-    with Muniment(url, KEY) as guard:
+    with Muniment(url, KEY, timeout=30, limits=KEPT) as guard:
         assert guard.verify("parent", tool="memory.recall").require().uid == "parent"
         parent = platform.ports[-1]
 
@@ -108,7 +117,7 @@ def test_parent_and_child_never_use_one_connection(asked: tuple[Platform, str], 
 
 def test_keys_for_assertions_are_fetched_over_a_connection_of_the_childs_own(asked: tuple[Platform, str]) -> None:
     platform, url = asked
-    source = KeySource(f"{url}/v1/keys", 5.0, {})
+    source = KeySource(f"{url}/v1/keys", 30.0, {})
     assert source.keys("k") == {}
     parent = platform.ports[-1]
 
@@ -123,7 +132,7 @@ def test_keys_for_assertions_are_fetched_over_a_connection_of_the_childs_own(ask
 
 def test_locks_that_another_thread_held_do_not_stop_the_child(asked: tuple[Platform, str], tmp_path: Path) -> None:
     _, url = asked
-    with Muniment(url, KEY, spool=tmp_path / "spool") as guard:
+    with Muniment(url, KEY, timeout=30, spool=tmp_path / "spool") as guard:
         spool, platform = guard._spool, guard.platform
         held, release = threading.Event(), threading.Event()
 
@@ -142,7 +151,7 @@ def test_locks_that_another_thread_held_do_not_stop_the_child(asked: tuple[Platf
             assert spool.report() == 1
             done: list[int] = []
             guard.background.add(Job("noting", lambda: done.append(1)))
-            assert guard.flush(5) and done == [1]
+            assert guard.flush(30) and done == [1]
             guard.close()
 
         try:
@@ -162,12 +171,12 @@ def test_what_waited_is_the_parents_to_tell(asked: tuple[Platform, str], tmp_pat
 
         def check() -> None:
             guard.background.add(Job("its own", lambda: None))
-            assert guard.flush(5)
+            assert guard.flush(30)
             guard.close()
 
         in_child(check)
         hold.set()
-        assert guard.flush(5)
+        assert guard.flush(30)
     assert told_of.read_text() == f"{os.getpid()}\n"
 
 
