@@ -1,15 +1,16 @@
 """The admin in a real browser: sign in, search, read a record, grant and revoke, without one violation of the
 Content-Security-Policy. With MUNIMENT_SHOTS=<folder> it also leaves a picture of each page there."""
 
-import time
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
 
-from audit.models import Record
+from audit.models import Record, Sighting
 from clients.models import Grant
 from tests.browser import PASSWORD, Visitor
+from tests.live import until
+from tests.staff import drained
 from tests.world import World, build, token
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
@@ -42,8 +43,9 @@ def calls(world: World) -> None:
     world.verify(token=None)
     world.verify(token=token(client="claude-desktop-beta"))
     world.verify(token=token(sub="dana"))
-    time.sleep(1.2)  # the drain of the outbox, and of the inbox's counts
     world.verify(token=token(client="claude-desktop-beta"))
+    until(Sighting.objects.exists, 30)
+    drained()
 
 
 def test_staff_see_records_grant_and_revoke(world: World, visitor: Visitor) -> None:
@@ -96,7 +98,7 @@ def test_staff_see_records_grant_and_revoke(world: World, visitor: Visitor) -> N
     allowed = Record.objects.filter(type="outcome").latest("at")
     visitor.go(f"/admin/records/{allowed.parent}/")
     visitor.picture("record-allowed")
-    time.sleep(0.8)
+    drained()
     policy = Record.objects.filter(type="policy").latest("at")
     visitor.go(f"/admin/records/{policy.id}/")
     visitor.picture("record-policy")

@@ -155,7 +155,7 @@ def task(name: str) -> None:
         queue._sender().send_task(f"audit.tasks.{name}", connection=connection, expires=60)
 
 
-def wait(visitor: Visitor, sealer: Sealer, log: Path, holds: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait(visitor: Visitor, sealer: Sealer, log: Path, holds: Callable[[], bool], seconds: float = 90.0) -> None:
     """Seal, as the sealer does, until it holds."""
     for _ in range(int(seconds / 0.2)):
         sealer.step()

@@ -1,14 +1,15 @@
 """Home, the menu of a phone, copying an id, errors and the API reference, in a real browser."""
 
-import time
 from datetime import timedelta
 
 import pytest
 from django.utils import timezone
 
 from audit import rollups
+from audit.models import Sighting
 from clients.models import Client, Grant
 from tests.browser import NARROW, Visitor
+from tests.live import until
 from tests.staff import administrator, drained
 from tests.world import World, build, token
 
@@ -37,7 +38,7 @@ def calls(world: World) -> None:
     for kind in ({"token": None}, {"token": token(scope="profile")}, {"token": token(client="cursor")}):
         world.verify(**kind)
     world.verify(tool="memory.forget")
-    time.sleep(1.2)  # the inbox's counts
+    until(Sighting.objects.exists, 30)
     drained()
     while rollups.count():
         pass

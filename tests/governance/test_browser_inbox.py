@@ -1,6 +1,5 @@
 """The inbox, the comparison of a tool's definitions, and an access review, in a real browser."""
 
-import time
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +11,7 @@ from django.utils import timezone
 from audit.models import Record, Sighting
 from clients.models import Client, Grant, Review
 from tests.browser import PASSWORD, Visitor
+from tests.live import until
 from tests.staff import drained
 from tests.world import ISSUER, World, build, token
 from tools import approval
@@ -47,8 +47,7 @@ def waiting(world: World) -> Tool:
     for _ in range(3):
         world.verify(token=token(client="claude-desktop-beta"))
         world.verify(tool="memory.forget")
-    time.sleep(1.3)
-    world.verify()  # the inbox's counts
+    until(lambda: sum(Sighting.objects.values_list("count", flat=True)) == 6, 30)
     now = timezone.now()
     old = now - timedelta(days=4)
     Sighting.objects.create(kind="client", source=ISSUER, name="x" * 120, count=1, last_seen=now)

@@ -254,7 +254,7 @@ def test_what_happened_to_one_person_is_found_explained_proved_and_answered_for(
 ) -> None:
     said = call(world, "memory.recall", request={"id": "req-of-the-journey"})
     settle()
-    until(all_sealed, 20)
+    until(all_sealed, 60)
     visitor = enter("pia")
     page, uid = visitor.page, said["subject"]["uid"]
     visitor.go("/admin/people/")

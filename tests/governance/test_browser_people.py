@@ -1,8 +1,6 @@
 """The pages about people in a real browser: find a person, their timeline, a record with its protected details, and the
 report of all that was done with their data."""
 
-import time
-
 import pytest
 from django.contrib.auth import get_user_model
 
@@ -106,7 +104,6 @@ def test_staff_find_a_person_and_answer_for_their_data(world: World, visitor: Vi
 def test_the_pdf_is_saved_by_who_has_just_signed_in(world: World, visitor: Visitor) -> None:
     visitor.sign_in()
     uid = calls(world)
-    time.sleep(0.1)
     visitor.go(f"/admin/people/{uid}/report/")
     with visitor.page.expect_download() as saved:
         visitor.page.get_by_role("button", name="Download as PDF…").click()
