@@ -44,7 +44,8 @@ class Answering:
     def __init__(self, folder: Path) -> None:
         self.journal = Journal(folder)
         self.shift = 0.0  # seconds by which its clock is ahead
-        self.watch = Watch(self.journal, ORIGIN, lambda: time.time() + self.shift)
+        self.stopped: float | None = None  # where its clock stands still
+        self.watch = Watch(self.journal, ORIGIN, lambda: (self.stopped or time.time()) + self.shift)
         self.recorder = Recorder(process.connect, process.signer("WRITER_KEY", "writer"), journal=self.journal).start()
 
     def answer(self, times: int = 1) -> int:
@@ -312,9 +313,17 @@ def test_a_database_that_is_away_is_no_alarm(one: Answering, monkeypatch: pytest
 # --- late -----------------------------------------------------------------------------------------------------
 
 
-def test_without_a_sealer_it_is_late_after_ten_seconds_and_no_more_once_sealed(one: Answering, tmp_path: Path) -> None:
+@pytest.fixture
+def recently(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was said by some process is not over for a minute, so that a test has the time to look."""
+    monkeypatch.setattr(journal_watch, "QUIET", timedelta(seconds=60))
+
+
+def test_without_a_sealer_it_is_late_after_ten_seconds_and_no_more_once_sealed(
+    one: Answering, tmp_path: Path, recently: None
+) -> None:
     one.answer()
-    one.shift = 9
+    one.stopped, one.shift = time.time(), 9
     one.watch.look()
     assert alerts.open_alerts() == []
     one.shift = 11
@@ -333,7 +342,7 @@ def test_without_a_sealer_it_is_late_after_ten_seconds_and_no_more_once_sealed(o
     assert alerts.open_alerts() == []
 
 
-def test_one_process_does_not_end_what_another_says(one: Answering, other: Answering) -> None:
+def test_one_process_does_not_end_what_another_says(one: Answering, other: Answering, recently: None) -> None:
     other.answer()
     other.shift = 11
     for _ in range(3):
