@@ -8,6 +8,7 @@ from django.conf import settings
 from django.db import connections
 
 from audit import inbox, journal_watch, recording, subjects
+from audit.erasure import erasing
 from clients import limits
 from clients.scim import tokens as scim_tokens
 from governance import idempotency, limiting, process, sign_in_throttle
@@ -23,6 +24,8 @@ OURS = ("governance", "clients", "tools", "audit", "auth", "sessions", "django_c
 journal_watch.EVERY = 3600.0
 # And it waits for what the outbox has more often than for anything else.
 recording.DRAIN_EVERY = 0.05
+# On a machine that is busy the recorder may hold the head for longer than an erasure waits for it.
+erasing.LOCK = "20s"
 
 # Set where the server is ours: a superuser passes by the triggers, and then rows are deleted in a few milliseconds.
 superuser_url: str | None = None
