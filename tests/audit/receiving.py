@@ -108,7 +108,7 @@ class Syslog:
     url: str
     got: list[bytes] = field(default_factory=list)
 
-    def wait_for(self, count: int, seconds: float = 5) -> list[bytes]:
+    def wait_for(self, count: int, seconds: float = 30) -> list[bytes]:
         """So many messages, once they are there."""
         until = time.monotonic() + seconds
         while len(self.got) < count and time.monotonic() < until:
@@ -181,7 +181,7 @@ def _running(work: Callable[[], None], stopped: list[bool]) -> Iterator[None]:
         yield
     finally:
         stopped.append(True)
-        thread.join(6)
+        thread.join(30)
         assert not thread.is_alive()
 
 

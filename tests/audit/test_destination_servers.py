@@ -228,7 +228,7 @@ def test_an_http_server_that_takes_nothing_more_is_given_up(file: Path, monkeypa
         start = time.monotonic()
         with pytest.raises(DeliveryFailed, match="did not answer in time"):
             put(https_at(f"http://127.0.0.1:{silent.getsockname()[1]}"), file)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
 
 
 def test_an_answer_that_drips_is_cut_off_when_the_time_is_over(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_an_answer_that_drips_is_cut_off_when_the_time_is_over(file: Path, monke
     try:
         with pytest.raises(DeliveryFailed):
             put(https_at(f"http://127.0.0.1:{listener.getsockname()[1]}"), file)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20, "it would drip for hours"
     finally:
         stop.set()
         thread.join(5)
