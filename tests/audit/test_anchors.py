@@ -26,6 +26,7 @@ from audit.models import AnchorState, Checkpoint, Outbox, PublishedKey
 from muniment.notes import COSIGNATURE, Key, Note
 from tests.audit.anchored import AnchoredLog, Clock, alerts, push, rewritten, rolled_back, sizes, state, stopped
 from tests.audit.sealers import altered
+from tests.live import free_port, until
 
 # A fixed key: it stands in the names of tests, which must be the same in every process.
 WITNESS = Key("w", COSIGNATURE, Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key().public_bytes_raw())
@@ -383,6 +384,7 @@ class TestSyslog:
             thread.start()
             clock.add(60)
             push()
+            until(lambda: bool(received), 30)  # it may have hung up before anybody took its call
             server.shutdown()
             thread.join()
         length, _, message = received[0].partition(b" ")
@@ -420,12 +422,11 @@ class Mailbox:
 @pytest.fixture
 def mailbox(settings: Any) -> Iterator[Mailbox]:
     mailbox = Mailbox()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    controller = Controller(mailbox, hostname="127.0.0.1", port=port)
+    port = free_port()
+    controller = Controller(mailbox, hostname="127.0.0.1", port=port, ready_timeout=30)
     controller.start()
     settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
-    settings.EMAIL_HOST, settings.EMAIL_PORT, settings.EMAIL_TIMEOUT = "127.0.0.1", port, 5
+    settings.EMAIL_HOST, settings.EMAIL_PORT, settings.EMAIL_TIMEOUT = "127.0.0.1", port, 30
     settings.MUNIMENT_ANCHORS = ["mailto:s3cret@b.example"]
     yield mailbox
     controller.stop()

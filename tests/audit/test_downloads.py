@@ -2,7 +2,6 @@
 
 import email
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from audit.exports.mail import MailFailed
 from audit.exports.store import StoreFailed
 from audit.models import Export, ExportRun, Outbox
 from audit.recent_sign_in import SIGNED_IN_AT
+from tests.live import free_port
 from tests.staff import member
 
 AUDITOR = ("audit.view_record", "audit.export_record", "audit.view_export")
@@ -115,10 +115,8 @@ class MailServer:
 def mail_server(refusing: str, busy: str) -> Iterator[MailServer]:
     """A mail server on loopback."""
     found = MailServer(refusing, busy)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        found.port = free.getsockname()[1]
-    controller = Controller(found, "127.0.0.1", found.port)
+    found.port = free_port()
+    controller = Controller(found, "127.0.0.1", found.port, ready_timeout=30)
     controller.start()
     try:
         yield found
@@ -164,9 +162,9 @@ class TestALink:
 
     def test_it_is_over_after_a_quarter_of_an_hour(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         http, run = recent(member("anna", *AUDITOR)), kept()
+        real, began = time.time, time.time()
         where = asked(http, run)["Location"]
-        real = time.time
-        monkeypatch.setattr(downloads.time, "time", lambda: real() + 899)
+        monkeypatch.setattr(downloads.time, "time", lambda: began + 899)
         assert http.get(where).status_code == 200
         monkeypatch.setattr(downloads.time, "time", lambda: real() + 901)
         answer = http.get(where)
