@@ -42,7 +42,7 @@ def call(uid: str, sub: str, number: int) -> entries.Entry:
     }  # fmt: skip
     private = {
         "sub": sub, "email": f"{sub}@example.com", "ip": "203.0.113.7", "request_id": f"req-{number}",
-        "resource": {"type": "memory", "id": f"m_{number}"},
+        "resource": {"type": "memory", "id": f"of-{sub}-{number}"},
     }  # fmt: skip
     return entries.entry(said, private, uid)
 
@@ -135,7 +135,7 @@ def test_personal_data_is_in_a_file_of_who_may_see_it(made: tuple[Desk, Sealer],
     run = personal(made, officer, query=f"window=24h&subject={UID}")
     assert run.state == "done"
     shown = [(line["sub"], line["email"], line["ip"], line["resource"]) for line in lines(made, run)]
-    assert shown == [("ann", "ann@example.com", "203.0.113.7", f"memory m_{n}") for n in (0, 2, 4, 6)]
+    assert shown == [("ann", "ann@example.com", "203.0.113.7", f"memory of-ann-{n}") for n in (0, 2, 4, 6)]
     found, _ = findings(made, run)
     assert found == []
 
@@ -183,6 +183,6 @@ def test_an_export_without_personal_columns_has_none(made: tuple[Desk, Sealer]) 
     run = run_of(made, format="jsonl", columns=definitions.COLUMNS)
     data = made[0].path(run).read_bytes()
     assert run.records > 38
-    for secret in (b"@example.com", b"203.0.113.7", b"m_0", b"req-0"):
+    for secret in (b"@example.com", b"203.0.113.7", b"of-ann-0", b"of-carl-0", b"req-0"):
         assert secret not in data
     assert timezone.now() > run.until
