@@ -212,6 +212,7 @@ def test_two_members_of_staff_close_and_open(folder: Path, monkeypatch: pytest.M
     assert "begins at index" in seal("--open", *TWO)
     assert "The log is closed" not in seal("--explain")
     recorded(10)
+    drained()  # what is told of the opening is in it then, too
     seal("--once")
     assert (
         Checkpoint.objects.filter(log=2).latest("size").size
