@@ -41,7 +41,7 @@ def s3(server: str, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[
     client.create_bucket(Bucket="evidence", ObjectLockEnabledForBucket=True)
     settings.MUNIMENT_ANCHORS = [url(server)]
     yield client
-    with urlopen(Request(f"{server}/moto-api/reset", method="POST"), timeout=10) as answer:
+    with urlopen(Request(f"{server}/moto-api/reset", method="POST"), timeout=60) as answer:
         assert answer.status == 200
 
 

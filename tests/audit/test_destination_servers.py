@@ -42,7 +42,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     options = {"aws_access_key_id": "id", "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
     resource = boto3.resource("s3", endpoint_url=s3_server, **options)
     yield resource.create_bucket(Bucket="evidence")
-    with urlopen(Request(f"{s3_server}/moto-api/reset", method="POST"), timeout=10) as answer:
+    with urlopen(Request(f"{s3_server}/moto-api/reset", method="POST"), timeout=60) as answer:
         assert answer.status == 200
 
 
