@@ -191,7 +191,7 @@ def test_what_the_server_keeps_of_one_user_is_not_given_to_another(world: World,
         answer = http.post("/mcp", json=call("memory.recall", query="sea"), headers=headers)
         return str(answer.json()["result"]["content"][0]["text"])
 
-    with asgi(app, lifespan="on") as found, httpx2.Client(base_url=found, trust_env=False) as http:
+    with asgi(app, lifespan="on") as found, httpx2.Client(base_url=found, trust_env=False, timeout=30) as http:
         assert [asked(http, sub) for sub in ("alice", "bob", "alice")] == ["alice: sea", "bob: sea", "alice: sea"]
 
 

@@ -109,7 +109,7 @@ def server(guard: Muniment) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def http(server: str) -> Iterator[httpx2.Client]:
     headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
-    with httpx2.Client(base_url=server.removesuffix("/mcp"), headers=headers, trust_env=False) as client:
+    with httpx2.Client(base_url=server.removesuffix("/mcp"), headers=headers, trust_env=False, timeout=30) as client:
         yield client
 
 
@@ -210,7 +210,9 @@ def test_a_missing_scope_is_a_403_with_all_scopes_of_the_tool(server: str, mode:
             seen.append(response)
 
         async with (
-            httpx2.AsyncClient(headers=bearer(scope="memory:read"), event_hooks={"response": [keep]}) as http,
+            httpx2.AsyncClient(
+                timeout=30, headers=bearer(scope="memory:read"), event_hooks={"response": [keep]}
+            ) as http,
             Client(streamable_http_client(server, http_client=http), mode=mode) as found,
         ):
             with pytest.raises(MCPError, match="does not carry the scopes"):
@@ -324,7 +326,9 @@ class TestASession:
             return text(await client.post("/mcp", json=message))
 
         async def run() -> list[str]:
-            async with httpx2.AsyncClient(base_url=str(http.base_url), headers=headers, trust_env=False) as client:
+            async with httpx2.AsyncClient(
+                base_url=str(http.base_url), headers=headers, trust_env=False, timeout=30
+            ) as client:
                 return await asyncio.gather(*(one(client, f"agent{number}") for number in range(8)))
 
         assert asyncio.run(run()) == [f"agent{number}" for number in range(8)]
@@ -393,7 +397,7 @@ def test_the_decorators_may_stand_in_either_order(guard: Muniment) -> None:
                     return await found.call_tool("memory.recall", {})
 
         assert asyncio.run(run()).content[0].text == "alice"
-        assert other.flush()
+        assert other.flush(30)
     assert last_outcome("memory.recall") == "ok"
 
 

@@ -259,7 +259,7 @@ def away(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
             return "somebody" if current_caller() else "nobody"
 
         app = server.streamable_http_app(json_response=True)
-        with asgi(app, lifespan="on") as found, httpx2.Client(base_url=found, headers=HEADERS) as client:
+        with asgi(app, lifespan="on") as found, httpx2.Client(base_url=found, headers=HEADERS, timeout=30) as client:
             yield client
             assert guard.background.wait(0.01) is False  # the declaration still waits
             guard.background._jobs.clear()
@@ -322,7 +322,7 @@ class TestTheTokenVerifier:
         server = MCPServer("inner", auth=auth, token_verifier=MunimentTokenVerifier(guard), log_level="ERROR")
         server.add_tool(lambda query: "told", name="memory.recall")
         with asgi(guarded_app(server, guard, stateless_http=True, json_response=True), lifespan="on") as found:
-            post = httpx2.Client(base_url=found, headers=HEADERS, trust_env=False).post
+            post = httpx2.Client(base_url=found, headers=HEADERS, trust_env=False, timeout=30).post
             assert text(post("/mcp", json=call(), headers=bearer())) == "told"
             listing = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
             before = Record.objects.filter(type="introspection").count()

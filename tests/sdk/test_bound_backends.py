@@ -73,7 +73,7 @@ def api(world: World, url: str) -> Iterator[httpx2.Client]:
         within = deep()
         return {"user": caller.sub, "within": within.sub if within else None}
 
-    with asgi(app) as found, httpx2.Client(base_url=found, trust_env=False) as client:
+    with asgi(app) as found, httpx2.Client(base_url=found, trust_env=False, timeout=30) as client:
         yield client
 
 
