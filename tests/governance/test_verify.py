@@ -79,11 +79,17 @@ def test_signing_a_user_out_refuses_older_tokens_alone(world: World) -> None:
 
 def test_the_statement_names_nobody(world: World) -> None:
     answer = world.verify(
-        request={"id": "req-77", "ip": "203.0.113.9", "user_agent": "agent/1", "session_id": "s-1", "trace_id": "t-1"},
+        request={
+            "id": "req-77",
+            "ip": "203.0.113.9",
+            "user_agent": "agent/1",
+            "session_id": "session-1",
+            "trace_id": "trace-1",
+        },
         resource={"type": "memory", "id": "m-55"},
     )
     record = Record.objects.get(id=answer["record"])
-    for secret in ("alice", "req-77", "203.0.113.9", "agent/1", "s-1", "t-1", "m-55"):
+    for secret in ("alice", "req-77", "203.0.113.9", "agent/1", "session-1", "trace-1", "m-55"):
         assert secret.encode() not in bytes(record.statement) + bytes(record.disclosures or b"")
     assert statements.decode(bytes(record.statement))["subject"] == answer["subject"]["uid"]
 
