@@ -52,7 +52,7 @@ class FailedSignIns:
         """Forget, for tests."""
         with self._lock:
             self._counted.clear()
-            self._told = 0
+            self._since, self._told = time.monotonic(), 0
 
 
 failures = FailedSignIns()
