@@ -168,6 +168,7 @@ def in_the_midst() -> bool:
     return ExportRun.objects.filter(state="running", offset__gt=0, records__gt=0).exists()
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("troubles", [FEW, pytest.param(MANY, marks=pytest.mark.soak)], ids=["few", "many"])
 def test_slots_have_every_record_once_whatever_dies(db: None, tmp_path: Path, troubles: Troubles) -> None:
     first = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - (troubles.slots + 1) * DAY
