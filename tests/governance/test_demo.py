@@ -54,7 +54,7 @@ def test_the_history_is_a_few_hundred_real_calls_of_every_kind(db: None) -> None
     started = time.monotonic()
     demo.key_file().unlink(missing_ok=True)
     said = demo.load()
-    assert time.monotonic() - started < 30, "aimed at 10 s; a test machine may be busy"
+    assert time.monotonic() - started < 60, "aimed at 10 s; a test machine may be busy"
     calls = Record.objects.filter(type="decision")
     assert 250 <= calls.count() <= 450 and str(calls.count()) in said
     reasons = Counter(calls.values_list("reason", flat=True))
@@ -200,7 +200,7 @@ def served(db: None, settings: Any) -> Iterator[int]:
 
 
 def post_form(port: int, host: str = "", **form: str) -> tuple[int, dict[str, Any]]:
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         headers = {"Content-Type": "application/x-www-form-urlencoded"} | ({"Host": host} if host else {})
         client.request("POST", "/demo-issuer/token", urlencode(form), headers)

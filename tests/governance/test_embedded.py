@@ -83,7 +83,7 @@ def pids_in(*folders: Path) -> list[int]:
     return found
 
 
-def ends(process_id: int, seconds: float = 10) -> bool:
+def ends(process_id: int, seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -286,7 +286,7 @@ def test_as_a_plain_user(tmp_path: Path) -> None:
     try:
         os.chown(home, nobody.uid, nobody.gid)
         arguments = [sys.executable, "-c", AS_A_PLAIN_USER, str(nobody.uid), str(nobody.gid), str(home / "var")]
-        told = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        told = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
         assert (told.returncode, told.stdout) == (0, "7\n"), told.stderr
         assert mode(home / "var") == 0o700
         assert pids_in(home / "var/postgres", home / "var/redis") == []
@@ -356,7 +356,7 @@ def test_only_our_own_leftovers_are_stopped(tmp_path: Path) -> None:
     try:
         time.sleep(0.3)
         assert stop_leftovers("redis-server", "--dir", ours, None, signal.SIGTERM) == 1
-        assert processes[0].wait(5) == -signal.SIGTERM
+        assert processes[0].wait(30) == -signal.SIGTERM
         assert [process.poll() for process in processes[1:]] == [None, None, None]
     finally:
         for process in processes:

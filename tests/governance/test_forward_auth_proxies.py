@@ -127,12 +127,12 @@ def proxy(kind: str, port: int, folder: Path, block: str, key: str) -> Iterator[
     with (folder / "log").open("wb") as log:
         running = subprocess.Popen(command(kind, folder, block, key), env=environment, stdout=log, stderr=log)
     try:
-        until(lambda: listening(port) or running.poll() is not None, 15)
+        until(lambda: listening(port) or running.poll() is not None, 60)
         assert running.poll() is None, (folder / "log").read_text()
         yield folder / "log"
     finally:
         running.terminate()
-        running.wait(10)
+        running.wait(30)
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def test_an_allowed_request_reaches_the_backend_with_who_it_is(stage: Stage) -> 
         "x-muniment-scopes": "memory:read", "x-muniment-record": str(record.pk),
     }  # fmt: skip
     sent = json.dumps(seen)
-    assert stage.world.key not in sent and "forged" not in sent and "eyJ" not in sent
+    assert stage.world.key not in sent and "forged" not in sent and "eyJhbGci" not in sent
     assert not any("muniment" in name for name in headers)
 
 
@@ -298,4 +298,4 @@ def test_a_revoked_key_and_a_stopped_platform_let_nothing_through(stage: Stage) 
     stage.web.kill()
     assert stage.call("/mcp", "POST")[0] == OUTAGE[stage.kind] and not Inner.seen
     log = stage.log.read_text()
-    assert stage.world.key not in log and "eyJ" not in log
+    assert stage.world.key not in log and "eyJhbGci" not in log

@@ -44,7 +44,7 @@ def counted() -> None:
 def seen() -> None:
     """Wait for the inbox to have what was named: a process writes its counts now and then."""
     inbox.flush()
-    until = time.monotonic() + 8
+    until = time.monotonic() + 30
     while not Sighting.objects.exists() and time.monotonic() < until:
         time.sleep(0.05)
 

@@ -143,7 +143,7 @@ def strikes(instance: Instance, server: Web, sealing: Sealing, chance: random.Ra
         struck[0] = time.monotonic()
 
     def sealer() -> None:
-        until(lambda: sealed_size(instance) > sealed[0], 30)  # not while it still starts
+        until(lambda: sealed_size(instance) > sealed[0], 60)  # not while it still starts
         time.sleep(chance.uniform(0.0, 1.2))
         sealing.kill()
         sealed[0] = sealed_size(instance)
@@ -193,7 +193,7 @@ def kill_and_check(instance: Instance, kills: int) -> None:
                     may[name]()
                     until(lambda: len(load.since(struck)) >= 20, 60)  # noqa: B023
                     assert exited(own.process) is None, last_lines(own.log)
-            until(lambda: all_sealed(instance), 30)
+            until(lambda: all_sealed(instance), 60)
             with suppress(AssertionError):  # what keeps them is said below
                 until(lambda: not journals(instance), 15)
             assert journals(instance) == {}, (alerts_of(instance), last_lines(own.log))
