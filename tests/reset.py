@@ -9,7 +9,7 @@ from django.db import connections
 
 from audit import inbox, journal_watch, recording, subjects
 from audit.erasure import erasing
-from clients import limits
+from clients import impatient, limits
 from clients.scim import tokens as scim_tokens
 from governance import idempotency, limiting, process, sign_in_throttle
 from governance.backend_api import changes
@@ -26,6 +26,9 @@ journal_watch.EVERY = 3600.0
 recording.DRAIN_EVERY = 0.05
 # On a machine that is busy the recorder may hold the head for longer than an erasure waits for it.
 erasing.LOCK = "20s"
+# Nor is a Redis away there that takes more than a quarter of a second.
+impatient.TIMEOUT = 2.0  # type: ignore[misc]
+idempotency.store().connection_pool.connection_kwargs.update(socket_timeout=2.0, socket_connect_timeout=2.0)
 
 # Set where the server is ours: a superuser passes by the triggers, and then rows are deleted in a few milliseconds.
 superuser_url: str | None = None
