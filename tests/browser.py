@@ -56,7 +56,7 @@ class Visitor:
         context = browser.new_context(viewport=WIDE, color_scheme="light", timezone_id="UTC")
         context.add_init_script(WATCH)
         self.page = context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(60_000)
         self.page.on("console", self._complain)
         self.page.on("pageerror", lambda error: self.complaints.append(f"{self.page.url}: {error}"))
 

@@ -77,8 +77,9 @@ def _static_files_once() -> None:
     middleware.add_files_from_finders = once
 
 
-# On a machine that is busy each example may take its time, and to make it too.
-examples.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# On a machine that is busy each example may take its time, and to make it too. Examples may share a fixture.
+SHARED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+examples.register_profile("patient", deadline=None, suppress_health_check=SHARED)
 examples.load_profile("patient")
 _start()
 django.setup()

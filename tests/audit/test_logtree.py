@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit import logtree
@@ -103,7 +103,7 @@ def test_a_proof_against_an_older_checkpoint_of_the_same_log() -> None:
         logtree.proof_of(record(4), other.seal(leaves(9)))
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_consistency_and_root_agree_with_the_whole_tree(data: Any) -> None:
     grown = leaves(1500)

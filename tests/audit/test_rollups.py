@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from django.core.exceptions import PermissionDenied
 from django.db import DataError, connection, connections, transaction
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit import rollups
@@ -61,7 +61,7 @@ ENTRIES = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None)
 @given(parts=st.lists(st.tuples(ENTRIES, st.integers(1, 7)), max_size=4), every=st.sampled_from([7, 400, 50_000]))
 def test_the_sum_over_every_cut_and_width_is_the_records(db: None, parts: Any, every: int) -> None:
     reset()

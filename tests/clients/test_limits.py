@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from threading import Thread
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients.buckets import Bucket, Counted, level
@@ -59,7 +59,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 40 * SECOND), st.sets(st.integers(0, 2
 
 
 @given(rates=st.lists(RATES, min_size=3, max_size=3), steps=STEPS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None)
 def test_the_script_does_what_is_written_down_plainly(rates: list[tuple[int, int, int]], steps: list) -> None:
     counter.store().flushdb()
     buckets = [bucket(count, seconds, min(burst, count), limit=n) for n, (count, seconds, burst) in enumerate(rates)]
@@ -78,7 +78,7 @@ def test_the_script_does_what_is_written_down_plainly(rates: list[tuple[int, int
 
 
 @given(steps=st.lists(st.integers(0, 20 * SECOND), min_size=20, max_size=60), burst=st.integers(1, 5))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None)
 def test_no_window_has_more_than_the_limit_and_no_moment_more_than_the_burst(steps: list[int], burst: int) -> None:
     counter.store().flushdb()
     one, now, allowed = bucket(5, 60, burst), T0, list[tuple[int, int]]()

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from django.core.management import CommandError, call_command
 from django.utils import timezone
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from audit.models import Head, Outbox, Subject
@@ -350,9 +350,7 @@ def _key(entry: dict[str, Any]) -> str:
 
 
 # Not shrunk: each attempt empties the database.
-@settings(
-    max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8, deadline=None, phases=[Phase.generate])
 @given(policies())
 def test_round_trip(db: None, policy: dict[str, Any]) -> None:
     """What was applied is exported, found equal, and makes the same policy in an empty database."""

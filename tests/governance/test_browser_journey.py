@@ -81,7 +81,7 @@ def enter(url: str) -> Iterator[Callable[[str], Visitor]]:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGS, timeout=120_000)
 
         def sign_in(sub: str) -> Visitor:
             visitor = Visitor(browser, url)

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.test import Client
 from django.utils import timezone
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from audit.models import Record
@@ -293,7 +293,7 @@ def test_another_method_is_a_405(sealed: HandSealed, path: str, method: str) -> 
     assert response.headers["Allow"] == "GET, HEAD"
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=st.text(max_size=40), prefix=st.sampled_from(["", "tile/", "tile/0/", "1/", "1/tile/", "proof/", "99/"]))
 @example(text="9" * 5000 + "/checkpoint", prefix="")
 @example(text="x" * 9000, prefix="tile/")
@@ -303,7 +303,7 @@ def test_no_path_is_an_internal_error(sealed: HandSealed, text: str, prefix: str
     assert Client().get(path).status_code in (200, 400, 404)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     query=st.dictionaries(
         st.sampled_from(["from", "to", "record", "wait", "x"]),
