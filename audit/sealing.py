@@ -111,7 +111,7 @@ class Sealer:
 
     def close(self) -> None:
         """Give up the database; another sealer takes over."""
-        self.session.close()
+        self.session.give_up()
         self._held = None
 
     # --- what people see ----------------------------------------------------------------------------------

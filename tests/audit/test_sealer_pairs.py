@@ -1,5 +1,6 @@
 """Of several sealers one is active; the next one takes over, and no two roots are signed for one size."""
 
+from contextlib import closing
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -7,8 +8,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from audit.models import Checkpoint, Record
 from audit.seal_state import StateDir
 from audit.sealing import Sealer
+from governance.process import connect
 from muniment import merkle
-from tests.audit.sealers import ORIGIN, altered, checkpoint, halted, recorded, sealed, sealer, sealing
+from tests.audit.sealers import ORIGIN, altered, checkpoint, halted, recorded, sealed, sealing
 from tests.audit.test_sealing import command, is_whole, until
 
 LOG_KEY = Ed25519PrivateKey.generate()
@@ -119,17 +121,15 @@ def test_two_processes_on_one_folder_never_disagree(db: None, tmp_path: Path) ->
 
 
 def test_while_somebody_holds_the_folder_nothing_is_sealed(db: None, tmp_path: Path) -> None:
-    one = sealer(tmp_path, LOG_KEY)
-    recorded(5)
-    with one.directory.lock() as ours:
-        assert ours and one.step() == 0
-    assert one.step() > 0
-    one.close()
+    with sealing(tmp_path, LOG_KEY) as one:
+        recorded(5)
+        with one.directory.lock() as ours:
+            assert ours and one.step() == 0
+        assert one.step() > 0
 
 
 def test_a_sealer_of_another_log_name_is_another_log(db: None, tmp_path: Path) -> None:
-    one = Sealer(sealer(tmp_path, LOG_KEY).session.connect, LOG_KEY, StateDir(tmp_path), f"{ORIGIN}x")
-    recorded(3)
-    one.step()
-    assert Checkpoint.objects.get().note.startswith(f"{ORIGIN}x\n")
-    one.close()
+    with closing(Sealer(connect, LOG_KEY, StateDir(tmp_path), f"{ORIGIN}x")) as one:
+        recorded(3)
+        one.step()
+        assert Checkpoint.objects.latest("size").note.startswith(f"{ORIGIN}x\n")
