@@ -33,6 +33,7 @@ class Server:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None  # instead of every answer
+    released: threading.Event = field(default_factory=threading.Event)  # cleared, no answer begins until it is set
     delay: float = 0.0  # seconds before an answer
     forms: list[dict[str, str]] = field(default_factory=list)
     heads: list[dict[str, str]] = field(default_factory=list)
@@ -72,6 +73,7 @@ def introspecting(**tokens: dict[str, Any]) -> Iterator[Server]:
             form = self.rfile.read(int(self.headers["Content-Length"])).decode("ascii")
             found.forms.append({name: one[0] for name, one in parse_qs(form, strict_parsing=True).items()})
             found.heads.append(dict(self.headers.items()))
+            found.released.wait(30)
             time.sleep(found.delay)
             media_type, body = found.answer(found.forms[-1]["token"])
             self.send_response(found.status)
@@ -98,6 +100,7 @@ def introspecting(**tokens: dict[str, Any]) -> Iterator[Server]:
 
     server = Listening(("127.0.0.1", 0), Handler)
     found = Server(f"http://127.0.0.1:{server.server_port}", dict(tokens))
+    found.released.set()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

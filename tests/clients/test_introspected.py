@@ -77,6 +77,23 @@ def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
     return found
 
 
+def answering_when(server: Server, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the issuer answer only when so many threads have come to the desk, however long that takes."""
+    begin, came = desk.begin, list[int]()
+
+    def counted(*given: Any) -> Any:
+        try:
+            return begin(*given)
+        finally:
+            came.append(1)
+            if len(came) >= count:
+                server.released.set()
+
+    server.released.clear()
+    monkeypatch.setattr(introspected, "TIMEOUT", 30.0)
+    monkeypatch.setattr(desk, "begin", counted)
+
+
 def noted() -> Introspection:
     return Introspection.objects.get()
 
@@ -155,10 +172,11 @@ class TestTheAnswer:
         assert refusal(issuer, "junk", now=now) == refusal(issuer, "junk", now=now + 2) == "token_invalid"
         assert server.asked("junk") == 1
         server.tokens["junk"] = active()
-        assert ask(issuer, "junk", now=now + 6).sub == "alice"
+        assert ask(issuer, "junk", now=now + 30).sub == "alice"
 
     def test_tokens_that_are_made_up_push_out_no_others(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(introspected, "MAX_NEGATIVE", 2)
+        monkeypatch.setattr(introspected, "NEGATIVE", 60)
         issuer = known(server)
         ask(issuer)
         for number in range(4):
@@ -176,15 +194,18 @@ class TestTheAnswer:
 
 
 class TestManyAtOnce:
-    def test_threads_with_the_same_token_wait_for_one_question(self, server: Server) -> None:
+    def test_threads_with_the_same_token_wait_for_one_question(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         issuer = known(server)
-        server.delay = 0.3
+        answering_when(server, 16, monkeypatch)
         found = in_threads(16, lambda _: ask(issuer).sub)
         assert found == ["alice"] * 16 and server.asked(TOKEN) == 1
 
-    def test_they_all_hear_of_an_outage(self, server: Server) -> None:
+    def test_they_all_hear_of_an_outage(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         issuer = known(server, cache_seconds=0)
-        server.delay, server.status = 0.3, 500
+        server.status = 500
+        answering_when(server, 8, monkeypatch)
         assert in_threads(8, lambda _: ask(issuer)) == ["issuer_unavailable"] * 8
         assert server.asked(TOKEN) == 1
 
@@ -193,12 +214,11 @@ class TestManyAtOnce:
     ) -> None:
         monkeypatch.setattr(introspected, "CONCURRENT", 3)
         issuer = known(server)
-        server.delay = 0.4
+        answering_when(server, 8, monkeypatch)
         for number in range(8):
             server.tokens[f"t{number}"] = active()
         found = in_threads(8, lambda number: ask(issuer, f"t{number}").sub)
         assert sorted(found) == ["alice"] * 3 + ["issuer_unavailable"] * 5 and len(server.forms) == 3
-        server.delay = 0
         assert ask(issuer, "t0").sub == ask(issuer, "t1").sub == ask(issuer, "t7").sub == "alice"
 
 
@@ -224,14 +244,15 @@ class TestOutages:
     def test_one_that_was_not_there_is_left_alone_and_then_tried_by_one_call(
         self, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(introspected, "TIMEOUT", 0.2)
-        monkeypatch.setattr(introspected, "PAUSE", 0.3)
+        monkeypatch.setattr(introspected, "TIMEOUT", 1.0)
+        monkeypatch.setattr(introspected, "PAUSE", 60.0)
         issuer = known(server)
-        server.delay = 0.6
+        server.released.clear()
         assert refusal(issuer) == refusal(issuer) == refusal(issuer, "other") == "issuer_unavailable"
         assert len(server.forms) == 1
-        time.sleep(0.35)
-        server.delay = 0
+        desk._lines[issuer.id].until = time.monotonic()  # a minute later
+        monkeypatch.setattr(introspected, "TIMEOUT", 30.0)
+        server.released.set()
         assert ask(issuer).sub == "alice" and len(server.forms) == 2
 
     def test_what_one_token_causes_keeps_nobody_else_out(self, server: Server) -> None:
