@@ -147,7 +147,7 @@ def fake_issuer(*published: Mapping[str, Any], ssl_context: Any = None) -> Itera
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            issuer.released.wait(10)
+            issuer.released.wait(30)
             time.sleep(issuer.delay)
             status, body = issuer.answer(self.path)
             self.send_response(status)
