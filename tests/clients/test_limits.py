@@ -54,7 +54,8 @@ class Model:
         self.arrival = max(self.arrival, now) + self.one.interval
 
 
-RATES = st.tuples(st.integers(1, 7), st.sampled_from([1, 60]), st.integers(1, 7))
+# Redis forgets a bucket by its own clock: no period is shorter than what a machine that is busy takes.
+RATES = st.tuples(st.integers(1, 7), st.sampled_from([10, 60]), st.integers(1, 7))
 STEPS = st.lists(st.tuples(st.integers(0, 40 * SECOND), st.sets(st.integers(0, 2), min_size=1)), max_size=40)
 
 
@@ -115,7 +116,7 @@ def test_a_call_takes_from_all_of_its_limits_or_from_none() -> None:
 
 
 def test_the_longest_wait_counts_and_every_limit_that_refuses_is_named() -> None:
-    short, long, free = bucket(1, 1), bucket(1, 3600, limit=2), bucket(9, limit=3)
+    short, long, free = bucket(1, 10), bucket(1, 3600, limit=2), bucket(9, limit=3)
     assert paid(short, long, free)
     assert take(free, short, long, at=T0 + 1) == Refusal((short, long), 3600)
 
@@ -187,10 +188,10 @@ def test_a_value_of_another_type_is_replaced() -> None:
 
 
 def test_figures_do_not_stay_for_ever() -> None:
-    one = bucket(1, 1)
+    one = bucket(1, 10)
     assert paid(one, at=0)
     store = counter.store()
-    assert 0 < store.pttl(one.key) <= 1002 and 0 < store.pttl(one.near_key) <= 2000
+    assert 0 < store.pttl(one.key) <= 10_002 and 0 < store.pttl(one.near_key) <= 11_000
 
 
 def test_a_script_that_redis_has_forgotten_is_loaded_again() -> None:
