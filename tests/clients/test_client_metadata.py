@@ -179,11 +179,11 @@ def test_too_much_too_slow_and_elsewhere_are_refused(site: Site, monkeypatch: py
     site.server.headers, site.pages["/client"] = {}, b'{"client_id": 1, "client_id": 2}'
     assert "duplicate" in refusal(site)
     site.say()
-    site.server.drip = 0.01
+    site.server.drip = 0.1
     monkeypatch.setattr(client_documents, "TIMEOUT", 0.3)
     started = time.monotonic()
     assert "in time" in refusal(site)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 def test_an_address_that_is_not_public_is_not_connected_to(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,7 +263,7 @@ def test_a_compressed_answer_is_refused() -> None:
             get(server)
 
 
-@pytest.mark.parametrize("trouble", [{"delay": 3.0}, {"drip": 0.05}])
+@pytest.mark.parametrize("trouble", [{"delay": 10.0}, {"drip": 0.05}])
 def test_one_deadline_covers_a_silent_and_a_dripping_server(trouble: dict[str, float]) -> None:
     with fake_issuer() as server:
         server.body = b'{"a": "%s"}' % (b"x" * 200)
@@ -272,19 +272,19 @@ def test_one_deadline_covers_a_silent_and_a_dripping_server(trouble: dict[str, f
         start = time.monotonic()
         with pytest.raises(FetchError, match="in time"):
             get(server, timeout=0.4)
-        assert time.monotonic() - start < 2.5
+        assert time.monotonic() - start < 8
 
 
 def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
-        time.sleep(3)
+        time.sleep(10)
         return []
 
     monkeypatch.setattr(fetching.socket, "getaddrinfo", getaddrinfo)
     start = time.monotonic()
     with pytest.raises(FetchError, match="not resolved in time"):
         get_json("https://keys.example/", timeout=0.2)
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 8
 
 
 def test_a_name_that_does_not_resolve_and_a_port_nobody_listens_on_are_errors(
@@ -374,7 +374,7 @@ def test_a_tls_handshake_that_never_ends_is_cut_off() -> None:
         start = time.monotonic()
         with pytest.raises(FetchError, match="in time"):
             get_json(f"https://127.0.0.1:{silent.getsockname()[1]}/", allowed_networks=[LOOPBACK], timeout=0.3)
-        assert time.monotonic() - start < 2.5
+        assert time.monotonic() - start < 8
 
 
 def test_an_error_quotes_nothing_of_the_answer() -> None:

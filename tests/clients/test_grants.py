@@ -173,7 +173,7 @@ def test_two_who_make_the_same_grant_at_once_make_one(made: World) -> None:
         other.start()
         other.join(0.5)
         assert other.is_alive() and not connection.needs_rollback, "the second waits for the first"
-    other.join(10)
+    other.join(30)
     assert outcomes == ["refused"]
     assert Grant.objects.filter(scopes__name="memory:write").count() == 1
 
@@ -214,5 +214,5 @@ def test_a_change_that_commits_while_another_is_saved_is_noticed(made: World) ->
         other.start()
         other.join(0.5)
         assert other.is_alive(), "the second waits for the first"
-    other.join(10)
+    other.join(30)
     assert outcomes == ["moved"] and Grant.objects.count() == 2

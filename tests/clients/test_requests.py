@@ -93,7 +93,7 @@ def at_once(first: Callable[[], object], second: Callable[[], object]) -> list[s
         thread.start()
         thread.join(0.4)
         assert thread.is_alive(), "the second waits for the first"
-    thread.join(10)
+    thread.join(30)
     return outcomes
 
 
