@@ -24,7 +24,7 @@ from muniment import Muniment
 from tests.docs.markdown import ROOT, Block, blocks
 from tests.live import free_port
 
-SECONDS = 60  # of one block
+SECONDS = 180  # of one block, on a machine that is busy
 LINKED = ("manage.py", "examples")  # what a document may use of the repository, beside .venv and sdk
 OURS = re.compile("MUNIMENT_|DATABASE_|REDIS_|CELERY_")  # what the tests' environment is configured by
 # `pip install` looks whether everything is there, and changes nothing.
@@ -66,7 +66,7 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self.stop()
         for guard in self.guards:
-            guard.close(1)
+            guard.close(20)
 
     def play(self, document: str, leave: Callable[[Block], bool] = lambda block: False) -> None:
         """Run all blocks of a document but those to `leave`. Raises SnippetFailed."""
@@ -165,7 +165,7 @@ class Stage:
         for number in (signal.SIGINT, signal.SIGKILL):
             os.killpg(self.server.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.server.wait(10)
+                self.server.wait(30)
                 return
 
     def python(self, block: Block, following: str) -> None:
