@@ -235,8 +235,8 @@ def test_a_failure_keeps_the_keys_and_says_why(
         keysets.refresh(issuer.pk)
         before, kept = version(), stored(issuer)
         trouble(server)
-        with monkeypatch.context() as patient:
-            patient.setattr(keysets, "TIMEOUT", 1.5)
+        with monkeypatch.context() as impatient:
+            impatient.setattr(keysets, "TIMEOUT", 1.5)
             assert keysets.refresh(issuer.pk) is False
         after = stored(issuer)
         assert (after.jwks, after.fetched_at, version()) == (kept.jwks, kept.fetched_at, before)
