@@ -9,7 +9,7 @@ from django.db import connections
 
 from audit import inbox, journal_watch, recording, subjects
 from audit.erasure import erasing
-from clients import impatient, introspected, limits
+from clients import impatient, introspected, limits, replays
 from clients.scim import tokens as scim_tokens
 from governance import idempotency, limiting, process, sign_in_throttle
 from governance.backend_api import changes
@@ -124,7 +124,7 @@ def _forget() -> None:
     introspected.desk.clear()
     scim_tokens.forget()
     process.signer.cache_clear()
-    idempotency._away_until = 0.0
+    idempotency._away_until = replays._away_until = 0.0
     limits.counter.forget()
     limiting.outage.clear()
     idempotency.store().flushdb()
