@@ -227,7 +227,7 @@ def test_it_looks_again_by_itself(one: Sealer, superuser_url: str, monkeypatch: 
         until(lambda: SealerStatus.objects.filter(state="active").exists())
     finally:
         one.stopping = True
-        thread.join(10)
+        thread.join(60)
     assert not thread.is_alive() and alerts.open_alerts() == []
 
 

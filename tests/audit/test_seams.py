@@ -79,7 +79,7 @@ def open_next(one: Sealer) -> Any:
     session = Session(connect)
     try:
         one.step()
-        return seams.open_next(one.directory, session, ORIGIN, [MARA, NILS], "the failover of Tuesday", 10)
+        return seams.open_next(one.directory, session, ORIGIN, [MARA, NILS], "the failover of Tuesday", 60)
     finally:
         session.close()
 
@@ -257,7 +257,7 @@ def test_without_a_web_process_it_can_be_tried_again(db: None, tmp_path: Path) -
         with pytest.raises(Refused, match="no web process"):
             seams.open_next(one.directory, session, ORIGIN, [MARA, NILS], "a loss", 0.1)
         recorder()
-        seams.open_next(one.directory, session, ORIGIN, [MARA, NILS], "a loss", 10)
+        seams.open_next(one.directory, session, ORIGIN, [MARA, NILS], "a loss", 60)
         session.close()
         assert Outbox.objects.filter(members__action="log.open").count() == 1
         sealed(one)

@@ -39,7 +39,7 @@ def whole_log(db: None) -> Iterator[None]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_lost_commit_is_there_once_or_not_at_all_and_the_caller_knows(relay: Relay, way: str) -> None:
-    with running(relay.connect, timeout=10) as recorder:
+    with running(relay.connect, timeout=30) as recorder:
         receipts(recorder.record([entry("before")]))
         relay.plan = [way]
         results = recorder.record([entry("struck"), entry("struck")])
@@ -56,7 +56,7 @@ def test_a_lost_commit_is_there_once_or_not_at_all_and_the_caller_knows(relay: R
 
 @pytest.mark.parametrize("ways", list(product(WAYS[:2], WAYS[:2])))
 def test_commits_lost_one_after_the_other(relay: Relay, ways: tuple[str, str]) -> None:
-    with running(relay.connect, timeout=10) as recorder:
+    with running(relay.connect, timeout=30) as recorder:
         receipts(recorder.record([entry()]))
         relay.plan = list(ways)
         told = [recorder.record([entry(f"call{number}")])[0] for number in range(3)]
@@ -77,7 +77,7 @@ def test_the_look_for_a_lost_batch_may_itself_be_cut_off(relay: Relay, monkeypat
         return landed(connection, batch)
 
     monkeypatch.setattr(recording, "landed", look)
-    with running(relay.connect, timeout=10) as recorder:
+    with running(relay.connect, timeout=30) as recorder:
         receipts(recorder.record([entry()]))
         relay.plan = ["answer lost"]
         receipts(recorder.record([entry("struck")]))
@@ -86,7 +86,7 @@ def test_the_look_for_a_lost_batch_may_itself_be_cut_off(relay: Relay, monkeypat
 
 def test_others_may_have_written_before_a_lost_batch_is_looked_for(relay: Relay) -> None:
     """Two recorders in turn: the place of a batch that did not land is another's by the time of the look."""
-    with running(relay.connect, timeout=10) as struck, running() as other:
+    with running(relay.connect, timeout=30) as struck, running() as other:
         receipts(struck.record([entry()]))
         for way in ("request lost", "answer lost", "request lost"):
             relay.plan = [way]
@@ -105,8 +105,8 @@ def test_a_lost_drain_is_drained_once(relay: Relay, way: str) -> None:
         told = {"kind": "staff", "xact": "0", "at": "2026-01-01T00:00Z", "actor": "staff:1"}
         Outbox.objects.create(**told, members={"action": action})
     relay.plan = [way]
-    with running(relay.connect, timeout=10) as recorder:
-        until(lambda: not Outbox.objects.filter(record_index=None).exists(), 5)
+    with running(relay.connect, timeout=30) as recorder:
+        until(lambda: not Outbox.objects.filter(record_index=None).exists(), 30)
         receipts(recorder.record([entry()]))
     assert Record.objects.filter(type="staff").count() == 2
     assert sorted(Outbox.objects.values_list("record_index", flat=True)) == [0, 1]
@@ -114,12 +114,12 @@ def test_a_lost_drain_is_drained_once(relay: Relay, way: str) -> None:
 
 def test_callers_beside_a_drain_that_was_lost_get_their_answer(relay: Relay) -> None:
     """Settling what the outbox's batch came to must not fail those who wait for theirs."""
-    with running(relay.connect, timeout=10) as recorder:
+    with running(relay.connect, timeout=30) as recorder:
         receipts(recorder.record([entry()]))
         for number in range(4):
             relay.plan = ["answer lost"]
             Outbox.objects.create(kind="staff", xact="0", at="2026-01-01T00:00Z", actor="staff:1")
-            until(lambda: not relay.plan, 5)
+            until(lambda: not relay.plan, 30)
             for results in at_once([lambda: recorder.record([entry(f"call{number}")])] * 8):  # noqa: B023
                 receipts(results)
     assert Record.objects.filter(type="staff").count() == 4
@@ -130,7 +130,7 @@ def test_verify_answers_as_if_nothing_had_been_lost(relay: Relay, way: str, monk
     monkeypatch.setattr(process, "connect", relay.connect)
     world: World = build()
     world.verify()
-    until(lambda: (head := Head.objects.get()).drained == head.policy, 5)
+    until(lambda: (head := Head.objects.get()).drained == head.policy, 30)
     relay.plan = [way]
     answer = world.verify(request={"id": "struck"})
     assert answer["decision"] == "allow"
@@ -152,7 +152,7 @@ def test_no_line_of_a_spool_overtakes_one_whose_batch_was_lost(
     ]
     for place, line in enumerate(lines):
         line.statement |= {"type": "ungoverned", "parent": str(names[place]), "line": f"hash{place}"}
-    with running(relay.connect, timeout=10) as recorder:
+    with running(relay.connect, timeout=30) as recorder:
         receipts(recorder.record([entry("before")]))
         relay.plan = [way]
         results = recorder.record(lines)
@@ -175,7 +175,7 @@ def test_a_commit_that_raises_is_looked_up(db: None, monkeypatch: pytest.MonkeyP
                 raise psycopg.OperationalError("who knows")
             super().commit()
 
-    with running(lambda: Flaky.connect(os.environ["DATABASE_URL"]), timeout=10) as recorder:
+    with running(lambda: Flaky.connect(os.environ["DATABASE_URL"]), timeout=30) as recorder:
         receipts(recorder.record([entry()]))
         struck.append(True)
         [result] = recorder.record([entry("struck")])
