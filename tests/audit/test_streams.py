@@ -22,6 +22,7 @@ from tests.audit.filling import fill
 from tests.audit.ocsf_rules import faults
 from tests.audit.receiving import KEY, Delivery, Webhook, configure, hook, run
 from tests.audit.trees import HandSealed
+from tests.live import until
 
 
 @pytest.fixture
@@ -363,11 +364,11 @@ def test_a_worker_killed_between_sending_and_its_cursor_repeats_and_never_skips(
     }  # fmt: skip
     for name in ("DJANGO_SECRET", "WRITER_KEY", "ASSERTION_KEY", "KEY_ENCRYPTION_KEY", "PEPPER"):
         environment.pop(f"MUNIMENT_{name}")
-    ended = subprocess.run([sys.executable, "-c", KILLED], env=environment, capture_output=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", KILLED], env=environment, capture_output=True, timeout=180)
     assert ended.returncode == -9, ended.stderr.decode()[-2000:]
     assert Stream.objects.get().next == 100
     assert siem.accepted == list(range(200))
-    assert run().next == 250  # the lock went with the process
+    until(lambda: run().next == 250, 30)  # the lock goes with the process, once the server has noticed its end
     assert siem.accepted == [*range(200), *range(100, 250)]
     assert list(dict.fromkeys(siem.accepted)) == list(range(250))
 
