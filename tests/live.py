@@ -20,6 +20,8 @@ from governance.supervisor_plan import Plan, web_command
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 60
 TIMEOUT = 20.0  # of one call
+WORKERS = 8  # of pytest that have ports of their own
+_given: set[int] = set()  # ports, for servers of this process
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Web:
 
     def kill_worker(self) -> int:
         """kill -9 of the oldest worker; its number. (Granian gives up on one that dies twice in 5 s.)"""
+        until(lambda: bool(self.alive()), 30)  # granian may be starting one just now
         pid = self.alive()[0]
         os.kill(pid, SIGKILL)
         return pid
@@ -93,12 +96,15 @@ def _launch(port: int, workers: int, environment: Mapping[str, str], log: Path) 
 
 def free_port() -> int:
     """A loopback port that nobody listened on a moment ago, and below those that the system hands out: until a server
-    takes it, no connection of another test is given it."""
+    takes it, no connection of another test is given it, and no server of another test or another worker of pytest."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
     while True:
+        port = 12_000 + secrets.randbelow(20_000 // WORKERS) * WORKERS + worker
         with socket.socket() as found, suppress(OSError):
-            port = 12_000 + secrets.randbelow(20_000)
             found.bind(("127.0.0.1", port))
-            return port
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 @contextmanager
@@ -167,7 +173,8 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self.stopping.set()
         for thread in self._running:
-            thread.join(TIMEOUT + 5)
+            thread.join(TIMEOUT + 30)  # else its calls would be in the next test's log
+        assert not any(thread.is_alive() for thread in self._running)
 
     def since(self, moment: float) -> list[Answer]:
         """The answers of calls that started after a moment."""
