@@ -52,7 +52,7 @@ def uid(world: World) -> str:
     touched = {"status": "ok", "count": 2, "resources": [{"type": "memory", "id": f"m_{n}"} for n in (41, 42)]}
     world.post(f"/v1/records/{answer['record']}/outcome", touched)
     world.verify(token=token(**person), tool="memory.capture", resource={"type": "memory", "id": "m_9"})
-    world.verify(token=token(sub="bob"))
+    world.verify(token=token(sub="bob-of-sales"))
     world.verify(token=token(**person | {"email": "old@example.com"}))
     return str(answer["subject"]["uid"])
 
@@ -92,7 +92,7 @@ def test_post_shows_everything_and_is_recorded(world: World, uid: str) -> None:
         "AI clients were allowed to use this person&#x27;s data twice; 1 call was refused.",
     ):  # fmt: skip
         assert words in text, words
-    assert "bob" not in text
+    assert "bob-of-sales" not in text
     told = newest("staff")
     assert (told["action"], told["subject"], told["count"], told["form"]) == ("person.report", uid, 4, "page")
     assert (told["since"], told["until"]) == (days()["since"], days()["until"])
@@ -188,7 +188,7 @@ def test_an_outcome_stands_with_its_call_and_alone_without_it(
 
 
 def test_a_record_of_somebody_else_tells_nothing_of_them_whatever_its_column_says(world: World, uid: str) -> None:
-    answer = world.verify(token=token(sub="bob"), request={"ip": "203.0.113.77"})
+    answer = world.verify(token=token(sub="bob-of-sales"), request={"ip": "203.0.113.77"})
     bob, other = Record.objects.get(id=answer["record"]), Record.objects.filter(subject=uid, decision="allow")[0]
     world.post(f"/v1/records/{bob.id}/outcome", {"status": "ok", "resources": [{"type": "memory", "id": "m_of_bob"}]})
     with connections["owner"].cursor() as cursor:
@@ -199,7 +199,7 @@ def test_a_record_of_somebody_else_tells_nothing_of_them_whatever_its_column_say
         cursor.execute("ALTER TABLE audit_record ENABLE TRIGGER muniment_append_only")
     connections["owner"].close()
     report = person_report.gather(PIA, uid, year(), {})
-    assert not any(word in str(report) for word in ("bob", "203.0.113.77"))
+    assert not any(word in str(report) for word in ("bob-of-sales", "m_of_bob", "203.0.113.77"))
     assert sum("does not open" in line.fault for line in report.lines) == 1
 
 
