@@ -94,14 +94,14 @@ def test_the_batches_of_many_callers_and_of_the_outbox_are_all_noted(db: None, j
     with running(journal=journal) as recorder:
         for results in at_once([lambda: recorder.record([entry(), entry()])] * 8):
             receipts(results)
-        until(lambda: not Outbox.objects.filter(record_index=None).exists(), 5)
+        until(lambda: not Outbox.objects.filter(record_index=None).exists(), 30)
     noted = {found[:3] for found in read(folder / "1.log")}
     assert noted == {(batch.first, batch.size, bytes(batch.digest)) for batch in Batch.objects.all()}
 
 
 @pytest.mark.parametrize(("way", "noted"), [("answer lost", 2), ("request lost", 1)])
 def test_a_lost_commit_is_noted_if_it_landed(db: None, journal: Journal, folder: Path, way: str, noted: int) -> None:
-    with Relay() as relay, running(relay.connect, timeout=10, journal=journal) as recorder:
+    with Relay() as relay, running(relay.connect, timeout=30, journal=journal) as recorder:
         receipts(recorder.record([entry()]))
         relay.plan = [way]
         recorder.record([entry("struck")])
@@ -209,7 +209,7 @@ def test_what_is_noted_while_the_file_is_written_anew_is_not_lost(journal: Journ
 
 def test_a_full_disk_stops_nobody_and_nothing_is_forgotten(folder: Path) -> None:
     command = [sys.executable, "-c", FULL, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     full, again = done.stdout.split("\n")[:2]
     cut, taken, failing = full.split()
     assert 0 < int(cut) < 30 and (taken, failing) == ("30", "True")
@@ -238,7 +238,7 @@ def test_what_a_killed_process_left_is_taken_over_once_it_is_gone(journal: Journ
     journal.take_over()
     assert journal.take() == []
     other.send_signal(signal.SIGKILL)
-    other.wait(10)
+    other.wait(30)
     other.stdout.close()
     left = read(folder / "2.log")
     assert len(left) == 3

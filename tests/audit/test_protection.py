@@ -68,7 +68,7 @@ def test_a_dump_of_the_database_names_nobody(world: World, superuser_url: str) -
         f"/v1/records/{answer['record']}/outcome",
         {"status": "ok", "resources": [{"type": "memory", "id": PERSONAL["resource"]}]},
     )
-    until(lambda: not Outbox.objects.filter(record_index=None).exists(), 5)
+    until(lambda: not Outbox.objects.filter(record_index=None).exists(), 30)
     found = dump(superuser_url)
     assert answer["subject"]["uid"] in found and "memory.recall" in found
     for name, value in PERSONAL.items():

@@ -115,27 +115,27 @@ class Gate:
 
     def connect(self) -> psycopg.Connection:
         self.asked.set()
-        assert self.opened.wait(10)
+        assert self.opened.wait(60)
         return process.connect()
 
 
 def test_a_full_queue_refuses_and_keeps_room_for_established_callers(db: None) -> None:
     gate = Gate()
-    with running(gate.connect, capacity=8, timeout=10) as recorder:
-        assert gate.asked.wait(5)  # the writer takes nothing from the queue meanwhile
+    with running(gate.connect, capacity=8, timeout=60) as recorder:
+        assert gate.asked.wait(30)  # the writer takes nothing from the queue meanwhile
         waiting = later([lambda: recorder.record([entry() for _ in range(6)])])
-        until(lambda: len(recorder.queue) == 6, 5)
+        until(lambda: len(recorder.queue) == 6, 30)
         with pytest.raises(QueueFull):
             recorder.record([entry()])  # three quarters are taken: the rest is for established callers
         with pytest.raises(QueueFull):
             recorder.record([entry(established=True), entry()])
         waiting += later([lambda: recorder.record([entry(established=True), entry(established=True)])])
-        until(lambda: len(recorder.queue) == 8, 5)
+        until(lambda: len(recorder.queue) == 8, 30)
         with pytest.raises(QueueFull):
             recorder.record([entry(established=True)])
         gate.opened.set()
         for future in waiting:
-            receipts(future.result(10))
+            receipts(future.result(60))
     assert Record.objects.count() == 8
 
 
@@ -157,11 +157,11 @@ def test_a_full_queue_is_answered_503(world: World, monkeypatch: pytest.MonkeyPa
 def test_what_a_caller_gave_up_is_not_written_later(db: None) -> None:
     gate = Gate()
     with running(gate.connect, timeout=0.3) as recorder:
-        assert gate.asked.wait(5)
+        assert gate.asked.wait(30)
         with pytest.raises(Unavailable):
             recorder.record([entry("given.up"), entry("given.up")])
         gate.opened.set()
-        recorder.timeout = 5
+        recorder.timeout = 30
         receipts(recorder.record([entry("kept")]))
     assert list(Record.objects.values_list("tool", flat=True)) == ["kept"]
 
@@ -183,11 +183,12 @@ def test_the_writer_outlives_every_kind_of_error(db: None, monkeypatch: pytest.M
     with running(connect, periodic=periodic) as recorder:
         for error in errors:
             failing.append(error)
-            until(lambda: not failing, 5)
+            until(lambda: not failing, 30)
             receipts(recorder.record([entry()]))
-            failing.append(error)
-            assert recorder.connection is not None
-            recorder.connection.close()
+            connection = recorder.connection
+            assert connection is not None
+            failing.append(error)  # from here on it may give its connection up by itself
+            connection.close()
             [result] = recorder.record([entry()])
             assert isinstance(result, Receipt | Unavailable)
             failing.clear()
@@ -203,12 +204,12 @@ def test_a_database_that_was_away_for_a_moment_costs_no_answer(db: None) -> None
             raise psycopg.OperationalError("away")
         return process.connect()
 
-    with running(connect, timeout=10) as recorder:
+    with running(connect, timeout=30) as recorder:
         waiting = later([lambda: recorder.record([entry(), entry()]) for _ in range(4)])
         time.sleep(0.5)
         away.clear()
         for future in waiting:
-            receipts(future.result(10))
+            receipts(future.result(60))
     assert Record.objects.count() == 8
     sound()
 
@@ -301,7 +302,7 @@ def test_stopping_writes_what_is_queued_and_then_refuses(db: None) -> None:
         recorder.stop()
         for future in waiting:
             try:
-                receipts(future.result(10))
+                receipts(future.result(60))
             except Unavailable:
                 continue
         with pytest.raises(Unavailable):
@@ -317,11 +318,11 @@ def test_a_drain_that_fails_does_not_touch_callers(db: None, monkeypatch: pytest
         raise RuntimeError("policy version 7 is not in the outbox")
 
     monkeypatch.setattr(outbox, "waiting", fail)
+    started = time.monotonic()  # it tries from its start to its end, which may each take a moment
     with running() as recorder:
-        started = time.monotonic()
         for _ in range(100):
             receipts(recorder.record([entry()]))
-        took = time.monotonic() - started
+    took = time.monotonic() - started
     assert 1 <= len(tries) <= took / recording.DRAIN_EVERY + 3
 
 
@@ -339,7 +340,7 @@ def test_what_comes_up_by_itself_survives_a_lost_connection(db: None, monkeypatc
 
     monkeypatch.setattr(recording, "finish", losing)
     with running(periodic=lambda: brought.pop() if brought else []):
-        until(lambda: Record.objects.filter(tool="counted").exists(), 5)
+        until(lambda: Record.objects.filter(tool="counted").exists(), 30)
         time.sleep(0.6)
     assert Record.objects.filter(tool="counted").count() == 1
     sound()

@@ -89,9 +89,9 @@ def test_a_month_that_takes_too_long_is_counted_in_part_or_left_out(log: Past, m
 
     def count(asked: Any, window: Any, most: int, seconds: float) -> list[Any]:
         with connections["default"].cursor() as cursor:
-            cursor.execute("SET statement_timeout = '20ms'")
+            cursor.execute("SET statement_timeout = '200ms'")
             try:
-                cursor.execute("SELECT pg_sleep(%s)", [1 if most in slow else 0])
+                cursor.execute("SELECT pg_sleep(%s)", [5 if most in slow else 0])
             finally:
                 cursor.execute("RESET statement_timeout")
         return [(1, most, 0)]

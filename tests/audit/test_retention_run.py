@@ -308,9 +308,9 @@ def test_a_statement_that_takes_too_long_is_asked_for_fewer_records(log: Past, m
         asked.append(window.end - window.first)
         if window.end - window.first > 6:
             with connections["default"].cursor() as cursor:
-                cursor.execute("SET statement_timeout = '5ms'")
+                cursor.execute("SET statement_timeout = '100ms'")
                 try:
-                    cursor.execute("SELECT pg_sleep(1)")
+                    cursor.execute("SELECT pg_sleep(5)")
                 finally:
                     cursor.execute("RESET statement_timeout")
         return real(question, window)

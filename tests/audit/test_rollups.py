@@ -131,7 +131,7 @@ def test_a_record_that_is_not_committed_yet_is_not_passed_over(db: None) -> None
 
         thread = threading.Thread(target=run)
         thread.start()
-        thread.join(10)
+        thread.join(30)
         assert done == [5]
     assert rollups.count() == 3
     assert sums() == truth()
