@@ -37,7 +37,8 @@ def signer() -> Signer:
 @contextmanager
 def running(connect: Callable[[], psycopg.Connection] = process.connect, **options: Any) -> Iterator[Recorder]:
     """A recorder with the process's key; it is stopped in the end. A batch may take its time."""
-    recorder = Recorder(connect, signer(), **{"timeout": 30.0} | options).start()
+    options.setdefault("timeout", 30.0)
+    recorder = Recorder(connect, signer(), **options).start()
     try:
         yield recorder
     finally:
