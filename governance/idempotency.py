@@ -20,6 +20,7 @@ import redis
 from django.conf import settings
 
 from audit.protection import keyed_hash
+from clients import impatient
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ _away_until = 0.0
 
 @cache
 def store() -> redis.Redis:
-    """The connection pool; short timeouts, because a call waits for it."""
-    return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=0.25, socket_connect_timeout=0.25)
+    """The connection pool."""
+    return impatient.pool(settings.REDIS_URL)
 
 
 class OtherBody(Exception):

@@ -42,6 +42,11 @@ WATCH = """document.addEventListener('securitypolicyviolation',
     e => console.error('CSP ' + e.violatedDirective + ' ' + e.blockedURI + ' ' + e.sample))"""
 
 
+def launched(playwright: Any) -> Any:
+    """The browser, which may take its time to start on a machine that is busy."""
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS, timeout=120_000)
+
+
 class Visitor:
     """A browser page that remembers every complaint, and takes pictures of what it sees."""
 

@@ -28,7 +28,6 @@ recording.DRAIN_EVERY = 0.05
 erasing.LOCK = "20s"
 # Nor is a Redis away there that takes more than a quarter of a second.
 impatient.TIMEOUT = 2.0  # type: ignore[misc]
-idempotency.store().connection_pool.connection_kwargs.update(socket_timeout=2.0, socket_connect_timeout=2.0)
 
 # Set where the server is ours: a superuser passes by the triggers, and then rows are deleted in a few milliseconds.
 superuser_url: str | None = None

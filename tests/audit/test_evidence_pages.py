@@ -10,7 +10,7 @@ from zipfile import ZipFile
 import pytest
 
 from tests.audit.evidence_scene import scene
-from tests.browser import ARGS, CHROMIUM, NARROW, Visitor
+from tests.browser import CHROMIUM, NARROW, Visitor, launched
 
 PAGES = ("index", "controls/soc2-cc6-1")
 
@@ -35,7 +35,7 @@ def visitor(folder: Path) -> Iterator[Visitor]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        browser = launched(play)
         try:
             yield Visitor(browser, folder.as_uri())
         finally:

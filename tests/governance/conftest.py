@@ -10,7 +10,7 @@ from django.core.wsgi import get_wsgi_application
 from django.db import connections
 from django.test.testcases import QuietWSGIRequestHandler
 
-from tests.browser import ARGS, CHROMIUM, Visitor
+from tests.browser import CHROMIUM, Visitor, launched
 from tests.world import World
 
 
@@ -37,7 +37,7 @@ def chromium() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch, playwright.sync_playwright() as started:
         # Playwright's synchronous API runs an event loop in this thread, which Django takes for asynchronous code.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGS, timeout=120_000)
+        browser = launched(started)
         yield browser
         browser.close()
         # To Django this event loop is a place of its own, with connections of its own.

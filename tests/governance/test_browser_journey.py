@@ -21,7 +21,7 @@ from clients.models import AccessRequest
 from governance import demo, demo_issuer
 from governance.embedded_process import launch, stop_group
 from governance.supervisor_plan import seal_command
-from tests.browser import ARGS, CHROMIUM, Visitor
+from tests.browser import CHROMIUM, Visitor, launched
 from tests.conftest import WEB_KEYS
 from tests.live import ROOT, until, web
 from tests.staff import drained, statement
@@ -81,7 +81,7 @@ def enter(url: str) -> Iterator[Callable[[str], Visitor]]:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGS, timeout=120_000)
+        browser = launched(started)
 
         def sign_in(sub: str) -> Visitor:
             visitor = Visitor(browser, url)
