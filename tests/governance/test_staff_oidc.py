@@ -4,6 +4,7 @@ answer, and no caller, gets more than a sentence."""
 import hmac
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -378,8 +379,19 @@ def test_a_rotated_key_is_fetched_and_a_made_up_one_is_not_fetched_for_ever(
 # --- a provider that does not work -----------------------------------------------------------------------------
 
 
+over = threading.Event()  # a test: until then a slow answer does not come
+
+
+@pytest.fixture
+def ending() -> Iterator[None]:
+    """A slow answer comes when the test is over."""
+    over.clear()
+    yield
+    over.set()
+
+
 def slow() -> Any:
-    time.sleep(1.2)
+    over.wait(60)
     return as_json({})
 
 
@@ -401,7 +413,7 @@ ANSWERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("path", ["/token", "/jwks"])
 @pytest.mark.parametrize("wrong", ANSWERS)
 def test_what_is_no_answer_ends_at_the_sign_in_page_in_time(
-    http: HttpClient, idp: Idp, monkeypatch: pytest.MonkeyPatch, wrong: str, path: str
+    http: HttpClient, idp: Idp, ending: None, monkeypatch: pytest.MonkeyPatch, wrong: str, path: str
 ) -> None:
     if wrong == "a slow answer":  # beside the others, an honest one may take longer
         monkeypatch.setattr(oidc_provider, "TIMEOUT", 0.5)
@@ -413,7 +425,7 @@ def test_what_is_no_answer_ends_at_the_sign_in_page_in_time(
 
 @pytest.mark.parametrize("wrong", ANSWERS)
 def test_without_discovery_nothing_is_begun(
-    http: HttpClient, idp: Idp, monkeypatch: pytest.MonkeyPatch, wrong: str
+    http: HttpClient, idp: Idp, ending: None, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     monkeypatch.setattr(oidc_provider, "TIMEOUT", 0.5)
     idp.answers["/.well-known/openid-configuration"] = ANSWERS[wrong]

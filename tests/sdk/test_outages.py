@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from muniment import Denied, Misconfigured, Muniment, Refused, Throttled, Unavailable, current_caller
-from muniment.background import Background, Job
+from muniment.background import CLOSE_SECONDS, Background, Job
 from muniment.breaker import Breaker
 from tests.served import served
 
@@ -374,4 +374,4 @@ def test_closing_gives_up_in_time(caplog: pytest.LogCaptureFixture) -> None:
     background.add(Job("an outcome", away))
     started = time.monotonic()
     background.close(0.3)
-    assert time.monotonic() - started < 20 and "were not made" in caplog.text
+    assert time.monotonic() - started < CLOSE_SECONDS and "were not made" in caplog.text
